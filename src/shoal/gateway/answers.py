@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
@@ -17,6 +18,7 @@ from shoal.client.scores import TokenScore
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
 from shoal.client.timing import Timing
+from shoal.client.vision.pictures import SeenPicture
 from shoal.errors import ShoalError, UsageError
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest
@@ -62,13 +64,16 @@ class Answers:
         """
         asked = replace(asked, protect=asked.protect or caller.protect or self.protection)
         model = asked.model
+        looking = model.looking if asked.images else None
+        seen = await looking.look(model.local, asked.images, asked.placed) if looking is not None else []
+        take_all = partial(self._choices, record=record, seen=seen, take=take, take_scores=take_scores)
         lease = await self.prefixes.lease(asked, caller)
         record.prompt_tokens += len(asked.prompt)  # before, nobody can have computed any of it
         self.metrics.prompt_tokens.labels(model.id).inc(len(asked.prompt))
         try:
             told = record.tokens
             try:
-                await self._choices(lease, asked.within(lease.tokens), record, take, take_scores)
+                await take_all(lease, asked.within(lease.tokens))
             except UsageError:
                 raise
             except ShoalError:
@@ -77,7 +82,7 @@ class Answers:
                     raise
                 lease.close()
                 lease = await self.prefixes.fresh(asked, caller)
-                await self._choices(lease, asked.within(lease.tokens), record, take, take_scores)
+                await take_all(lease, asked.within(lease.tokens))
         except BaseException:
             lease.close()
             raise
@@ -87,7 +92,14 @@ class Answers:
             lease.close()
 
     async def _choices(
-        self, lease: Lease, asked: GenerationRequest, record: Record, take: OnDelta, take_scores: OnScores
+        self,
+        lease: Lease,
+        asked: GenerationRequest,
+        *,
+        record: Record,
+        seen: Sequence[SeenPicture],
+        take: OnDelta,
+        take_scores: OnScores,
     ) -> None:
         session = lease.session
         record.follow(session)
@@ -97,10 +109,16 @@ class Answers:
             top = asked.sampling.top_logprobs
             await take_scores([] if top is None else await score_prompt(session, asked.prompt, top))
         for choice in range(asked.choices if asked.max_tokens else 0):
-            await self._choice(session, asked, choice, record, take)
+            await self._choice(session, asked, choice, record, take, seen)
 
     async def _choice(
-        self, session: Session, asked: GenerationRequest, choice: int, record: Record, take: OnDelta
+        self,
+        session: Session,
+        asked: GenerationRequest,
+        choice: int,
+        record: Record,
+        take: OnDelta,
+        seen: Sequence[SeenPicture],
     ) -> None:
         model = asked.model
         timing = Timing()
@@ -122,6 +140,7 @@ class Answers:
             timing=timing,
             speculate=guessing,
             draft=draft,
+            pictures=seen,
         )
         said = list[int]()
         metrics, before, reroutes = self.metrics, trio.current_time(), len(session.reroutes)

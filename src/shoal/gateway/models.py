@@ -12,6 +12,7 @@ import trio
 
 from shoal.client.swarm import Swarm
 from shoal.client.tuning.served import adapted, names_of, with_adapter
+from shoal.client.vision.look import Looking
 from shoal.errors import UnknownModel, UsageError
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.store.catalogue import close_names, find_entry
@@ -34,6 +35,8 @@ class Servable:
     """Whether it can be asked for text; an encoder gives embeddings alone."""
     both: EncoderDecoder | None = None
     """Its sides, if it has an encoder before a decoder."""
+    looking: Looking | None = None
+    """What looks at images for it; ``None`` if it takes text alone."""
 
     @property
     def hears(self) -> bool:
@@ -126,7 +129,8 @@ class Models:
             raise await self._unknown(name)
         generates = not await self._swarm.encodes_only(local)
         both = await self._swarm.encoder_decoder(local)
-        return Servable(local, await self._swarm.codec(local), generates, both)
+        looking = self._swarm.looking if await self._swarm.looking.sees(local) else None
+        return Servable(local, await self._swarm.codec(local), generates, both, looking)
 
     def _known(self, name: str) -> LocalModel | None:
         entry = find_entry(name)

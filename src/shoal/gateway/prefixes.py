@@ -142,7 +142,7 @@ class Prefixes:
         best, most = None, WORTH_IT - 1
         for lease in self._kept:
             ours = lease.owner == owner and lease.tokens >= asked.least_need
-            shared = lease.session.reusable(asked.prompt) if ours else 0
+            shared = lease.session.reusable(asked.prompt, asked.placed) if ours else 0
             if shared > most and shared >= len(lease.session.token_ids) // 2:
                 best, most = lease, shared
         return best

@@ -89,6 +89,8 @@ class KeptAnswer(Struct, frozen=True, kw_only=True):
     sent: Annotated[bytes, Meta(max_length=MAX_TOKENS * HASH)] = b""
     """The hashes of the rows that the client sent to the first hop; empty where it does not say."""
     hops: Annotated[tuple[HopReceipts, ...], Meta(min_length=1, max_length=MAX_HOPS)]
+    images: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
+    """How many stand in the place of some of the prompt's tokens. They are not kept with it."""
 
     def encoded(self) -> bytes:
         """As JSON."""

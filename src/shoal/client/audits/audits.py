@@ -74,6 +74,11 @@ GIVEN = (
     "begins with are no rows of tokens, and its bits are not the same everywhere"
 )
 
+MUTUAL = (
+    "the hops sign, and are not computed again: rows of its images see each other, which no audit's prefill "
+    "of rows does"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -164,6 +169,8 @@ class Audits:
         if session.ends.given:
             # Its decoder begins with what the encoder gave, all at once: no prefill of rows is the same.
             return replace(found, faults=(*found.faults, GIVEN))
+        if session.ends.pictures.mutual:
+            return replace(found, faults=(*found.faults, MUTUAL))
         if not numerics.exact:
             why = (
                 f"by {numerics} bits are not the same everywhere, so an audit tells how far a hop is from "

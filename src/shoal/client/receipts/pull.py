@@ -61,6 +61,8 @@ class AnswerText:
     sampling: dict[str, Any] | None
     sent: bytes
     """The hashes of their rows."""
+    images: int = 0
+    """That stand among the prompt's tokens."""
 
 
 async def pull_receipts(
@@ -100,7 +102,8 @@ async def held_text(
             check="ask for the receipts before the session goes on",
         )
     sent = (await session.sent_hashes())[: tokens * HASH]
-    return AnswerText(token_ids, len(prompt), tokens, _sampled(sampling), sent)
+    images = session.ends.pictures.count
+    return AnswerText(token_ids, len(prompt), tokens, _sampled(sampling), sent, images)
 
 
 async def signed_text(
@@ -139,6 +142,7 @@ async def signed_text(
         sampling=text.sampling,
         sent=text.sent,
         hops=hops,
+        images=text.images,
     )
     received = ring.received.copy(text.tokens)
     faults = await trio.to_thread.run_sync(check_answer, kept, verify, received)

@@ -71,6 +71,11 @@ def check_replayable(answer: KeptAnswer, model: LocalModel) -> None:
         raise UsageError(f"{model.name} is {model.digest}, and the answer is by {answer.digest}")
     if (answer.hops[0].start, answer.hops[-1].end) != (0, model.shape.n_blocks):
         raise NotAllowed("the client ran blocks of its own (--private-ends), for which nobody has signed")
+    if answer.images:
+        raise NotAllowed(
+            "the answer is about images, which are not kept with it: its rows cannot be made again",
+            check="check its receipts alone, which shoal verify does without computing",
+        )
     if answer.width != model.shape.hidden_size or max(answer.token_ids) >= model.shape.vocab_size:
         raise UsageError(f"the answer has rows or tokens that {model.name} does not have")
 

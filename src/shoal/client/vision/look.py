@@ -59,10 +59,17 @@ class Looking:
     def __init__(self, settings: Settings, weights: PeerWeights) -> None:
         self._settings = settings
         self._weights = weights
+        self._seeing: dict[Digest, bool] = {}
         self._known: dict[Digest, VisionSettings | None] = {}
         self._towers: dict[Digest, Tower] = {}
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
         self._turn = trio.Lock()
+
+    async def sees(self, local: LocalModel) -> bool:
+        """Whether a model looks at pictures. Raises BadWeights: its files cannot be read."""
+        if local.digest not in self._seeing:
+            self._seeing[local.digest] = await trio.to_thread.run_sync(_has_tower, local.path)
+        return self._seeing[local.digest]
 
     async def settings(self, local: LocalModel) -> VisionSettings | None:
         """How a model looks at pictures; ``None`` if it does not. Raises as ``vision_settings``."""
@@ -162,8 +169,12 @@ def no_pictures(name: str) -> UsageError:
     )
 
 
+def _has_tower(folder: Path) -> bool:
+    return open_checkpoint(folder).tower is not None
+
+
 def _settings(folder: Path) -> VisionSettings | None:
-    if open_checkpoint(folder).tower is None:
+    if not _has_tower(folder):
         return None
     from shoal.models.vision.settings import vision_settings  # noqa: PLC0415 - torch, as above
 

@@ -47,8 +47,10 @@ class SessionPictures:
         """Whether rows of some see each other."""
         return any(seen.placed.mutual for seen in self._seen)
 
-    def __bool__(self) -> bool:
-        return bool(self._seen)
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._seen)
 
     def show(self, seen: Sequence[SeenPicture]) -> None:
         """From now on these stand among the session's tokens."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
+from shoal.gateway.api.images import content_for_template
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.errors import body_of
@@ -38,14 +40,12 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
     """
     calling = _calling(body)
     options = reasoning_options(body.reasoning_effort) | (body.chat_template_kwargs or {})
-    prompt = await encoded(
-        model, conversation(model, [for_template(m) for m in body.messages], calling, options)
-    )
+    prompt = await encoded(model, conversation(model, for_templates(body.messages), calling, options))
     limit = limited(model, prompt.token_ids, body.limit)
     found = await fit(grammars, model, prompt.own_end, calling, _format(body.response_format))
     return GenerationRequest(
         model,
-        tuple(prompt.token_ids),
+        prompt.token_ids,
         limit,
         body.sampling(body.scores, model.local.sampling),
         choices=body.n,
@@ -56,6 +56,8 @@ async def chat_request(body: ChatRequest, model: Servable, grammars: Grammars) -
         relaxed=found.relaxed,
         why=found.why,
         turns=True,
+        images=prompt.images,
+        placed=prompt.placed,
         salt=body.cache_salt,
         speculate=body.speculate,
         receipts=bool(body.receipts),
@@ -87,9 +89,14 @@ def _format(format: TextFormat | None) -> AnswerSchema | None:
     )
 
 
-def for_template(message: RequestMessage) -> dict[str, Any]:
-    """A message as chat templates read it."""
-    made: dict[str, Any] = {"role": ROLES.get(message.role, message.role), "content": message.text}
+def for_templates(messages: Sequence[RequestMessage]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them, with the images that they show."""
+    return [_for_template(message, f"messages.{place}") for place, message in enumerate(messages)]
+
+
+def _for_template(message: RequestMessage, where: str) -> dict[str, Any]:
+    said = content_for_template(message.content, f"{where}.content") or message.refusal or ""
+    made: dict[str, Any] = {"role": ROLES.get(message.role, message.role), "content": said}
     if message.name is not None:
         made["name"] = message.name
     if message.role == "assistant" and message.calls:

@@ -12,7 +12,8 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import read_delta, reader_of
-from shoal.gateway.api.request import GenerationRequest, conversation, encoded, joined, limited
+from shoal.gateway.api.images import GivenImage
+from shoal.gateway.api.request import GenerationRequest, RequestPrompt, conversation, encoded, joined, limited
 from shoal.gateway.error_forms import anthropic_error
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.fit import AnswerSchema, fit
@@ -27,8 +28,10 @@ from shoal.gateway.schema.common import LEAST_TOP_P, Choosing, Function
 from shoal.gateway.schema.messages import (
     BlockMessage,
     CountTokensRequest,
+    ImageBlock,
     MessageBlock,
     MessagesRequest,
+    TextBlock,
     ThinkingBlock,
     ToolResultBlock,
     ToolUseBlock,
@@ -36,7 +39,6 @@ from shoal.gateway.schema.messages import (
 )
 from shoal.gateway.sse import event
 from shoal.models.store.local_model import LocalModel
-from shoal.models.text.chat_templates import EncodedPrompt
 
 _Kind = TypeVar("_Kind", ToolResultBlock, ToolUseBlock, ThinkingBlock)
 
@@ -74,7 +76,7 @@ async def messages_request(body: MessagesRequest, model: Servable, grammars: Gra
     named = {"temperature": body.temperature, "top_p": top_p, "top_k": body.top_k}
     return GenerationRequest(
         model,
-        tuple(prompt.token_ids),
+        prompt.token_ids,
         limit,
         Choosing.model_validate(named).sampling(None, model.local.sampling),
         stop=tuple(body.stop_sequences),
@@ -83,6 +85,8 @@ async def messages_request(body: MessagesRequest, model: Servable, grammars: Gra
         relaxed=found.relaxed,
         why=found.why,
         turns=True,
+        images=prompt.images,
+        placed=prompt.placed,
     )
 
 
@@ -91,7 +95,7 @@ async def count_tokens(body: CountTokensRequest, model: Servable) -> dict[str, A
     return {"input_tokens": len((await _prompt(body, model, _calling(body))).token_ids)}
 
 
-async def _prompt(body: CountTokensRequest, model: Servable, calling: Calling | None) -> EncodedPrompt:
+async def _prompt(body: CountTokensRequest, model: Servable, calling: Calling | None) -> RequestPrompt:
     effort = body.output_config.effort if body.output_config else None
     options = reasoning_options((effort or DEFAULT_EFFORT) if body.thinks else NO_EFFORT)
     return await encoded(model, conversation(model, _messages(body), calling, options))
@@ -120,6 +124,26 @@ def _format(body: CountTokensRequest) -> AnswerSchema | None:
     return AnswerSchema(format.body, "output_config.format.schema", strict=True) if format else None
 
 
+def _shown(message: BlockMessage, where: str) -> Any:
+    """What a user says, as parts where images are shown among it."""
+    if not any(isinstance(block, ImageBlock) for block in message.blocks):
+        return text_of_blocks(message.blocks)
+    parts: list[Any] = []
+    for place, block in enumerate(message.blocks):
+        if isinstance(block, TextBlock):
+            parts.append({"type": "text", "text": block.text})
+        elif isinstance(block, ImageBlock):
+            parts.append(_image(block, f"{where}.{place}"))
+    return parts
+
+
+def _image(block: ImageBlock, where: str) -> GivenImage:
+    source = block.source
+    if source.type != "base64" or source.data is None:
+        return GivenImage(where, "", (source.url or source.file_id or "nothing")[:80])
+    return GivenImage(where, source.data, kind=source.media_type or "")
+
+
 def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
     """The conversation as chat templates read it, where roles take turns."""
     found: list[dict[str, Any]] = []
@@ -128,14 +152,14 @@ def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
         system = text_of_blocks([block for block in system if not block.text.startswith(BILLING)])
     if system:
         found.append({"role": "system", "content": system})
-    for message in body.messages:
+    for place, message in enumerate(body.messages):
         if message.role == "assistant":
             found.append(_said(message))
             continue
         for result in _of(message.blocks, ToolResultBlock):
             found.append({"role": "tool", "tool_call_id": result.tool_use_id, "content": result.text})
-        if text := text_of_blocks(message.blocks):
-            found.append({"role": message.role, "content": text})
+        if said := _shown(message, f"messages.{place}.content"):
+            found.append({"role": message.role, "content": said})
     return joined(found)
 
 

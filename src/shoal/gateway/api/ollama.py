@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +13,10 @@ from shoal.client.generate import Delta
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import read_delta, reader_of
+from shoal.gateway.api.images import GivenImage, shown_first
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.ollama_models import THINKING, capabilities
-from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
+from shoal.gateway.api.request import GenerationRequest, RequestPrompt, conversation, encoded, limited
 from shoal.gateway.error_forms import ollama_error
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar.fit import AnswerSchema, fit
@@ -35,7 +36,6 @@ from shoal.gateway.schema.ollama import (
     OllamaRequest,
 )
 from shoal.gateway.sse import line
-from shoal.models.text.chat_templates import EncodedPrompt
 
 PREFIX = "ollama-"
 EFFORT = "medium"
@@ -54,7 +54,7 @@ async def ollama_chat_request(
     functions = tuple(tool.function for tool in body.tools or ())
     params = {f.name: f"tools.{place}.function.parameters" for place, f in enumerate(functions)}
     calling = Calling(functions, params=params) if functions else None
-    messages = [_for_template(message) for message in body.messages or ()]
+    messages = [_for_template(m, f"messages.{place}") for place, m in enumerate(body.messages or ())]
     prompt = await encoded(model, conversation(model, messages, calling, _thinking(body, model)))
     return await _asked(body, model, grammars, prompt, calling)
 
@@ -64,23 +64,26 @@ async def ollama_generate_request(
 ) -> GenerationRequest:
     """What a single prompt asks for. Raises as :func:`ollama_chat_request`."""
     text = body.prompt or ""
+    images = _images(body.images, "images")
     if body.raw:
-        asked = await _asked(body, model, grammars, await encoded(model, text), None)
+        asked = await _asked(body, model, grammars, await encoded(model, text, images=images), None)
         return asked if body.format else replace(asked, syntax=AnswerSyntax(Markup(), reasons=False))
     said = [("system", body.system), ("user", text)]
-    messages = [{"role": role, "content": content} for role, content in said if content]
+    messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in said if content]
+    if images:
+        messages[-1]["content"] = shown_first(text, images)
     prompt = await encoded(model, conversation(model, messages, None, _thinking(body, model)))
     return await _asked(body, model, grammars, prompt, None)
 
 
 async def _asked(
-    body: OllamaRequest, model: Servable, grammars: Grammars, prompt: EncodedPrompt, calling: Calling | None
+    body: OllamaRequest, model: Servable, grammars: Grammars, prompt: RequestPrompt, calling: Calling | None
 ) -> GenerationRequest:
     limit = limited(model, prompt.token_ids, body.options.limit)
     found = await fit(grammars, model, prompt.own_end, calling, _format(body))
     return GenerationRequest(
         model,
-        tuple(prompt.token_ids),
+        prompt.token_ids,
         limit,
         body.options.sampling(body.scores, model.local.sampling),
         stop=tuple(body.options.stop or ()),
@@ -90,6 +93,8 @@ async def _asked(
         relaxed=found.relaxed,
         why=found.why,
         turns=isinstance(body, OllamaChatRequest),
+        images=prompt.images,
+        placed=prompt.placed,
         protect=body.protect,
     )
 
@@ -109,8 +114,13 @@ def _thinking(body: OllamaRequest, model: Servable) -> dict[str, Any]:
     return reasoning_options(words[body.think] if isinstance(body.think, bool) else body.think)
 
 
-def _for_template(message: OllamaMessage) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+def _images(images: Sequence[str] | None, where: str) -> list[GivenImage]:
+    return [GivenImage(f"{where}.{place}", data) for place, data in enumerate(images or ())]
+
+
+def _for_template(message: OllamaMessage, where: str) -> dict[str, Any]:
+    said = shown_first(message.content or "", _images(message.images, f"{where}.images"))
+    made: dict[str, Any] = {"role": message.role, "content": said}
     if message.role == "assistant" and message.thinking:
         made["reasoning_content"] = message.thinking
     if message.role == "assistant" and message.tool_calls:

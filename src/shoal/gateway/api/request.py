@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -11,7 +11,10 @@ from typing import Any
 import trio
 
 from shoal.client.sampling import Sampling
+from shoal.client.vision.look import Picture
+from shoal.client.vision.pictures import PlacedPicture
 from shoal.errors import PromptTooLong, UsageError
+from shoal.gateway.api.images import GivenImage, images_in, together, without_images
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.markup.reader import AnswerSyntax
 from shoal.gateway.markup.tools import Calling, as_text
@@ -61,6 +64,10 @@ class GenerationRequest:
     """Whether tokens are guessed ahead; ``None`` as the gateway is set."""
     draft: bool = True
     """Whether the gateway's draft model guesses too."""
+    images: tuple[Picture, ...] = ()
+    """What it shows."""
+    placed: tuple[PlacedPicture, ...] = ()
+    """Where among the prompt's tokens each of them stands."""
 
     @property
     def need(self) -> int:
@@ -157,34 +164,72 @@ def joined(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             found.append(dict(message))
             continue
         for name in ("content", "reasoning_content"):
-            if texts := [text for text in (last.get(name), message.get(name)) if text]:
-                last[name] = "\n\n".join(texts)
+            if said := together(last.get(name), message.get(name)):
+                last[name] = said
         if calls := [*last.get("tool_calls", ()), *message.get("tool_calls", ())]:
             last["tool_calls"] = calls
     return found
 
 
-async def encoded(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> EncodedPrompt:
+@dataclass(frozen=True, slots=True)
+class RequestPrompt:
+    """A prompt as the model takes it, with the images that it shows."""
+
+    token_ids: tuple[int, ...]
+    own_end: str
+    """As of an :class:`EncodedPrompt`."""
+    images: tuple[Picture, ...] = ()
+    placed: tuple[PlacedPicture, ...] = ()
+    """As of a :class:`GenerationRequest`."""
+
+
+async def encoded(
+    model: Servable, given: str | ChatPrompt, *, special: bool = True, images: Sequence[GivenImage] = ()
+) -> RequestPrompt:
     """A prompt as the model takes it. A conversation that its template refuses is tried again with the
     messages of one role joined: some templates demand that roles take turns.
 
-    Raises as ``encode_prompt``, and UsageError without a tokenizer.
+    Args:
+        images: what a text shows; those of a conversation are in its messages.
+
+    Raises:
+        BadRequest: the model takes no images, or one is not an image.
+        ShoalError: as ``encode_prompt``, and UsageError without a tokenizer.
     """
-    encode = partial(encode_prompt, _codec(model), special=special)
-    try:
+    codec, pictures, shown = _codec(model), list[Picture](), None
+    images = images or (() if isinstance(given, str) else images_in(given.messages))
+    if images:
+        looking = model.looking
+        if looking is None:
+            where = images[0].where
+            raise BadRequest(f"this model takes text only; {where} is an image", param=where)
+        files = await trio.to_thread.run_sync(lambda: [image.decoded() for image in images])
+        pictures = await looking.read(model.local, files)
+        shown = await looking.shown(model.local, codec, len(pictures))
+    encode = partial(encode_prompt, codec, special=special, pictures=shown)
+    made = await _encoded(encode, given)
+    if model.looking is None or not pictures:
+        return RequestPrompt(tuple(made.token_ids), made.own_end)
+    placed = await model.looking.placed(model.local, pictures, made.pictures)
+    return RequestPrompt(tuple(made.token_ids), made.own_end, tuple(pictures), placed)
+
+
+async def _encoded(encode: Callable[..., EncodedPrompt], given: str | ChatPrompt) -> EncodedPrompt:
+    if isinstance(given, str):
         return await trio.to_thread.run_sync(encode, given)
+    try:
+        plain = ChatPrompt(without_images(given.messages), given.options)
+        return await trio.to_thread.run_sync(encode, plain)
     except UsageError:
-        if isinstance(given, str):
-            raise
         fewer = joined(given.messages)
         if len(fewer) == len(given.messages):
             raise
-        return await trio.to_thread.run_sync(encode, ChatPrompt(fewer, given.options))
+        return await trio.to_thread.run_sync(encode, ChatPrompt(without_images(fewer), given.options))
 
 
 async def prompt_ids(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> list[int]:
     """Token ids of a prompt. Raises as :func:`encoded`."""
-    return (await encoded(model, given, special=special)).token_ids
+    return list((await encoded(model, given, special=special)).token_ids)
 
 
 def _codec(model: Servable) -> TextCodec:

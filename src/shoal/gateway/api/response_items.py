@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from shoal.gateway.schema.common import TextPart
+from shoal.gateway.schema.common import ImagePart, TextPart
 from shoal.gateway.schema.responses import InputCall, InputItem, InputMessage, InputReasoning, InputResult
 
 AnyItem = InputMessage | InputCall | InputResult | InputReasoning
@@ -52,11 +52,15 @@ def _head(item: AnyItem, prefix: str) -> dict[str, Any]:
 
 def _parts(item: InputMessage) -> list[dict[str, Any]]:
     content = item.content or ""
-    parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
+    parts: Sequence[TextPart | ImagePart] = (
+        [TextPart(type="text", text=content)] if isinstance(content, str) else content
+    )
     return [_part(part, item.role) for part in parts]
 
 
-def _part(part: TextPart, role: str) -> dict[str, Any]:
+def _part(part: TextPart | ImagePart, role: str) -> dict[str, Any]:
+    if isinstance(part, ImagePart):
+        return {"type": "input_image", "image_url": part.image_url, "detail": part.detail or "auto"}
     if part.type == "refusal":
         return {"type": "refusal", "refusal": part.text}
     if role == "assistant":

@@ -12,6 +12,7 @@ from shoal.client.sampling import Sampling
 from shoal.client.scores import TokenScore
 from shoal.errors import ShoalError
 from shoal.gateway.api.chat import ROLES, read_delta, reader_of
+from shoal.gateway.api.images import content_for_template
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.api.response_items import AnyItem, items_of
@@ -51,7 +52,7 @@ async def responses_request(
     found = await fit(grammars, model, prompt.own_end, calling, _format(body))
     return GenerationRequest(
         model,
-        tuple(prompt.token_ids),
+        prompt.token_ids,
         limit,
         body.sampling(body.scores, model.local.sampling),
         open_ended=body.max_output_tokens is None,
@@ -60,6 +61,8 @@ async def responses_request(
         relaxed=found.relaxed,
         why=found.why,
         turns=True,
+        images=prompt.images,
+        placed=prompt.placed,
         salt=body.cache_salt,
         speculate=body.speculate,
         draft=body.draft,
@@ -104,11 +107,11 @@ def _messages(body: ResponsesRequest, history: Sequence[AnyItem]) -> list[dict[s
     if body.instructions:
         found.append({"role": "system", "content": body.instructions})
     thoughts: list[str] = []
-    for item in (*history, *items_of(body.input)):
+    for place, item in enumerate((*history, *items_of(body.input)), -len(history)):
         if isinstance(item, InputReasoning):
             thoughts.append(item.text)
             continue
-        _add(found, item)
+        _add(found, item, f"input.{place}" if place >= 0 else "previous_response_id")
         if found[-1]["role"] == "assistant":
             _think(found[-1], thoughts)
         thoughts = []
@@ -117,11 +120,12 @@ def _messages(body: ResponsesRequest, history: Sequence[AnyItem]) -> list[dict[s
     return found
 
 
-def _add(found: list[dict[str, Any]], item: InputMessage | InputCall | InputResult) -> None:
+def _add(found: list[dict[str, Any]], item: InputMessage | InputCall | InputResult, where: str) -> None:
     """What a model said and called in one turn are several items here, and one message for a template."""
     match item:
         case InputMessage():
-            found.append({"role": ROLES.get(item.role, item.role), "content": text_of(item.content)})
+            said = content_for_template(item.content, f"{where}.content")
+            found.append({"role": ROLES.get(item.role, item.role), "content": said})
         case InputCall():
             if not found or found[-1]["role"] != "assistant":
                 found.append({"role": "assistant", "content": ""})

@@ -7,7 +7,7 @@ from typing import Any
 import trio
 
 from shoal.errors import UsageError
-from shoal.gateway.api.chat import for_template
+from shoal.gateway.api.chat import for_templates
 from shoal.gateway.api.request import conversation, prompt_ids
 from shoal.gateway.models import Servable
 from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
@@ -16,8 +16,7 @@ from shoal.gateway.schema.tokens import DetokenizeRequest, TokenizeRequest
 async def tokenize(body: TokenizeRequest, model: Servable) -> dict[str, Any]:
     """Token ids of a prompt or a conversation. Raises as :func:`prompt_ids`."""
     if body.messages is not None:
-        messages = [for_template(message) for message in body.messages]
-        tokens = await prompt_ids(model, conversation(model, messages))
+        tokens = await prompt_ids(model, conversation(model, for_templates(body.messages)))
     else:
         tokens = await prompt_ids(model, body.prompt or "", special=body.add_special_tokens)
     return {"tokens": tokens, "count": len(tokens), "max_model_len": model.shape.context}

@@ -91,7 +91,10 @@ def as_text(messages: Sequence[Mapping[str, Any]], calling: Calling | None) -> l
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    text = str(message.get("content") or "")
+    content = message.get("content") or ""
+    if isinstance(content, list):  # a user's words, with images among them
+        return {"role": message["role"], "content": content}
+    text = str(content)
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
     calls = [

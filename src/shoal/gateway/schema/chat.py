@@ -21,6 +21,7 @@ from shoal.gateway.schema.common import (
     TopLogprobs,
     by,
     by_shape,
+    check_shows,
     misfit,
     tag,
     text_of,
@@ -121,6 +122,7 @@ class RequestMessage(Body):
     def _says_something(self) -> RequestMessage:
         if self.content is None and self.role != "assistant":
             raise misfit("content", "must be a string, or a list of parts: only an assistant's may be null")
+        check_shows(self.role, self.content)
         return self
 
 

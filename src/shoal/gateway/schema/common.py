@@ -7,7 +7,7 @@ refused, so that nobody takes an answer for what it is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -138,20 +138,61 @@ class TextPart(Body):
         return part
 
 
+class ImagePart(Body):
+    """An image that a user shows. What it is and whether the model takes any is said where it is known."""
+
+    type: Literal["image_url", "input_image"]
+    image_url: str
+    detail: str | None = Field(None, max_length=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_url(cls, value: Any) -> Any:
+        """Chat has the URL in an object, with the detail beside it."""
+        part = cast(dict[str, Any], value)
+        inside = part.get("image_url")
+        if isinstance(inside, dict):
+            return part | {"image_url": inside.get("url"), "detail": inside.get("detail")}
+        return part
+
+
 def _shape(value: Any) -> str | None:
     return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list) else None
 
 
+def _part(value: Any) -> str:
+    kind = cast(dict[str, Any], value).get("type") if isinstance(value, dict) else None
+    return "<image>" if kind in ("image_url", "input_image") else "<text>"
+
+
+ContentPart = Annotated[
+    Annotated[TextPart, tag("text")] | Annotated[ImagePart, tag("image")], by(_part, "must be an object")
+]
 Content = Annotated[
+    Annotated[str, tag("text")] | Annotated[list[ContentPart], tag("parts")],
+    by(_shape, "must be a string, or a list of parts"),
+]
+"""What somebody said and showed: a text, or pieces of one, and images among them."""
+TextContent = Annotated[
     Annotated[str, tag("text")] | Annotated[list[TextPart], tag("parts")],
     by(_shape, "must be a string, or a list of parts"),
 ]
-"""What somebody said: a text, or pieces of one."""
+"""The same where no images can be."""
 
 
-def text_of(content: str | list[TextPart] | None) -> str:
+def text_of(content: str | Sequence[TextPart | ImagePart] | None) -> str:
     """The words of a content, put together."""
-    return "".join(part.text for part in content) if isinstance(content, list) else content or ""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content if isinstance(part, TextPart))
+
+
+def check_shows(role: str, content: object) -> None:
+    """Raises the error for an image in a message that is not the user's."""
+    if role != "user" and isinstance(content, list):
+        for place, part in enumerate(cast("list[object]", content)):
+            if isinstance(part, ImagePart):
+                raise misfit(f"content.{place}", f"is an image, which role {role!r} cannot show")
 
 
 def by_shape(value: Any) -> str | None:

@@ -52,6 +52,24 @@ class TextBlock(ExactBody):
     citations: list[AnyObject] | None = Field(None, max_length=1024)
 
 
+class ImageSource(ExactBody):
+    """Where an image is: in the body, or elsewhere, from where none is fetched."""
+
+    type: Literal["base64", "url", "file"]
+    media_type: str | None = Field(None, max_length=64)
+    data: str | None = None
+    url: str | None = Field(None, max_length=4096)
+    file_id: str | None = Field(None, max_length=256)
+
+
+class ImageBlock(ExactBody):
+    """An image that a user shows."""
+
+    type: Literal["image"]
+    source: ImageSource
+    cache_control: CacheControl | None = None
+
+
 class ToolUseBlock(ExactBody):
     """A call that the model made earlier."""
 
@@ -87,6 +105,11 @@ def _is_text(value: Any) -> Any:
     return value
 
 
+def _is_text_or_image(value: Any) -> Any:
+    kind = cast(dict[str, Any], value).get("type") if isinstance(value, dict) else None
+    return value if kind == "image" else _is_text(value)
+
+
 def _content(value: Any) -> str | None:
     return "<text>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None
 
@@ -113,23 +136,25 @@ class ToolResultBlock(ExactBody):
         return f"Error: {said}" if self.is_error else said
 
 
-BLOCKS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+BLOCKS = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 SAID_BY = {
+    "image": "user",
     "tool_use": "assistant",
     "thinking": "assistant",
     "redacted_thinking": "assistant",
     "tool_result": "user",
 }
 """Which role alone may have a block."""
-MessageBlock = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+MessageBlock = TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
 InputBlock = Annotated[
     Annotated[TextBlock, tag("text")]
+    | Annotated[ImageBlock, tag("image")]
     | Annotated[ToolUseBlock, tag("tool_use")]
     | Annotated[ToolResultBlock, tag("tool_result")]
     | Annotated[ThinkingBlock, tag("thinking")]
     | Annotated[RedactedThinkingBlock, tag("redacted_thinking")],
     by(_block, f"must be a block of one of the types {', '.join(BLOCKS)}"),
-    BeforeValidator(_is_text),
+    BeforeValidator(_is_text_or_image),
 ]
 BlockContent = Annotated[
     Annotated[str, tag("text")] | Annotated[list[InputBlock], tag("blocks")],

@@ -9,7 +9,6 @@ import math
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from shoal.client.recommended import sampling_for
 from shoal.client.sampling import MAX_TOP_LOGPROBS, REPETITION, Sampling
@@ -19,7 +18,6 @@ from shoal.gateway.schema.common import (
     LONGEST_NAME,
     MAX_STOPS,
     MAX_TOKENS,
-    NOT_TEXT,
     OPENAI_TEMPERATURE,
     AnyObject,
     Body,
@@ -91,13 +89,8 @@ def _within(value: float | None, least: float, most: float) -> float | None:
     return None if value is None else min(max(value, least), most)
 
 
-def _no_image(value: Any) -> Any:
-    if value:
-        raise PydanticCustomError(NOT_TEXT, "{kind}", {"kind": "an image"})
-    return None
-
-
-NoImages = Annotated[None, BeforeValidator(_no_image)]
+OllamaImages = Annotated[list[str], Field(max_length=256)]
+"""Images in base64."""
 
 
 def _effort(value: Any) -> str | None:
@@ -186,7 +179,7 @@ class OllamaMessage(Body):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: NoImages = None
+    images: OllamaImages | None = None
     tool_calls: list[OllamaCall] | None = Field(None, max_length=MAX_TOOLS)
     tool_name: str | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
@@ -195,6 +188,12 @@ class OllamaMessage(Body):
     @classmethod
     def _in_any_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _shows_what_its_role_may(self) -> OllamaMessage:
+        if self.images and self.role != "user":
+            raise misfit("images", f"cannot be shown by role {self.role!r}")
+        return self
 
 
 class OllamaTool(Body):
@@ -226,7 +225,7 @@ class OllamaGenerateRequest(OllamaRequest):
     system: str | None = None
     raw: bool = False
     """Whether the prompt is given to the model as it is, without a chat template."""
-    images: NoImages = None
+    images: OllamaImages | None = None
 
     @field_validator("raw", mode="before")
     @classmethod

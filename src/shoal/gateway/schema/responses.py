@@ -17,9 +17,11 @@ from shoal.gateway.schema.common import (
     Limit,
     ModelName,
     ReasoningEffort,
+    TextContent,
     TopLogprobs,
     by,
     by_shape,
+    check_shows,
     misfit,
     tag,
 )
@@ -40,6 +42,7 @@ class InputMessage(Item):
     def _says_something(self) -> InputMessage:
         if self.content is None and self.role != "assistant":
             raise misfit("content", "must be a string, or a list of parts: only an assistant's may be null")
+        check_shows(self.role, self.content)
         return self
 
 
@@ -57,7 +60,7 @@ class InputResult(Item):
 
     type: Literal["function_call_output"]
     call_id: str = Field(max_length=256)
-    output: Content
+    output: TextContent
 
 
 class ReasoningText(Body):
