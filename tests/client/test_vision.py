@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.client.generate import generate
+from shoal.client.sampling import Sampling
 from shoal.errors import UsageError
+from shoal.models.checkpoint.checkpoint import open_checkpoint, tower_bytes
+from shoal.models.checkpoint.multimodal import is_of_language
+from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.seeing import ROW, SEEING, picture, whole_answer, write_seeing
 from shoal.testing.swarm import memory_swarm
@@ -80,3 +85,63 @@ async def test_a_model_without_a_tower_is_shown_nothing(tmp_path, autojump_clock
     async with memory_swarm(tmp_path / "home", folder, HALVES) as swarm:
         with pytest.raises(UsageError, match="takes no images"):
             await answer_of(swarm.client, folder, [picture()])
+
+
+async def test_what_is_no_picture_or_too_much_is_refused(tmp_path, folder_of, autojump_clock):
+    folder = folder_of("llava")
+    broken = picture()[:90]
+    async with memory_swarm(tmp_path, folder, HALVES, images=2, image_pixels=4000) as swarm:
+        for images, told in [
+            ([picture(), picture(), picture()], r"3 images are given, and 2 are the most .*\(images\)"),
+            ([picture(size=(80, 60))], "image 0 has 80×60 pixels, and 4000 are the most"),
+            ([broken], "image 0 cannot be read as a picture"),
+            ([picture(size=(40, 40)), b"GIF89a"], "image 1 cannot be read as a picture"),
+            ([picture(size=(40, 40), format="BMP")], "cannot be read as a picture"),
+            ([tmp_path / "nowhere.png"], "nowhere.png cannot be read as a picture"),
+            ([picture(size=(40, 40))] * 2, "shows 1 pictures, and 2 are given"),
+        ]:
+            with pytest.raises(UsageError, match=told):
+                await answer_of(swarm.client, folder, images)
+        with pytest.raises(UsageError, match="the messages show pictures, and none are given"):
+            await answer_of(swarm.client, folder, [])
+        said = [{"role": "user", "content": "what is <image> this?"}]
+        answer = await answer_of(swarm.client, folder, [picture(size=(40, 40), format="JPEG")], said)
+        assert answer.prompt_token_ids.count(ROW) == 16, "the user's own words show no picture"
+
+
+async def test_whoever_has_nothing_of_a_model_fetches_its_tower_and_its_ends_alone(
+    tmp_path, folder_of, autojump_clock
+):
+    folder = folder_of("llava")
+    async with memory_swarm(tmp_path / "home", folder, HALVES, share="on") as swarm:
+        client = await swarm.add_client(tmp_path / "other")
+        answer = await answer_of(client, swarm.model.digest, [picture(1)])
+        local = await client.resolve(swarm.model.digest)
+        checkpoint = open_checkpoint(local.path)
+        here = {entry.name for entry in checkpoint.stored if entry.file.exists()}
+    assert answer.token_ids == whole_answer(folder, answer.prompt_token_ids, [picture(1)], TOKENS)
+    assert answer.tower_bytes == tower_bytes(folder)
+    assert not [name for name in here if ".layers." in name and is_of_language(name)]
+    assert {entry.name for entry in checkpoint.tower.tensors.values()} <= here
+
+
+async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, folder_of, autojump_clock):
+    folder = folder_of("llava")
+    async with memory_swarm(tmp_path, folder, HALVES) as swarm:
+        client = swarm.client
+        local = await client.resolve(str(folder))
+        codec = await client.codec(local, needed=True)
+        one, other = await client.looking.read(local, [picture(1), picture(2)])
+        shown = await client.looking.shown(local, codec, 1)
+        made = encode_prompt(codec, ChatPrompt(ASKED), pictures=shown)
+        begin = made.pictures[0]
+        async with client.session(str(folder), tokens=200) as session:
+            places = [await client.looking.placed(local, [image], made.pictures) for image in (one, other)]
+            seen = await client.looking.look(local, [one], places[0])
+            deltas = generate(session, made.token_ids, None, sampling=Sampling(), max_tokens=4, pictures=seen)
+            async for _ in deltas:
+                pass
+            longer = [*made.token_ids, 5, 6]
+            assert session.reusable(longer, places[0]) == len(made.token_ids)
+            assert session.reusable(longer, places[1]) == begin
+            assert session.reusable(longer) == begin

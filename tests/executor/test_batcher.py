@@ -215,6 +215,18 @@ def test_a_prefill_beside_decode_steps_stretches_their_forward_by_a_bounded_fact
         assert {step.session for step, _ in chosen} == {"long", *(f"d{i}" for i in range(decoding))}
 
 
+def test_a_slice_ends_behind_rows_that_see_each_other() -> None:
+    class Whole(Job):
+        def uncut(self, rows: int) -> int:
+            return rows if rows <= 10 else max(rows, 70)
+
+    long = Whole(
+        "long", 4000, 0, lambda: np.zeros((4000, 1), np.float32), lambda job, out: None, lambda error: None
+    )
+    (chosen,) = choose_batch([long], TIMES, others=True, sliced=True)
+    assert chosen == (long, 70) and ALONE_ROWS < 70
+
+
 def test_a_prefill_advances_in_every_forward_however_many_decode() -> None:
     assert slice_rows(ForwardTimes(fixed=0.001, per_row=1.0), decoding=1, others=True) == LEAST_ROWS
 

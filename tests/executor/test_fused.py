@@ -17,7 +17,7 @@ import pytest
 import torch
 import trio
 
-from shoal.errors import CannotRollBack, ShoalError
+from shoal.errors import CannotRollBack, ShoalError, StepFailed
 from shoal.executor import load
 from shoal.executor.arrays import Floats, split
 from shoal.executor.codecs import decode, encode
@@ -33,6 +33,7 @@ from shoal.executor.shape import llama_shape
 from shoal.executor.thread import ComputeThread
 from shoal.executor.weights.llama_blocks import expected_names
 from shoal.models.build.load import load_span_module
+from shoal.models.build.span import SpanModule
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import BLOCKS
@@ -116,6 +117,39 @@ def same(found: Floats, expected: Floats, runner: Shaped) -> bool:
 def difference(found: Floats, expected: Floats, entered: Floats) -> float:
     """What is wrong, against what the blocks add."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected - entered))
+
+
+# ---- tokens that see those behind them ----
+
+
+def test_rows_of_a_picture_see_each_other(models: Models, tmp_path: Path, kernels: Kernels) -> None:
+    model = models("gemma3")
+    module = load_span_module(model, WHOLE)
+    assert isinstance(module, SpanModule)
+    hidden, mutual = rows(40), ((3, 7), (20, 32))
+    runner = fused(model, tmp_path, "bf16", kernels)
+    whole, pieces = opened(runner), opened(runner)
+    (found,) = runner.forward([SessionRows(whole, 0, hidden.copy(), mutual=mutual)])
+    (first,) = runner.forward([SessionRows(pieces, 0, hidden[:9].copy(), mutual=mutual[:1])])
+    (last,) = runner.forward([SessionRows(pieces, 9, hidden[9:].copy(), mutual=mutual[1:])])
+    assert isinstance(found, np.ndarray) and isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
+    given = torch.from_numpy(hidden)[None]
+    expected = module.forward(given, module.new_cache(), 0, mutual=mutual)[0].numpy()
+    causal = module.forward(given, module.new_cache(), 0)[0].numpy()
+    assert difference(found, expected, hidden) < 0.02 < difference(causal, expected, hidden)
+    assert difference(np.concatenate([first, last]), expected, hidden) < 0.02
+    cache = module.new_cache()
+    parts = [
+        module.forward(given[:, :9], cache, 0, mutual=mutual[:1]),
+        module.forward(given[:, 9:], cache, 9, mutual=mutual[1:]),
+    ]
+    assert np.allclose(torch.cat(parts, 1)[0].numpy(), expected, atol=1e-4)
+
+
+def test_in_other_models_no_token_sees_those_behind_it(models: Models) -> None:
+    module = load_span_module(models("llama"), WHOLE)
+    with pytest.raises(StepFailed, match="no tokens of a llama model see those behind them"):
+        module.forward(torch.zeros((1, 4, WIDTH)), module.new_cache(), 0, mutual=((0, 2),))
 
 
 # ---- the same as the model's own modules ----

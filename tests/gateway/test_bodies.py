@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from shoal.gateway.api.chat import for_template
+from shoal.gateway.api.chat import for_templates
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
 from shoal.gateway.schema.messages import MessagesRequest
@@ -59,7 +59,7 @@ TEXT = {"type": "text", "text": "a"}
 )
 def test_a_turn_is_taken_as_openai_takes_it(turn, text):
     (message,) = ChatRequest.model_validate(chat(turn)).messages
-    made = for_template(message)
+    made = for_templates([message])[0]
     assert made["content"] == text
     assert made["role"] in ("system", "assistant", "tool")
 
@@ -77,7 +77,7 @@ def test_a_turn_is_taken_as_openai_takes_it(turn, text):
 )
 def test_a_call_reaches_the_template_however_it_was_written(turn):
     (message,) = ChatRequest.model_validate(chat(turn)).messages
-    (call,) = for_template(message)["tool_calls"]
+    (call,) = for_templates([message])[0]["tool_calls"]
     assert call["function"] == {"name": "f", "arguments": {"a": 1}}
 
 
@@ -85,12 +85,12 @@ def test_a_call_reaches_the_template_however_it_was_written(turn):
 def test_no_arguments_are_an_empty_object(arguments):
     call = CALL | {"function": {"name": "f", "arguments": arguments}}
     (message,) = ChatRequest.model_validate(chat(said(tool_calls=[call]))).messages
-    assert for_template(message)["tool_calls"][0]["function"]["arguments"] == {}
+    assert for_templates([message])[0]["tool_calls"][0]["function"]["arguments"] == {}
 
 
 def test_what_a_model_thought_is_given_back_to_its_template():
     (message,) = ChatRequest.model_validate(chat(said(content="a", reasoning_content="hm"))).messages
-    assert for_template(message)["reasoning_content"] == "hm"
+    assert for_templates([message])[0]["reasoning_content"] == "hm"
 
 
 ALIEN = {"type": "weird"}
@@ -98,7 +98,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:x"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
 FAULTS = [
     # What is no text.
-    (chat(parts(TEXT, IMAGE)), "messages.0.content.1", "this model takes text only; AT is an image"),
+    (chat(parts(TEXT, {"type": "image_url"})), "messages.0.content.1.image_url", "AT is missing"),
+    (
+        chat(said(content=[IMAGE])),
+        "messages.0.content.0",
+        "AT is an image, which role 'assistant' cannot show",
+    ),
     (chat(parts({"type": "input_audio"})), "messages.0.content.0", "this model takes text only; AT is audio"),
     (chat(parts({"type": "file"})), "messages.0.content.0", "this model takes text only; AT is a file"),
     (chat(parts({"type": "video_url"})), "messages.0.content.0", "this model takes text only; AT is a video"),
@@ -193,8 +198,8 @@ def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
         (
             ResponsesRequest,
             {"input": [parts({"type": "input_image"})]},
-            "input.0.content.0",
-            "this model takes text only; AT is an image",
+            "input.0.content.0.image_url",
+            "AT is missing",
         ),
         (ResponsesRequest, {"input": [{"type": "function_call"}]}, "input.0.call_id", "AT is missing"),
         (

@@ -213,7 +213,7 @@ async def test_a_model_that_there_is_not_is_not_found(shared):
     [
         ("/api/chat", {"model": ""}, "model must not be empty"),
         ("/api/chat", {"messages": "hello"}, "messages must be a list"),
-        ("/api/chat", {"messages": [user("a") | {"images": ["aGk="]}]}, "messages.0.images is an image"),
+        ("/api/chat", {"messages": [user("a") | {"images": ["aGk="]}]}, "messages.0.images.0 is an image"),
         ("/api/chat", {"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role"),
         ("/api/chat", {"messages": [user("a"), {"role": "assistant", "content": "I"}]}, "may not end with"),
         ("/api/chat", {"messages": [user("a")], "tools": [WEATHER, WEATHER]}, "two functions of one name"),
@@ -226,7 +226,7 @@ async def test_a_model_that_there_is_not_is_not_found(shared):
         ("/api/chat", {"messages": [user("a")], "options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
         ("/api/chat", {"messages": [user("a")], "options": []}, "options must be an object"),
         ("/api/chat", {"messages": [user("a")], "keep_alive": "soon"}, "keep_alive"),
-        ("/api/generate", {"prompt": "a", "images": ["aGk="]}, "images is an image"),
+        ("/api/generate", {"prompt": "a", "images": ["aGk="]}, "images.0 is an image"),
         ("/api/generate", {"prompt": "a", "context": [1, 2]}, "context is not supported"),
         ("/api/generate", {"prompt": "a", "template": "{{ .Prompt }}"}, "template is not supported"),
         ("/api/generate", {"prompt": "a", "suffix": "b"}, "suffix is not supported"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
+from shoal.types import SessionId
 from shoal.wire.messages import Step
 from shoal.wire.payload import hidden_states
 
@@ -54,6 +57,15 @@ def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
     for position in (3, 4):
         kept.add(a_step(position), "float32", bytes(8))
     assert [(e.tokens, e.sequence_length) for e in kept.below(5)] == [(3, 9), (2, 0)]
+
+
+def test_rows_that_see_each_other_are_sent_again_as_one():
+    kept, step = ResendBuffer(ResendBudget(), merge=True), a_step(0, 4)
+    kept.add(msgspec.structs.replace(step, mutual=((1, 3),)), "float32", bytes(32))
+    kept.add(a_step(4), "float32", bytes(8))
+    entries = kept.below(5)
+    assert [(e.tokens, e.mutual) for e in entries] == [(4, ((1, 3),)), (1, ())]
+    assert entries[0].refill(SessionId(b"s" * 16), 2, 0).mutual == ((1, 3),)
 
 
 def test_after_a_roll_back_only_what_holds_is_kept():

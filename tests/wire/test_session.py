@@ -13,7 +13,7 @@ from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.testing.byhand import NUMERICS
 from shoal.wire.messages import Located, Open, Step
 from shoal.wire.payload import hidden_states
-from shoal.wire.session import ClientSession, HopSession, Stuck, where_stuck
+from shoal.wire.session import MAX_STRETCH, ClientSession, HopSession, Stuck, where_stuck
 
 SESSION = bytes(16)
 
@@ -82,6 +82,19 @@ def test_a_step_of_a_sequence_beyond_the_reservation_is_refused():
     hop.accept(a_step(0, 10, sequence_length=100))
     with pytest.raises(RemoteProtocolError, match="a sequence of 101"):
         hop.accept(a_step(10, 10, sequence_length=101))
+
+
+@pytest.mark.parametrize(
+    "mutual",
+    [((4, 6),), ((6, 11),), ((7, 7),), ((8, 9), (6, 7)), ((6, 8), (7, 9)), ((5, 5 + MAX_STRETCH + 1),)],
+)
+def test_tokens_see_those_behind_them_only_within_a_step(mutual):
+    hop = a_hop(2 * MAX_STRETCH)
+    hop.accept(a_step(0, 5, mutual=((0, 2), (2, 5))))
+    tokens = MAX_STRETCH + 2 if mutual[0][1] > 20 else 5
+    with pytest.raises(RemoteProtocolError, match="see others that are not in it, or too many"):
+        hop.accept(a_step(5, tokens, mutual=mutual))
+    hop.accept(a_step(5, 5, mutual=((5, 10),)))
 
 
 def test_a_client_counts_what_is_in_flight():

@@ -18,6 +18,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.modeling_auto import MODEL_MAPPING as MODEL_MAPPING
 from transformers.models.auto.modeling_auto import AutoModel as AutoModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    AutoModelForImageTextToText as AutoModelForImageTextToText,
+)
 from transformers.models.auto.modeling_auto import AutoModelForMaskedLM as AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM as AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import AutoModelForSpeechSeq2Seq as AutoModelForSpeechSeq2Seq
@@ -26,6 +29,7 @@ from transformers.models.bamba.configuration_bamba import BambaConfig as BambaCo
 from transformers.models.bert.configuration_bert import BertConfig as BertConfig
 from transformers.models.bloom.configuration_bloom import BloomConfig as BloomConfig
 from transformers.models.camembert.configuration_camembert import CamembertConfig as CamembertConfig
+from transformers.models.clip.configuration_clip import CLIPVisionConfig as CLIPVisionConfig
 from transformers.models.cohere.configuration_cohere import CohereConfig as CohereConfig
 from transformers.models.cohere2.configuration_cohere2 import Cohere2Config as Cohere2Config
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config as DeepseekV3Config
@@ -38,6 +42,7 @@ from transformers.models.exaone4.configuration_exaone4 import Exaone4Config as E
 from transformers.models.falcon.configuration_falcon import FalconConfig as FalconConfig
 from transformers.models.gemma.configuration_gemma import GemmaConfig as GemmaConfig
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config as Gemma2Config
+from transformers.models.gemma3.configuration_gemma3 import Gemma3Config as Gemma3Config
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig as Gemma3TextConfig
 from transformers.models.gemma3n.configuration_gemma3n import Gemma3nTextConfig as Gemma3nTextConfig
 from transformers.models.glm4.configuration_glm4 import Glm4Config as Glm4Config
@@ -53,6 +58,7 @@ from transformers.models.lfm2.configuration_lfm2 import Lfm2Config as Lfm2Config
 from transformers.models.llama.configuration_llama import LlamaConfig as LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel as LlamaModel
 from transformers.models.llama4.configuration_llama4 import Llama4TextConfig as Llama4TextConfig
+from transformers.models.llava.configuration_llava import LlavaConfig as LlavaConfig
 from transformers.models.mamba.configuration_mamba import MambaConfig as MambaConfig
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config as Mamba2Config
 from transformers.models.mistral.configuration_mistral import MistralConfig as MistralConfig
@@ -79,6 +85,7 @@ from transformers.models.recurrent_gemma.configuration_recurrent_gemma import (
     RecurrentGemmaConfig as RecurrentGemmaConfig,
 )
 from transformers.models.roberta.configuration_roberta import RobertaConfig as RobertaConfig
+from transformers.models.siglip.configuration_siglip import SiglipVisionConfig as SiglipVisionConfig
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config as SmolLM3Config
 from transformers.models.stablelm.configuration_stablelm import StableLmConfig as StableLmConfig
 from transformers.models.starcoder2.configuration_starcoder2 import Starcoder2Config as Starcoder2Config

@@ -30,6 +30,8 @@ class AnswerRequest:
     messages: Sequence[dict[str, str]] = ()
     """The conversation; used when there is no ``raw`` prompt."""
     raw: str | None = None
+    images: Sequence[Path] = ()
+    """Files that the question shows."""
     max_tokens: int = 256
     stop: Sequence[str] = ()
     format: Format | None = None
@@ -81,6 +83,7 @@ def put(swarm: Swarm, question: AnswerRequest) -> Answer:
         format=question.format,
         otherwise=question.temperature,
         receipts=question.receipts,
+        images=question.images,
         **question.sampling,
     )
 
@@ -122,6 +125,7 @@ def answer_fields(answer: Answer, question: AnswerRequest) -> dict[str, Any]:
             for stage, (compute_ms, waiting_ms) in stages
         ],
         "own": [own.shown() for own in answer.own],
+        "tower_bytes": answer.tower_bytes,
         "reroutes": list(answer.reroutes),
         "speculation": answer.timing.speculation.shown(),
         "protection": answer.protection.shown() | {"said": answer.protection.said},
@@ -177,6 +181,8 @@ def say_speed(fields: dict[str, Any]) -> None:
     say(f"{speed}, the first after {fields['ttft_s']:.2f} s")
     if fields["own"]:
         say(own_line(fields["own"]))
+    if fields["tower_bytes"]:
+        say(f"the images were looked at here: {fields['tower_bytes'] / 1e6:.1f} MB of weights")
 
 
 def say_protection(fields: dict[str, Any]) -> None:

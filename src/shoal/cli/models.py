@@ -130,6 +130,7 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
     The format is the one in which this machine would hold it, if nobody in the swarm served it yet.
     """
     from shoal.executor.load import holds_published
+    from shoal.models.checkpoint.checkpoint import tower_bytes
 
     chosen = choose_format("auto", model.dtype, kernels=kernels_built(), published=holds_published(model))
     return {
@@ -142,6 +143,7 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
         "vocab_size": model.shape.vocab_size,
         "size": model.size,
         "dtype": model.dtype,
+        "tower": tower_bytes(model.path),
         "format": chosen.format,
         "format_why": chosen.why,
         "source": model.source,

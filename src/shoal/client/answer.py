@@ -48,6 +48,8 @@ class Answer:
         """What this machine computes of it, once it has begun."""
         self.encoder: EncoderPass | None = None
         """How the prompt came through an encoder, of models that have one before a decoder."""
+        self.tower_bytes = 0
+        """Bytes of what looked at its images on this machine, if it shows any."""
         self.receipts: AnswerReceipts | None = None
         """What the hops have signed of it, where that was asked for and the answer is complete."""
         self.protection: Protection = FAST

@@ -270,6 +270,7 @@ class Swarm:
                 await drafting.check(local)
             source = token_ids if reads else None
             seen = await self.looking.look(local, pictures, placed)
+            answer.tower_bytes = self.looking.tower_bytes(local) if seen else 0
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
             async with opening as session:

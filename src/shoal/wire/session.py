@@ -31,12 +31,15 @@ from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.types import Codec
 from shoal.wire.messages import Located, Open, Step, Stretch
 
+MAX_STRETCH = 1024
+"""Tokens of a step that see each other: they go in one forward, which takes memory for each."""
+
 
 def stretches_fit(stretches: Sequence[Stretch], start: int, end: int) -> bool:
-    """Whether stretches lie in ``[start, end)``, one behind the other, and none is empty."""
+    """Whether stretches lie in ``[start, end)``, one behind the other; none is empty, and none too long."""
     bounds = [start, *(bound for stretch in stretches for bound in stretch), end]
     ordered = all(before <= after for before, after in pairwise(bounds))
-    return ordered and all(first < last for first, last in stretches)
+    return ordered and all(first < last <= first + MAX_STRETCH for first, last in stretches)
 
 
 class HopSession:
@@ -72,7 +75,7 @@ class HopSession:
                 f"a step of a sequence of {step.sequence_length} tokens in a session of {self.opened.tokens}"
             )
         if not stretches_fit(step.mutual, step.position, step.position + step.tokens):
-            raise RemoteProtocolError("a step whose tokens see others that are not in it")
+            raise RemoteProtocolError("a step whose tokens see others that are not in it, or too many")
         if step.hops_left is not None and self._stepped:
             raise RemoteProtocolError("a step that only fills caches, in a session that goes on here")
         if step.position > self.length:

@@ -82,6 +82,15 @@ ReceiptsOption = Annotated[
         show_default=False,
     ),
 ]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="Show the model a PNG or JPEG; repeat the option for several.",
+        show_default=False,
+    ),
+]
 RawOption = Annotated[bool, typer.Option("--raw", help="Send the prompt without the chat template.")]
 
 
@@ -108,6 +117,7 @@ def run(
     stop: StopOption = None,
     seed: SeedOption = None,
     raw: RawOption = False,
+    image: ImageOption = None,
     speculate: options.SpeculateOption = None,
     draft: options.DraftOption = None,
     protect: options.ProtectOption = None,
@@ -145,6 +155,7 @@ def run(
         settings.model,
         messages=user(text),
         raw=text if raw else None,
+        images=tuple(image or ()),
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
         format=settings.asked_format,

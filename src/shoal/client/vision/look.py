@@ -19,7 +19,7 @@ import trio
 from shoal.client.picture_files import open_picture
 from shoal.client.vision.pictures import PlacedPicture, SeenPicture
 from shoal.config import Settings
-from shoal.errors import UsageError
+from shoal.errors import UnsupportedModel, UsageError
 from shoal.executor.arrays import Floats
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
@@ -27,6 +27,7 @@ from shoal.models.text.codec import TextCodec
 from shoal.models.text.pictures import ShownPictures
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.types import Digest
+from shoal.wire.session import MAX_STRETCH
 
 if TYPE_CHECKING:  # both stand on torch, which few clients need
     from shoal.models.vision.settings import VisionSettings
@@ -178,7 +179,13 @@ def _settings(folder: Path) -> VisionSettings | None:
         return None
     from shoal.models.vision.settings import vision_settings  # noqa: PLC0415 - torch, as above
 
-    return vision_settings(folder)
+    found = vision_settings(folder)
+    if found is not None and found.mutual and found.rows > MAX_STRETCH:
+        raise UnsupportedModel(
+            f"{folder}: {found.rows} rows of an image see each other, and hops take {MAX_STRETCH}",
+            check="ask the model for text alone",
+        )
+    return found
 
 
 def _read(files: Sequence[PictureFile], settings: VisionSettings, most_pixels: int) -> list[Picture]:

@@ -20,6 +20,7 @@ UNKNOWN_TIME = "1970-01-01T00:00:00Z"
 """When a model came into the world is not known, and the epoch says so."""
 NEVER = "9999-12-31T23:59:59Z"
 THINKING = "thinking"
+VISION = "vision"
 EMBEDDING = "embedding"
 _THINKS = ("thinking", "<think>", "reasoning_effort")
 """What a chat template speaks of that can be asked for reasoning."""
@@ -38,7 +39,8 @@ def capabilities(model: Servable) -> list[str]:
     if model.codec is None:
         return ["completion"]
     thinks = any(word in model.codec.template for word in _THINKS)
-    return ["completion", "tools", THINKING] if thinks else ["completion", "tools"]
+    more = [name for name, has in ((THINKING, thinks), (VISION, model.looking is not None)) if has]
+    return ["completion", "tools", *more]
 
 
 def all_capabilities(model: Servable) -> list[str]:

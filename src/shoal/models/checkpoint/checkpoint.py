@@ -137,6 +137,16 @@ def _read_headers(folder: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
+def tower_bytes(folder: Path) -> int:
+    """Bytes of what a client looks at images with, as stored; 0 where the model takes none.
+
+    Raises:
+        UnknownModel, BadWeights, UnsupportedModel: see :func:`open_checkpoint`.
+    """
+    tower = open_checkpoint(folder).tower
+    return 0 if tower is None else sum(entry.size for entry in tower.tensors.values())
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``, or the text part of it, if it is one that we may run.
 
