@@ -70,6 +70,8 @@ def write_seeing(folder: Path, kind: str = "llava") -> Path:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
+            elif not parameter.any():
+                parameter.data += 0.3 * torch.randn_like(parameter)  # Gemma 3's projector begins as zeros
             elif "language_model" not in name and "lm_head" not in name:
                 parameter.data *= 8  # else all pictures look alike, and no token depends on them
     model.save_pretrained(folder)
