@@ -54,7 +54,8 @@ ASKED_FOR = [
     ),
     *(
         (requirement, ["runtime", "build", "graph"])
-        for requirement in PROJECT["project"]["optional-dependencies"]["graph"]
+        for extra in ("graph", "vision")
+        for requirement in PROJECT["project"]["optional-dependencies"][extra]
     ),
     *(
         (requirement, ["runtime", "build", "graph", "ledger"])

@@ -1,0 +1,132 @@
+"""Towers that look at images: what is read of a model's files, and where a prompt shows an image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as t
+from PIL import Image
+
+from shoal.errors import BadWeights, UnsupportedModel, UsageError
+from shoal.models.checkpoint.checkpoint import open_checkpoint, tower_bytes
+from shoal.models.checkpoint.digest import hash_model
+from shoal.models.checkpoint.parts import layout
+from shoal.models.store.store import ModelStore
+from shoal.models.text.pictures import ShownPictures
+from shoal.models.vision.pixels import picture_pixels
+from shoal.models.vision.settings import vision_settings
+from shoal.models.vision.tower import load_tower
+from shoal.testing.seeing import ROW, SEEING, processor_of, write_seeing
+
+FolderOf = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> FolderOf:
+    root = tmp_path_factory.mktemp("seeing")
+    return lambda kind: root / kind if (root / kind).exists() else write_seeing(root / kind, kind)
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_a_tower_alone_makes_the_rows_that_the_whole_model_makes(kind: str, folder_of: FolderOf) -> None:
+    folder = folder_of(kind)
+    settings = vision_settings(folder)
+    assert settings is not None
+    draws = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
+    opened = Image.fromarray(draws)  # with transparency, which no tower knows
+    pixels = picture_pixels(opened, settings)
+    given = processor_of(kind)(opened.convert("RGB"), return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(pixels, given)
+    tower = load_tower(folder, settings, 64)
+    whole: Any = t.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        found = whole.model.get_image_features(pixel_values=torch.from_numpy(given)[None], return_dict=True)
+    assert np.array_equal(tower.look(pixels), found.pooler_output[0].numpy())
+    assert tower.tensor_bytes == tower_bytes(folder)
+    assert settings.rows == {"llava": 16, "llava_siglip": 16, "gemma3": 4}[kind]
+    assert settings.mutual == (kind == "gemma3")
+
+
+def test_what_looks_at_images_is_a_part_of_its_own(folder_of: FolderOf) -> None:
+    checkpoint = open_checkpoint(folder_of("llava"))
+    assert checkpoint.tower is not None
+    manifest = hash_model(checkpoint).manifest
+    parts = [{manifest.items[n].name for n in part.items} for part in layout(manifest)]
+    seeing = {entry.name for entry in checkpoint.tower.tensors.values()}
+    assert seeing in parts, "nodes have none of it, and clients all"
+    assert manifest.config["vision_config"]["model_type"] == "clip_vision_model"
+    assert "preprocessor_config.json" in {item.name for item in manifest.items}
+
+
+def changed(folder: Path, tmp_path: Path, file: str, **fields: Any) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    told = json.loads((copy / file).read_text()) | fields
+    (copy / file).write_text(json.dumps(told))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "told"),
+    [
+        ({"image_processor_type": "Qwen2VLImageProcessor"}, UnsupportedModel, "is not known here"),
+        ({"do_pan_and_scan": True}, UnsupportedModel, "cut into several"),
+        ({"size": {"height": 1 << 20, "width": 56}}, BadWeights, "pictures whose size is"),
+        ({"size": {"shortest_edge": 0}}, BadWeights, "pictures whose size is"),
+        ({"crop_size": {"height": "x", "width": 1}}, BadWeights, "pictures whose crop_size is"),
+    ],
+)
+def test_how_images_become_numbers_is_known_or_refused(
+    fields: dict[str, Any], error: type[Exception], told: str, folder_of: FolderOf, tmp_path: Path
+) -> None:
+    copy = changed(folder_of("llava"), tmp_path, "preprocessor_config.json", **fields)
+    with pytest.raises(error, match=told):
+        vision_settings(copy)
+
+
+def test_numbers_that_are_not_the_towers_are_no_image(folder_of: FolderOf, tmp_path: Path) -> None:
+    size = {"height": 28, "width": 28}
+    copy = changed(folder_of("llava"), tmp_path, "preprocessor_config.json", crop_size=size)
+    settings = vision_settings(copy)
+    assert settings is not None
+    with pytest.raises(BadWeights, match=r"makes \[3, 28, 28\] of a picture, and the tower looks at"):
+        picture_pixels(Image.new("RGB", (60, 60)), settings)
+    with pytest.raises(UsageError, match="too narrow to be scaled"):
+        picture_pixels(Image.new("RGB", (1, 60_000)), settings)
+
+
+def test_without_a_file_that_says_how_it_is_asked_for_text_alone(
+    folder_of: FolderOf, tmp_path: Path, store: ModelStore
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder_of("gemma3"), copy)
+    (copy / "preprocessor_config.json").unlink()
+    assert store.resolve(str(copy)).shape.n_blocks == 6
+    with pytest.raises(UnsupportedModel, match="no file says how they become numbers"):
+        vision_settings(copy)
+
+
+def test_a_file_that_is_about_images_makes_another_model_of_one_that_looks_at_them(
+    folder_of: FolderOf, tmp_path: Path, store: ModelStore
+) -> None:
+    folder = folder_of("llava")
+    copy = changed(folder, tmp_path, "preprocessor_config.json", image_mean=[0, 0, 0])
+    assert store.resolve(str(copy)).digest != store.resolve(str(folder)).digest
+
+
+def test_an_image_is_shown_where_the_template_says_and_nowhere_else() -> None:
+    shown = ShownPictures(2, 3, ROW, "<i>", "[<i>]")
+    text = "a<i>b<i>c<i>"
+    assert shown.put(text, [(4, 8)]) == ("a[<i>]b<i>c[<i>]", [(6, 10)])
+    with pytest.raises(UsageError, match="shows 3 pictures, and 2 are given"):
+        shown.put(text, [])
+    assert shown.spread([1, ROW, 2, ROW]) == ([1, *[ROW] * 3, 2, *[ROW] * 3], (1, 5))
+    with pytest.raises(UsageError, match="shows 1 pictures"):
+        shown.spread([ROW])
