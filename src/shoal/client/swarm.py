@@ -241,10 +241,7 @@ class Swarm:
             protect: from hops that compute something else (:mod:`shoal.client.audits`), by default as set;
                 ``answer.protection`` says what came of it.
             draft: let the draft model guess too, if one is set.
-            attested: as :meth:`session` has it.
-            images: PNG or JPEG files, or their bytes, for models that look at them: in the order in which
-                contents of ``messages`` have ``{"type": "image"}``, or all in the last of the user's; in a
-                ``prompt``, in the order of the model's own word for one.
+            attested, images: as :meth:`session` and :func:`shoal.client.vision.ask.encode_into` have them.
 
         Raises:
             UsageError: at once, for an option that cannot be.
@@ -253,24 +250,18 @@ class Swarm:
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
         check_answer_options(max_tokens, sampling)
-        shown = prompt if isinstance(prompt, str) else ""
 
         async def stream(answer: Answer) -> AsyncGenerator[Delta]:
             local = await self.resolve(model)
             reads = await self._reads_first(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
-            token_ids, placed, pictures = await encode_into(
-                answer, self.looking, local, codec, prompt, messages, images
-            )
+            asked = prompt, messages, images
+            token_ids, seen = await encode_into(answer, self.looking, local, codec, *asked)
             limit = min(max_tokens, _room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
-            drafting = self.draft if guessing and draft else None
-            if drafting is not None:
-                await drafting.check(local)
+            drafting = await self._checked_draft(local) if guessing and draft else None
             source = token_ids if reads else None
-            seen = await self.looking.look(local, pictures, placed)
-            answer.tower_bytes = self.looking.tower_bytes(local) if seen else 0
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
             async with opening as session:
@@ -294,7 +285,13 @@ class Swarm:
                     yield delta
                 await self._protect(answer, session, chosen, protect, receipts=receipts)
 
-        return Answer(shown, stream)
+        return Answer(prompt if isinstance(prompt, str) else "", stream)
+
+    async def _checked_draft(self, local: LocalModel) -> DraftHolder | None:
+        """The draft model, if one is set. Raises as ``DraftHolder.check``: it does not fit."""
+        if self.draft is not None:
+            await self.draft.check(local)
+        return self.draft
 
     async def _reads_first(self, local: LocalModel) -> bool:
         """Whether an encoder reads a prompt before a decoder answers. Raises UsageError: nothing answers."""

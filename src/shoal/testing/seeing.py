@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ TEMPLATE = (
 )
 
 
-def _llava(tower: Any, strategy: str = "default") -> Any:
+def _llava(tower: Any, strategy: Literal["default", "full"] = "default") -> Any:
     return t.LlavaConfig(
         text_config=FAMILIES["llama_untied"](),
         vision_config=tower,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from shoal.client.graph.pictures import picture_array
 from shoal.client.graph.sounds import SOUNDS, sound_array
-from shoal.client.picture_files import PICTURES
+from shoal.client.vision.picture_files import PICTURES
 from shoal.errors import UsageError
 from shoal.models.graph.manifest import GraphManifest, GraphValue
 from shoal.models.graph.preprocess import Preprocess

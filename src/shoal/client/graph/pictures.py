@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoal.client.picture_files import open_picture
+from shoal.client.vision.picture_files import open_picture
 from shoal.errors import UsageError
 from shoal.executor.arrays import Array
 from shoal.models.graph.manifest import GraphValue, sizes_text

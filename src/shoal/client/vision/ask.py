@@ -8,8 +8,8 @@ from typing import Any, cast
 import trio
 
 from shoal.client.answer import Answer
-from shoal.client.vision.look import Looking, Picture, PictureFile
-from shoal.client.vision.pictures import PlacedPicture
+from shoal.client.vision.look import Looking, PictureFile
+from shoal.client.vision.pictures import SeenPicture
 from shoal.errors import UsageError
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.chat_templates import PICTURE_PART, ChatMessage, pictures_in
@@ -25,12 +25,16 @@ async def encode_into(
     prompt: str | Sequence[int] | None,
     messages: Sequence[ChatMessage] | None,
     images: Sequence[PictureFile],
-) -> tuple[list[int], tuple[PlacedPicture, ...], list[Picture]]:
-    """Token ids of what was asked, which the answer is told of, too, and the pictures among them.
+) -> tuple[list[int], list[SeenPicture]]:
+    """Token ids of what was asked, which the answer is told of, too, and the pictures among them, looked at.
+
+    Images are PNG or JPEG files, or their bytes. In ``messages`` they stand in their order where contents have
+    ``{"type": "image"}``, or all before the words of the user's last; in a ``prompt`` where it has the model's
+    own word for one.
 
     Raises:
         UsageError: the model takes no images, or the prompt shows more of them than there are, or fewer.
-        ShoalError: as ``Looking.read`` and ``encode_prompt``.
+        ShoalError: as ``Looking.read``, ``Looking.look`` and ``encode_prompt``.
     """
     if codec is None or not (prompt is None or isinstance(prompt, str)):
         if images:
@@ -38,13 +42,17 @@ async def encode_into(
                 "images stand among words, and the prompt is given as token ids", check="give it as a text"
             )
         answer.prompt_token_ids = token_ids = [int(token) for token in prompt or ()]
-        return token_ids, (), []
+        return token_ids, []
     pictures = await looking.read(local, images) if images else []
     shown = await looking.shown(local, codec, len(pictures)) if pictures else None
     given = answer.prompt if messages is None else ChatPrompt(with_images(messages, len(pictures)))
     made = await trio.to_thread.run_sync(lambda: encode_prompt(codec, given, pictures=shown))
     answer.prompt, answer.prompt_token_ids = made.text, made.token_ids
-    return made.token_ids, await looking.placed(local, pictures, made.pictures) if pictures else (), pictures
+    if not pictures:
+        return made.token_ids, []
+    seen = await looking.look(local, pictures, await looking.placed(local, pictures, made.pictures))
+    answer.tower_bytes = looking.tower_bytes(local)
+    return made.token_ids, seen
 
 
 def with_images(messages: Sequence[ChatMessage], images: int) -> Sequence[ChatMessage]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from shoal.client.picture_files import open_picture
+from shoal.client.vision.picture_files import open_picture
 from shoal.client.vision.pictures import PlacedPicture, SeenPicture
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel, UsageError

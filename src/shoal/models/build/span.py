@@ -253,7 +253,7 @@ class SpanModule:
         positions = torch.arange(position, position + n, device=self.device)
         offered = self._inputs(hidden, cache, positions)
         if mutual:
-            from shoal.models.seam.mutual import mutual_masks  # noqa: PLC0415 - one family alone has them
+            from shoal.models.seam.vision import mutual_masks  # noqa: PLC0415 - one family alone has them
 
             offered["attention_mask"] = mutual_masks(
                 self.model.config, hidden, cache.states, positions, mutual

@@ -4,29 +4,40 @@ Relied on: the mapping below gives the class of LLaVA's and of Gemma 3's models,
 at ``model.language_model`` and ``lm_head``, and all else beside it. ``get_image_features`` takes
 ``pixel_values`` alone and gives, as ``pooler_output``, what takes the place of a picture's tokens among the
 embeddings. Image processors of the names in ``PROCESSORS`` have a twin that needs Pillow and numpy alone; it
-is made by ``from_dict`` and called with one picture.
+is made by ``from_dict`` and called with one picture. ``create_masks_for_vision_model`` gives the masks of
+both kinds of Gemma 3's blocks, by numbers of the stretches whose tokens see each other, from the beginning of
+the sequence on, with -1 where there is none; the model takes them as its ``attention_mask``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
+from shoal.models.seam.cache import DynamicCache
 from shoal.models.seam.config import PretrainedConfig
-from shoal.models.seam.contract import changed, expect_members, relied_on
+from shoal.models.seam.contract import changed, expect_arguments, expect_members, relied_on
 from shoal.models.seam.model import PreTrainedModel
 
 with relied_on("models that look at pictures"):
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3Model
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3Model, create_masks_for_vision_model
     from transformers.models.llava.modeling_llava import LlavaModel
 
     expect_members(LlavaModel, "get_image_features")
     expect_members(Gemma3Model, "get_image_features")
+    expect_arguments(
+        create_masks_for_vision_model,
+        "config",
+        "inputs_embeds",
+        "cache",
+        "position_ids",
+        "block_sequence_ids",
+    )
 
 PROCESSORS = {
     "CLIPImageProcessor": "clip",
@@ -76,3 +87,31 @@ def picture_processor(name: str, fields: Mapping[str, Any]) -> PictureProcessor:
     if made is None:
         raise changed("image processors", f"there is no {plain}Pil")
     return cast(PictureProcessor, made.from_dict(dict(fields)))
+
+
+def mutual_masks(
+    config: PretrainedConfig,
+    hidden: torch.Tensor,
+    states: DynamicCache,
+    positions: torch.Tensor,
+    mutual: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """What a forward takes as its mask, by the kind of block.
+
+    Args:
+        hidden: ``[1, n, width]``
+        positions: of its tokens, ``[n]``.
+        mutual: stretches of positions among them whose tokens see each other.
+    """
+    numbers = torch.full((1, int(positions[-1]) + 1), -1, device=hidden.device)
+    for number, (first, last) in enumerate(mutual):
+        numbers[0, first:last] = number
+    made = create_masks_for_vision_model(
+        config=cast(Any, config),
+        inputs_embeds=hidden,
+        attention_mask=None,
+        cache=cast(Any, states),
+        position_ids=positions[None],
+        block_sequence_ids=numbers,
+    )
+    return cast("dict[str, Any]", made)

@@ -9,13 +9,13 @@ import numpy as np
 from shoal.errors import BadWeights, UsageError
 from shoal.models.build.loader import REFUSED, first_line
 from shoal.models.seam.vision import picture_processor
-from shoal.models.vision.settings import Numbers, VisionSettings
+from shoal.models.vision.settings import VisionArray, VisionSettings
 
 MAX_SCALED = 20_000_000
 """Pixels of a picture that is scaled before it is cut: one a pixel high would have millions."""
 
 
-def picture_pixels(picture: Any, settings: VisionSettings) -> Numbers:
+def picture_pixels(picture: Any, settings: VisionSettings) -> VisionArray:
     """float32 ``[3, side, side]`` of a picture of Pillow's.
 
     Raises:

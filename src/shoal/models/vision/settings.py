@@ -20,7 +20,8 @@ from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.vision import PROCESSORS
 from shoal.models.text.pictures import PictureWords
 
-Numbers: TypeAlias = "npt.NDArray[np.float32]"
+VisionArray: TypeAlias = "npt.NDArray[np.float32]"
+"""Pixels, and rows, as float32."""
 MAX_SIDE = 4096
 """Pixels of a side of what a tower looks at; the largest of today have 1,540."""
 MAX_ROWS = 16384

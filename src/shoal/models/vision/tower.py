@@ -19,7 +19,7 @@ from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.seam.loading import prepared_class, set_ties
 from shoal.models.seam.model import PreTrainedModel
 from shoal.models.seam.vision import drop_language, picture_rows, seeing_class
-from shoal.models.vision.settings import Numbers, VisionSettings, seeing_part, tower_config
+from shoal.models.vision.settings import VisionArray, VisionSettings, seeing_part, tower_config
 
 
 class Tower:
@@ -33,7 +33,7 @@ class Tower:
         """Bytes of its weights in memory."""
 
     @torch.inference_mode()
-    def look(self, pixels: Numbers) -> Numbers:
+    def look(self, pixels: VisionArray) -> VisionArray:
         """The rows of a picture, float32 ``[rows, width]``: what the first block receives in its place.
 
         Args:
