@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.core_model_loading import ConversionOps
 from transformers.integrations import moe
+from transformers.models.llava.modeling_llava import LlavaModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
@@ -56,6 +57,7 @@ GONE: dict[str, tuple[Any, str]] = {
     "seq2seq": (PreTrainedModel, "get_encoder"),
     "split": (PreTrainedModel, "tp_plan"),
     "tokenizer": (PreTrainedTokenizerBase, "convert_ids_to_tokens"),
+    "vision": (LlavaModel, "get_image_features"),
 }
 """For each module of the seam something that it relies on."""
 

@@ -28,9 +28,9 @@ async def encode_into(
 ) -> tuple[list[int], list[SeenPicture]]:
     """Token ids of what was asked, which the answer is told of, too, and the pictures among them, looked at.
 
-    Images are PNG or JPEG files, or their bytes. In ``messages`` they stand in their order where contents have
-    ``{"type": "image"}``, or all before the words of the user's last; in a ``prompt`` where it has the model's
-    own word for one.
+    Images are PNG or JPEG files, or their bytes. In ``messages`` they stand in their order where contents
+    have ``{"type": "image"}``, or all before the words of the user's last; in a ``prompt`` where it has the
+    model's own word for one.
 
     Raises:
         UsageError: the model takes no images, or the prompt shows more of them than there are, or fewer.

@@ -20,6 +20,7 @@ it runs, ``tests/models/seam`` holds, thing by thing, for every version of ``ver
 ``rotary``     rotary embeddings, and whether they depend on the length of the sequence
 ``gguf``       the reader of GGUF files
 ``tokenizer``  tokenizers
+``vision``     models that look at images: their towers, image processors and masks
 ``logging``    what transformers prints
 =============  ========================================================================================
 """

@@ -179,6 +179,7 @@ class SimEngine(Engine):
         reply: Codec,
         done: StepCallback,
         sequence_length: int = 0,
+        mutual: tuple[tuple[int, int], ...] = (),
     ) -> None:
         cache = self._caches.get(session)
         if cache is None:
