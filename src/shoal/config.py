@@ -262,7 +262,7 @@ class Settings:
         metadata=_about("Images of one request, for models that look at them; 0 takes none."),
     )
     image_pixels: int = field(
-        default=50_000_000,
+        default=25_000_000,
         metadata=_about("Pixels that an image may have; larger ones are refused before they are unpacked."),
     )
     share: Literal["auto", "on", "off"] = field(

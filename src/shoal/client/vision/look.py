@@ -37,6 +37,8 @@ PictureFile: TypeAlias = "Path | bytes"
 """A PNG or a JPEG, or its bytes."""
 KEPT_BYTES = 64 << 20
 """Of rows that are kept for the next turns of all conversations; a picture's take up to 20 MB."""
+READERS = 2
+"""Requests whose pictures are unpacked at once: each takes some ten bytes for a pixel meanwhile."""
 MAX_FILE = 64 << 20
 """Bytes of a file with a picture."""
 
@@ -65,6 +67,7 @@ class Looking:
         self._towers: dict[Digest, Tower] = {}
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
         self._turn = trio.Lock()
+        self._readers = trio.CapacityLimiter(READERS)
 
     async def sees(self, local: LocalModel) -> bool:
         """Whether a model looks at pictures. Raises BadWeights: its files cannot be read."""
@@ -96,7 +99,7 @@ class Looking:
                 check="send fewer images, or set images to more",
             )
         read = partial(_read, files, settings, self._settings.image_pixels)
-        return await trio.to_thread.run_sync(read)
+        return await trio.to_thread.run_sync(read, limiter=self._readers)
 
     async def shown(self, local: LocalModel, codec: TextCodec, count: int) -> ShownPictures:
         """How so many pictures are put into a prompt. Raises as :meth:`settings`."""
