@@ -345,7 +345,9 @@ def test_a_conversation_is_rendered_in_the_words_that_templates_know():
     said = {"role": "Assistant", "thinking": "Where?", "tool_calls": [call]}
     result = {"role": "tool", "tool_name": "get_weather", "content": "sun"}
     called = {"name": "get_weather", "arguments": {"city": "Rome"}}
-    assert [_for_template(OllamaMessage.model_validate(one)) for one in (user("Rome?"), said, result)] == [
+    assert [
+        _for_template(OllamaMessage.model_validate(one), "") for one in (user("Rome?"), said, result)
+    ] == [
         user("Rome?"),
         {
             "role": "assistant",

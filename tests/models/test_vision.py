@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as t
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from shoal.errors import BadWeights, UnsupportedModel, UsageError
 from shoal.models.checkpoint.checkpoint import open_checkpoint, tower_bytes
@@ -25,6 +26,7 @@ from shoal.models.vision.settings import vision_settings
 from shoal.models.vision.tower import load_tower
 from shoal.testing.seeing import ROW, SEEING, processor_of, write_seeing
 
+FILE = "model.safetensors"
 FolderOf = Callable[[str], Path]
 
 
@@ -130,3 +132,32 @@ def test_an_image_is_shown_where_the_template_says_and_nowhere_else() -> None:
     assert shown.spread([1, ROW, 2, ROW]) == ([1, *[ROW] * 3, 2, *[ROW] * 3], (1, 5))
     with pytest.raises(UsageError, match="shows 1 pictures"):
         shown.spread([ROW])
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_tensors_may_have_the_names_of_one_age_or_another(
+    older: bool, folder_of: FolderOf, tmp_path: Path
+) -> None:
+    folder, copy = folder_of("llava"), tmp_path / "copy"
+    settings = vision_settings(folder)
+    assert settings is not None
+    shutil.copytree(folder, copy)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / FILE).items()}
+    names = [("language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")]
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = name.replace("language_model.model.", "language_model.")
+        plain = plain.replace("language_model.lm_head.", "lm_head.")
+        if older:
+            plain = next(
+                (new + plain.removeprefix(old) for old, new in names if plain.startswith(old)), plain
+            )
+        elif not plain.startswith("lm_head."):
+            plain = f"model.{plain}"
+        renamed[plain] = tensor
+    save_file(renamed, copy / FILE, {"format": "pt"})
+    pixels = np.random.default_rng(0).random((3, 56, 56), np.float32)
+    assert np.array_equal(
+        load_tower(copy, settings, 64).look(pixels), load_tower(folder, settings, 64).look(pixels)
+    )
+    assert open_checkpoint(copy).tensors.keys() == open_checkpoint(folder).tensors.keys()
