@@ -82,7 +82,8 @@ async def test_a_conversation_goes_through_the_template_and_a_raw_prompt_does_no
     await asked(stub, AnswerRequest("fish", user("?"), sampling={"seed": 3}), stream=False)
     assert (stub.asked["prompt"], stub.asked["messages"]) == (None, [{"role": "user", "content": "?"}])
     assert stub.asked["seed"] == 3
-    await asked(stub, AnswerRequest("fish", user("?"), raw="?"), stream=False)
+    await asked(stub, AnswerRequest("fish", user("?"), raw="?", images=[Path("cat.png")]), stream=False)
+    assert stub.asked["images"] == [Path("cat.png")]
     assert (stub.asked["prompt"], stub.asked["messages"]) == ("?", None)
 
 

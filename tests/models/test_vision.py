@@ -124,12 +124,12 @@ def test_a_file_that_is_about_images_makes_another_model_of_one_that_looks_at_th
 
 
 def test_an_image_is_shown_where_the_template_says_and_nowhere_else() -> None:
-    shown = ShownPictures(2, 3, ROW, "<i>", "[<i>]")
+    shown = ShownPictures(2, 3, ROW, 0, "<i>", "[<i>]")
     text = "a<i>b<i>c<i>"
     assert shown.put(text, [(4, 8)]) == ("a[<i>]b<i>c[<i>]", [(6, 10)])
     with pytest.raises(UsageError, match="shows 3 pictures, and 2 are given"):
         shown.put(text, [])
-    assert shown.spread([1, ROW, 2, ROW]) == ([1, *[ROW] * 3, 2, *[ROW] * 3], (1, 5))
+    assert shown.spread([1, ROW, 2, ROW]) == ([1, 0, 0, 0, 2, 0, 0, 0], (1, 5))
     with pytest.raises(UsageError, match="shows 1 pictures"):
         shown.spread([ROW])
 

@@ -108,7 +108,8 @@ class Looking:
             raise no_pictures(local.name)
         words, text_of = settings.words, codec.token_text
         written, whole = await trio.to_thread.run_sync(lambda: (words.written(text_of), words.whole(text_of)))
-        return ShownPictures(count, settings.rows, words.token, written, whole)
+        row = words.token if words.token < local.shape.vocab_size else 0  # as transformers pads it
+        return ShownPictures(count, settings.rows, words.token, row, written, whole)
 
     async def placed(
         self, local: LocalModel, pictures: Sequence[Picture], begins: Sequence[int]

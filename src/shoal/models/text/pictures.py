@@ -40,7 +40,9 @@ class ShownPictures:
     rows: int
     """Tokens of each."""
     token: int
-    """Stands for each row."""
+    """The tokenizer's, which shows a picture."""
+    row: int
+    """Stands for each row: the same, unless it is beyond what the model embeds."""
     written: str
     whole: str
     """As of :class:`PictureWords`."""
@@ -83,7 +85,7 @@ class ShownPictures:
         for token in token_ids:
             if token == self.token:
                 begins.append(len(found))
-            found += [token] * (self.rows if token == self.token else 1)
+            found += [self.row] * self.rows if token == self.token else [token]
         self._check(len(begins))
         return found, tuple(begins)
 
