@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from PIL import Image
 
 from shoal.models.checkpoint.manifest import ManifestItem, write_manifest
 from shoal.models.graph.manifest import (
@@ -129,6 +130,13 @@ def _recording(width: int, channels: int) -> bytes:
     with wave.open(file, "wb") as opened:
         opened.setparams((channels, width, 16000, 0, "NONE", "not compressed"))
         opened.writeframes(bytes(range(24 * channels)))
+    return file.getvalue()
+
+
+def _image(format: str, mode: str) -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new(mode, (24, 16), 9).save(file, format, exif=exif)
     return file.getvalue()
 
 
@@ -281,6 +289,7 @@ def _receipts() -> bytes:
 
 
 SEEDS: dict[str, list[bytes]] = {
+    "image": [_image("PNG", "RGB"), _image("PNG", "P"), _image("JPEG", "L"), _image("JPEG", "RGB")],
     "recording": [_recording(1, 1), _recording(2, 2), _recording(3, 1), _recording(4, 8)],
     "header": [encode(m) + payload_bytes(m).to_bytes(2, "big") for m in HONEST],
     "frames": [_framed(m) for m in HONEST],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.client.seq2seq.sound import read_recording
+from shoal.client.vision.picture_files import open_picture
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
 from shoal.gateway.api.inference import read_infer
 from shoal.gateway.errors import BadRequest, BodyTooLarge
@@ -289,6 +290,13 @@ def recording(data: bytes) -> None:
         assert float(abs(found.samples).max()) <= 1
 
 
+def image(data: bytes) -> None:
+    """A picture: no larger than it may be, however it was packed."""
+    with suppress(UsageError):
+        opened = open_picture(data, "image 0", 4096, "vision").convert("RGB")
+        assert opened.width * opened.height <= 4096
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -315,6 +323,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         evidence,
         receipts,
         recording,
+        image,
     )
 }
 SLOW = frozenset({"tokenizer"})

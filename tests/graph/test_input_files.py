@@ -11,6 +11,7 @@ from PIL import Image
 
 from shoal.client.graph import pictures
 from shoal.client.graph.input_files import GraphInput, read_given
+from shoal.client.vision import picture_files
 from shoal.errors import IncompatibleLibrary, UsageError
 from shoal.models.graph.graph_store import GraphStore
 from shoal.models.graph.manifest import GraphManifest, GraphSegment, GraphValue
@@ -175,7 +176,7 @@ def test_a_picture_that_unpacks_to_too_much_is_refused_unread(
 
 
 def test_without_pillow_the_extra_is_named(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(picture_files, "find_spec", lambda name: None)
     with pytest.raises(IncompatibleLibrary) as raised:
         read(picture, (1, 3, 4, 6))
     assert "shoal[graph]" in raised.value.check

@@ -26,7 +26,7 @@ def names(asked: list[str]) -> set[str]:
 
 DECLARED = names(
     PROJECT["project"]["dependencies"]
-    + [one for extra in ("graph", "attest", "ledger", "postgres", "otel") for one in EXTRAS[extra]]
+    + [one for extra in ("graph", "vision", "attest", "ledger", "postgres", "otel") for one in EXTRAS[extra]]
 )
 FOR_TESTS = DECLARED | names(EXTRAS["dev"])
 """What the test doubles may import."""

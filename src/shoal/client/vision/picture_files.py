@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.errors import IncompatibleLibrary, UsageError
+from shoal.errors import IncompatibleLibrary, ShoalError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,5 +49,8 @@ def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) 
             return ImageOps.exif_transpose(opened)
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} has too many pixels", check="make it smaller first") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNGs
+    except ShoalError:
+        raise
+    except Exception as error:
+        # What Pillow raises of broken files, and of what they say of a camera, is listed nowhere.
         raise UsageError(f"{name} cannot be read as a picture: {error}", check="give PNG or JPEG") from error
