@@ -23,6 +23,7 @@ from shoal.types import AdapterDigest, Codec, Format, Kv, Numerics, SessionId, S
 from shoal.wire.training import Train
 
 if TYPE_CHECKING:
+    from shoal.executor.proofs.tracer import BlockTracer
     from shoal.executor.training.train import TrainingRun
 
 _ResultT = TypeVar("_ResultT")
@@ -312,6 +313,26 @@ class Engine:
     async def settled(self, look: Callable[[], _ResultT]) -> _ResultT:
         """What ``look`` returns, on the thread that computes, when all that it has computed is done with."""
         return await self._thread.run(look)
+
+    async def traced(
+        self, session: SessionId, look: Callable[[BlockTracer, KvState], _ResultT]
+    ) -> _ResultT:
+        """What ``look`` makes of a session's blocks laid open, in turn with forwards of sessions.
+
+        Raises:
+            NotAllowed: there are no proofs of what these blocks compute.
+            UnknownSession: the session is not open.
+        """
+        state, tracer = self._state(session), self.runner.tracer()
+
+        def run() -> _ResultT:
+            began = time.perf_counter()
+            try:
+                return look(tracer, state)
+            finally:
+                self._batcher.note_other(began, time.perf_counter())
+
+        return await self._thread.run(run)
 
     def _state(self, session: SessionId) -> KvState:
         state = self._sessions.get(session)

@@ -7,7 +7,7 @@ from ctypes import byref
 
 import numpy as np
 
-from shoal.errors import OutOfResources, ShoalError
+from shoal.errors import LocalProtocolError, OutOfResources, ShoalError
 from shoal.executor.adapters.parts import FusedAdapters
 from shoal.executor.arrays import Array, address, join, split
 from shoal.executor.batcher import ForwardOutput
@@ -15,6 +15,7 @@ from shoal.executor.kernels.c_kernels import NUMBER, MatrixLayout, ThreadTeam, l
 from shoal.executor.kernels.decode_steps import DecodeSteps
 from shoal.executor.kernels.structs import KvStruct, LayerStruct, LinearStruct, SequenceStruct, SpanStruct
 from shoal.executor.pages import PAGE, PagePool, pages_for
+from shoal.executor.proofs.tracer import BlockTracer
 from shoal.executor.runner import Capabilities, PagedRunner, SessionRows
 from shoal.executor.shape import LlamaShape
 from shoal.executor.weights.llama_blocks import LayerWeights
@@ -89,6 +90,11 @@ class FusedRunner(PagedRunner):
 
     def decode_steps(self) -> DecodeSteps | None:
         return None if self.pool is None else DecodeSteps(self._team, self._struct, self.width, self)
+
+    def tracer(self) -> BlockTracer:
+        if self.pool is None:
+            raise LocalProtocolError("a block is traced before there is a pool")
+        return BlockTracer(self._team, self._struct, self.span, self._held, self.pool)
 
     def _run(self, span: Span, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         hidden = np.ascontiguousarray(join([rows.hidden for rows in batch]))  # in place where it can be

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,7 +26,7 @@ from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.kernels.c_kernels import ThreadTeam, library
 from shoal.executor.packed import load_packed
 from shoal.executor.pages import PagePool, Pages, pages_for
-from shoal.executor.runner import Capabilities, KvState, SessionRows
+from shoal.executor.runner import UNPROVABLE, Capabilities, KvState, SessionRows
 from shoal.executor.training.train import TrainingRun, TrainingWork, check_trainable
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.build.ends import EndsModule
@@ -123,6 +123,9 @@ class ModuleRunner:
 
     def decode_steps(self) -> None:
         return None
+
+    def tracer(self) -> NoReturn:
+        raise NotAllowed(UNPROVABLE)
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         return [self._step(rows) for rows in batch]

@@ -18,6 +18,7 @@ from shoal.types import AdapterDigest, Exactness, Span
 
 if TYPE_CHECKING:
     from shoal.executor.kernels.decode_steps import DecodeSteps
+    from shoal.executor.proofs.tracer import BlockTracer
     from shoal.executor.training.train import TrainingRun, TrainingWork
     from shoal.models.build.kv import Cache  # stands on torch, which a span on the kernels does without
 
@@ -82,6 +83,9 @@ MERGED_ROWS = 8
 order, and a row's bits would depend on its company."""
 
 
+UNPROVABLE = "proofs are of int8 and w8a8 by the C kernels on the CPU, and these blocks run otherwise"
+
+
 class Runner(Protocol):
     """A span that runs rows of several sessions in one forward. For one thread at a time."""
 
@@ -123,6 +127,14 @@ class Runner(Protocol):
 
     def decode_steps(self) -> DecodeSteps | None:
         """What runs decode steps from bytes to bytes, once there is a pool; ``None`` where nothing does."""
+        ...
+
+    def tracer(self) -> BlockTracer:
+        """What lays a block's forward open, for proofs, once there is a pool.
+
+        Raises:
+            NotAllowed: there are no proofs of what these blocks compute.
+        """
         ...
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
@@ -174,6 +186,9 @@ class PagedRunner(ABC):
 
     def decode_steps(self) -> DecodeSteps | None:
         return None
+
+    def tracer(self) -> BlockTracer:
+        raise NotAllowed(UNPROVABLE)
 
     def watched(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()  # nobody else computes

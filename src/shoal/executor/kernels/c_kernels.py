@@ -20,7 +20,14 @@ from shoal.errors import OutOfResources
 from shoal.executor.arrays import ALIGNMENT, Array, Floats, address, empty, narrow, widen
 from shoal.executor.kernels.built import BASIC, NATIVE, kernels_built
 from shoal.executor.kernels.onednn import product
-from shoal.executor.kernels.structs import PRODUCT, KvStruct, LinearStruct, SequenceStruct, SpanStruct
+from shoal.executor.kernels.structs import (
+    PRODUCT,
+    KvStruct,
+    LinearStruct,
+    SequenceStruct,
+    SpanStruct,
+    TapeStruct,
+)
 from shoal.executor.kernels.tiles import QUAD, TILE, quads_of, tile_groups, tile_quads, tile_weights, tiles_of
 from shoal.types import Format
 
@@ -51,6 +58,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.team_limit.argtypes = [c_void_p, c_int32]
     library.team_limit.restype = c_int32
     library.span_step.argtypes = [c_void_p, POINTER(SpanStruct), c_int, c_int, c_void_p, c_int, c_void_p]
+    library.taped_step.argtypes = [
+        c_void_p,
+        POINTER(SpanStruct),
+        c_int,
+        POINTER(SequenceStruct),
+        c_void_p,
+        POINTER(TapeStruct),
+    ]
     library.apply_linear.argtypes = [c_void_p, POINTER(LinearStruct), c_void_p, c_int, c_void_p]
     library.rms_norm.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p]
     library.kv_layer_bytes.argtypes = [POINTER(KvStruct)]
@@ -308,6 +323,22 @@ class ThreadTeam:
                 ctypes.addressof(sequences),
                 len(sequences),
                 address(hidden),
+            )
+        )
+
+    def run_taped(
+        self, span: SpanStruct, layer: int, sequence: SequenceStruct, hidden: Floats, tape: TapeStruct
+    ) -> None:
+        """Run one block on one session's ``hidden``, float32 ``[n, width]``, in place, and write its integer
+        products on ``tape`` or take them from it. Its weights are int8 or w8a8; the bits are those of
+        :meth:`run_span`.
+
+        Raises:
+            OutOfResources: memory is short; ``hidden`` is as it was.
+        """
+        self._check(
+            self.library.taped_step(
+                self._team, byref(span), layer, byref(sequence), address(hidden), byref(tape)
             )
         )
 

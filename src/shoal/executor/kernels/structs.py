@@ -130,6 +130,17 @@ class SpanStruct(Structure):
     )
 
 
+class TapeStruct(Structure):
+    """``tape_t`` of native/tape.h."""
+
+    _fields_ = (
+        ("inputs", c_void_p * len(ADAPTABLE)),
+        ("sums", c_void_p * len(ADAPTABLE)),
+        ("given", c_int32),
+        ("unused", c_int32),
+    )
+
+
 PRODUCT = ctypes.CFUNCTYPE(c_int, POINTER(LinearStruct), c_void_p, c_int, c_void_p)
 """``product_fn`` of native/linear.h."""
 

@@ -41,6 +41,8 @@ int64_t amx_floats(int m);
 void amx_chunk(void *context, int chunk, int thread);
 /* x as integers (quantise.c), each row with a scale: of 16 bits, or in bytes for the kernel that takes it. */
 void quantise_row(void *context, int i, int thread);
+/* The same for int8 and w8a8, to 16 bits wherever they are to go. */
+void quantise_shorts(const job_t *job, int i, int16_t *to);
 /* Weights in groups (grouped.c). sum_units: of row i of x, as integers, what its units of 16 or 32 add up to. */
 static inline int is_grouped(int32_t format) { return format == GROUPED4 || format == GROUPED8; }
 void sum_units(const job_t *job, int i);

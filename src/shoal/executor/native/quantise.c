@@ -58,15 +58,27 @@ static void to_planes(const float *x, int64_t cols, float to_int, int8_t *low, i
     }
 }
 
+/* What row i of x is multiplied by to become integers; its scale is noted. */
+static float to_integers(const job_t *job, int i) {
+    const linear_t *layer = job->layer;
+    const float limit = (float)activation_limit(layer->format, layer->cols);
+    const float top = top_of(job->x + i * job->x_stride, layer->cols), factor = limit / top;
+    const float to_int = factor <= FLT_MAX ? factor : 0;
+    job->scratch->row_scales[i] = to_int > 0 ? top / limit : 0; /* a row of nothing, or of next to nothing, is zeros */
+    return to_int;
+}
+
+void quantise_shorts(const job_t *job, int i, int16_t *to) {
+    to_shorts(job->x + i * job->x_stride, job->layer->cols, to_integers(job, i), to);
+}
+
 void quantise_row(void *context, int i, int thread) {
     const job_t *job = context;
     (void)thread;
     const scratch_t *scratch = job->scratch;
     const int32_t format = job->layer->format;
     const int64_t cols = job->layer->cols, wide = quantised_stride(cols), narrow = bytes_stride(cols);
-    const float *x = job->x + i * job->x_stride, limit = (float)activation_limit(format, job->layer->cols);
-    const float top = top_of(x, cols), factor = limit / top, to_int = factor <= FLT_MAX ? factor : 0;
-    scratch->row_scales[i] = to_int > 0 ? top / limit : 0; /* a row of nothing, or of next to nothing, is zeros */
+    const float *x = job->x + i * job->x_stride, to_int = to_integers(job, i);
     int16_t *shorts = scratch->quantised + i * wide;
     int8_t *bytes = (int8_t *)scratch->quantised + i * narrow;
     if (format == W8A8 && holds_bytes(scratch)) {

@@ -87,6 +87,7 @@ typedef struct {
     int64_t qkv_width;
     int index; /* of the layer */
     int adapted; /* whether any sequence has an adapter */
+    const tape_t *tape; /* of one layer's products; or NULL */
 } step_t;
 
 static void norm_row(void *context, int row, int thread) {
@@ -211,17 +212,26 @@ static void join_rows(float *gated, int rows, int64_t ffn) {
         memmove(gated + row * ffn, gated + 2 * row * ffn, (size_t)ffn * sizeof *gated);
 }
 
+/* One of the layer's four products, by the tape where there is one. */
+static void multiply(const step_t *step, const linear_t *layer, int which, const float *x, int64_t x_stride, int rows,
+                     float *out, int64_t stride, int how, float factor) {
+    team_t *team = step->team;
+    if (step->tape)
+        taped_linear(team->pool, layer, &team->scratch, step->tape, which, x, x_stride, rows, out, stride, how, factor);
+    else linear(team->pool, layer, &team->scratch, x, x_stride, rows, out, stride, how, factor);
+}
+
 /* What a block adds: straight onto hidden, or by way of a norm. Rows of x are `stride` apart, as linear has it. */
 static void add_linear(const step_t *step, const linear_t *layer, int which, const float *after, const float *x,
                        int64_t stride, int rows) {
     team_t *team = step->team;
     const int64_t hidden = step->span->hidden;
     if (!after) {
-        linear(team->pool, layer, &team->scratch, x, stride, rows, step->hidden, hidden, ADD, step->span->residual);
+        multiply(step, layer, which, x, stride, rows, step->hidden, hidden, ADD, step->span->residual);
         adapt_rows(step, which, x, stride, rows, step->hidden, hidden, step->span->residual);
         return;
     }
-    linear(team->pool, layer, &team->scratch, x, stride, rows, team->normed, hidden, SET, 1);
+    multiply(step, layer, which, x, stride, rows, team->normed, hidden, SET, 1);
     adapt_rows(step, which, x, stride, rows, team->normed, hidden, 1);
     step_t norm = *step;
     norm.weight = after;
@@ -234,8 +244,7 @@ static void run_layer(step_t *step, int rows, int count) {
     team_t *team = step->team;
     step->weight = layer->attention_norm;
     pool_run(team->pool, norm_row, step, rows);
-    linear(team->pool, &layer->qkv, &team->scratch, team->normed, span->hidden, rows, team->qkv, step->qkv_width, SET,
-           1);
+    multiply(step, &layer->qkv, ADAPT_QKV, team->normed, span->hidden, rows, team->qkv, step->qkv_width, SET, 1);
     adapt_rows(step, ADAPT_QKV, team->normed, span->hidden, rows, team->qkv, step->qkv_width, 1);
     pool_run(team->pool, place_row, step, rows);
     attend(team->pool, &span->kv, step->index, layer->window, step->sequences, count, team->qkv, step->qkv_width,
@@ -243,8 +252,8 @@ static void run_layer(step_t *step, int rows, int count) {
     add_linear(step, &layer->out, ADAPT_OUT, layer->after_attention, team->attended, layer->out.cols, rows);
     step->weight = layer->mlp_norm;
     pool_run(team->pool, norm_row, step, rows);
-    linear(team->pool, &layer->gate_up, &team->scratch, team->normed, span->hidden, rows, team->gated,
-           2 * (int64_t)span->ffn, SET, 1);
+    multiply(step, &layer->gate_up, ADAPT_GATE_UP, team->normed, span->hidden, rows, team->gated,
+             2 * (int64_t)span->ffn, SET, 1);
     adapt_rows(step, ADAPT_GATE_UP, team->normed, span->hidden, rows, team->gated, 2 * (int64_t)span->ffn, 1);
     pool_run(team->pool, gate_row, step, rows);
     const int apart = takes_strides(layer->down.format);
@@ -253,8 +262,8 @@ static void run_layer(step_t *step, int rows, int count) {
                apart ? 2 * (int64_t)span->ffn : span->ffn, rows);
 }
 
-int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
-              float *hidden) {
+static int run_layers(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
+                      float *hidden, const tape_t *tape) {
     int rows = 0, adapted = 0;
     for (int s = 0; s < count; s++) {
         rows += sequences[s].rows;
@@ -273,7 +282,7 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
         grow(&team->cosines, &team->sizes[8], (int64_t)rows * span->rotary * 8) |
         grow(&team->attention, &team->sizes[9], attention * 4))
         return -1;
-    step_t step = {span, 0, team, sequences, hidden, 0, qkv, 0, adapted};
+    step_t step = {span, 0, team, sequences, hidden, 0, qkv, 0, adapted, tape};
     pool_begin(team->pool);
     pool_run(team->pool, angle_row, &step, rows);
     for (int layer = from; layer < to; layer++) {
@@ -283,6 +292,16 @@ int span_step(team_t *team, const span_t *span, int from, int to, const sequence
     }
     pool_end(team->pool);
     return 0;
+}
+
+int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
+              float *hidden) {
+    return run_layers(team, span, from, to, sequences, count, hidden, 0);
+}
+
+int taped_step(team_t *team, const span_t *span, int layer, const sequence_t *sequence, float *hidden,
+               const tape_t *tape) {
+    return run_layers(team, span, layer, layer + 1, sequence, 1, hidden, tape);
 }
 
 int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out) {

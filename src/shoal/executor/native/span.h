@@ -3,6 +3,7 @@
 #include "adapter.h"
 #include "attention.h"
 #include "linear.h"
+#include "tape.h"
 
 enum { SILU, GELU_TANH };
 
@@ -38,6 +39,10 @@ int32_t team_limit(team_t *team, int32_t extras);
 /* Run layers [from, to) on hidden[rows][span->hidden], in place. Returns 0, or -1 when memory is short. */
 int span_step(team_t *team, const span_t *span, int from, int to, const sequence_t *sequences, int count,
               float *hidden);
+/* The same for one layer and one sequence, whose integer products are written on `tape` or taken from it. Their
+ * weights are int8 or w8a8, and there is no adapter. The bits are those of span_step. */
+int taped_step(team_t *team, const span_t *span, int layer, const sequence_t *sequence, float *hidden,
+               const tape_t *tape);
 /* out[m][rows] = x[m][cols] · wᵀ. Returns as above. */
 int apply_linear(team_t *team, const linear_t *layer, const float *x, int m, float *out);
 /* out = norm(x) · weight over rows of `cols`; out may be x. */

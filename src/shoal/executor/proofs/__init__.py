@@ -1,0 +1,1 @@
+"""A block's forward laid open, for proofs of its integer products."""

@@ -1,0 +1,200 @@
+"""Blocks of a span run one at a time, with all that a proof of their products is about.
+
+A hop runs a window of a session again, over the keys and values that it has: in numerics whose bits depend on
+nothing else, that gives what it gave before, and leaves the cache as it is. Whoever checks a proof runs the
+same block over what the hop shows: sums are taken from there, and nothing is multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.errors import NotAllowed, RemoteProtocolError
+from shoal.executor.arrays import Array, Floats, address
+from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
+from shoal.executor.kernels.structs import ADAPTABLE, SequenceStruct, SpanStruct, TapeStruct
+from shoal.executor.kernels.tiles import untile_quads
+from shoal.executor.pages import PAGE, PagePool
+from shoal.executor.runner import KvState
+from shoal.executor.weights.llama_blocks import LayerWeights
+from shoal.types import Span
+
+PROVABLE = ("int8", "w8a8")
+"""Layouts of matrices whose products are sums of integers over a whole row."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedBlock:
+    """One block's forward of a window."""
+
+    came: Floats
+    """``[n, width]``"""
+    went: Floats
+    inputs: tuple[Array, ...]
+    """int16 ``[n, in]``, of each product, in the order of ``ADAPTABLE``."""
+    sums: tuple[Array, ...]
+    """int32 ``[n, out]``"""
+    past: bytes
+    """The keys and values of the positions before, page by page, as they are kept."""
+
+
+def check_provable(layers: Sequence[LayerWeights]) -> None:
+    """Refuse blocks of whose products there are no proofs.
+
+    Raises:
+        NotAllowed: a matrix has floats, or integers that are scaled in groups.
+    """
+    layouts = {matrix.layout for weights in layers for matrix in weights.matrices.values()}
+    if unfit := sorted(layouts - set(PROVABLE)):
+        raise NotAllowed(
+            f"these blocks have weights in {', '.join(unfit)}: proofs are of int8 and w8a8 alone",
+            check="ask for a protection other than proved, or for nodes that serve the model in int8",
+            next_command="shoal run --protect audited MODEL PROMPT",
+        )
+
+
+def integers_of(matrix: Matrix) -> Array:
+    """The weights as they are multiplied, int8 ``[rows, cols]``."""
+    if matrix.layout == "w8a8":
+        return untile_quads(matrix.weights, matrix.rows, matrix.cols)
+    return matrix.weights
+
+
+class BlockTracer:
+    """For one span, on the thread that computes.
+
+    Args:
+        struct: what the kernels know of the span.
+        pool: where its KV lies.
+    """
+
+    def __init__(
+        self,
+        team: ThreadTeam,
+        struct: SpanStruct,
+        span: Span,
+        layers: Sequence[LayerWeights],
+        pool: PagePool,
+    ) -> None:
+        check_provable(layers)
+        self._team, self._struct, self._layers, self._pool = team, struct, layers, pool
+        self.span = span
+
+    def products(self, block: int) -> list[tuple[int, int]]:
+        """What goes out and what comes in of each of a block's four products."""
+        return [(matrix.rows, matrix.cols) for matrix in self._matrices(block)]
+
+    def past_bytes(self, position: int) -> int:
+        """Bytes of a block's keys and values of the positions before one."""
+        return position // PAGE * self._layer_bytes
+
+    def weights(self, block: int) -> list[Array]:
+        """The integers of a block's matrices, in the order of ``ADAPTABLE``."""
+        return [integers_of(matrix) for matrix in self._matrices(block)]
+
+    def boundaries(self, state: KvState, position: int, came: Floats) -> list[Floats]:
+        """The rows that each block of a session gives, from the first to the last, of a window again.
+
+        Args:
+            position: of the window's first row: a whole number of pages.
+
+        Raises:
+            NotAllowed: the session is not that long, or has ended.
+        """
+        sequences = (SequenceStruct * 1)(_sequence(state, position, len(came)))
+        hidden, found = came.copy(), list[Floats]()
+        for block in range(state.span.start, state.span.end):
+            layer = block - self.span.start
+            self._team.run_span(self._struct, range(layer, layer + 1), sequences, hidden)
+            found.append(hidden.copy())
+        return found
+
+    def trace(self, state: KvState, block: int, position: int, came: Floats) -> TracedBlock:
+        """One block's forward of a window again. As :meth:`boundaries`.
+
+        Args:
+            came: what the block was given.
+        """
+        sequence = _sequence(state, position, len(came))
+        pages = state.pages.numbers[: position // PAGE]
+        part = slice((block - self.span.start) * self._layer_bytes, (block - self.span.start + 1) * self._layer_bytes)
+        arena = self._pool.arena.reshape(-1, self._pool.page_bytes)
+        past = b"".join(arena[page, part].tobytes() for page in pages)
+        inputs, sums = self._empty(block, len(came))
+        return self._run(block, sequence, came, inputs, sums, past)
+
+    def replay(
+        self, block: int, position: int, came: Floats, past: bytes, sums: Sequence[Array]
+    ) -> TracedBlock:
+        """One block's forward with the sums that somebody says its products give, over what it says of the
+        positions before. No weight of a product is read.
+
+        Raises:
+            RemoteProtocolError: keys or values are no numbers, or another number than there are.
+        """
+        before = position // PAGE
+        pool = self._pool
+        if len(past) != before * self._layer_bytes or self._struct.n_layers != 1:
+            raise RemoteProtocolError(f"{len(past)} bytes of keys and values of {position} positions")
+        pages = pool.promise(position + len(came))
+        pages.resize(position + len(came))
+        try:
+            arena = pool.arena.reshape(-1, pool.page_bytes)
+            shown = np.frombuffer(past, np.uint8).reshape(before, self._layer_bytes)
+            arena[list(pages.numbers[:before])] = shown
+            state = KvState(self.span, pages, length=position + len(came))
+            inputs, _ = self._empty(block, len(came))
+            return self._run(
+                block, _sequence(state, position, len(came)), came, inputs, tuple(sums), past, given=True
+            )
+        finally:
+            pages.resize(0)
+            pool.forget(pages)
+
+    @property
+    def _layer_bytes(self) -> int:
+        return self._pool.page_bytes // self._struct.n_layers
+
+    def _matrices(self, block: int) -> list[Matrix]:
+        layer = self._layers[block - self.span.start]
+        return [layer.matrices[name] for name in ADAPTABLE]
+
+    def _empty(self, block: int, rows: int) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        matrices = self._matrices(block)
+        inputs = tuple(np.empty((rows, matrix.cols), np.int16) for matrix in matrices)
+        return inputs, tuple(np.empty((rows, matrix.rows), np.int32) for matrix in matrices)
+
+    def _run(
+        self,
+        block: int,
+        sequence: SequenceStruct,
+        came: Floats,
+        inputs: tuple[Array, ...],
+        sums: tuple[Array, ...],
+        past: bytes,
+        *,
+        given: bool = False,
+    ) -> TracedBlock:
+        tape = TapeStruct(given=given)
+        for number, (x, y) in enumerate(zip(inputs, sums, strict=True)):
+            tape.inputs[number], tape.sums[number] = address(x), address(y)
+        hidden = np.array(came, np.float32, order="C")
+        self._team.run_taped(self._struct, block - self.span.start, sequence, hidden, tape)
+        return TracedBlock(came, hidden, inputs, sums, past)
+
+
+def _sequence(state: KvState, position: int, rows: int) -> SequenceStruct:
+    """A window of a session.
+
+    Raises:
+        NotAllowed: the session is not that long, or has ended.
+    """
+    end = position + rows
+    if position % PAGE or end > min(state.length, PAGE * len(state.pages.numbers)):
+        raise NotAllowed(f"this session has not computed positions {position} to {end}, or has ended")
+    sequence = SequenceStruct(row=0, rows=rows, position=position, adapter=0)
+    sequence.pages, _ = state.pages.numbers.buffer_info()
+    return sequence

@@ -1,0 +1,1 @@
+"""Proofs that a block's integer products are those of its weights: sound, not zero-knowledge. Pure."""

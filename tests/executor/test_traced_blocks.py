@@ -1,0 +1,126 @@
+"""A block laid open: its bits are those of an ordinary forward, and whoever has the sums finds the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.errors import NotAllowed, RemoteProtocolError, ShoalError
+from shoal.executor.arrays import Floats
+from shoal.executor.fused import FusedRunner
+from shoal.executor.kernels.c_kernels import library
+from shoal.executor.kernels.tiles import tile_quads, untile_quads
+from shoal.executor.load import load_runner
+from shoal.executor.proofs.tracer import BlockTracer
+from shoal.executor.runner import KvState, Runner, SessionRows
+from shoal.models.store.local_model import LocalModel
+from shoal.types import Format, Kv, Span
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the C kernels are not built")
+
+WIDTH = 64
+SPAN = Span(1, 3)
+TOKENS = 84
+"""Two windows of 32 and a part of a third."""
+
+Models = Callable[[str], LocalModel]
+
+
+def loaded(model: LocalModel, span: Span, format: Format, kv: Kv, cache: Path) -> FusedRunner:
+    runner = load_runner(model, span, format, kv=kv, threads=2, cache=cache)
+    assert isinstance(runner, FusedRunner)
+    runner.make_pool(256)
+    return runner
+
+
+def forward(runner: Runner, state: KvState, hidden: Floats) -> Floats:
+    (out,) = runner.forward([SessionRows(state, state.length, hidden.copy())])
+    assert not isinstance(out, ShoalError)
+    return out.copy()
+
+
+@pytest.mark.parametrize(
+    ("family", "format", "kv"),
+    [
+        ("llama", "int8", "auto"),
+        ("llama", "w8a8", "int8"),
+        ("qwen2", "w8a8", "auto"),  # biases
+        ("gemma3", "int8", "int8"),  # norms of what is added, norms of heads, sliding windows
+    ],
+)
+def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trace(
+    families: Models, tmp_path: Path, family: str, format: Format, kv: Kv
+) -> None:
+    model = families(family)
+    runner, one = (loaded(model, span, format, kv, tmp_path) for span in (SPAN, Span(2, 3)))
+    assert runner.pool is not None
+    state = runner.open(SPAN, runner.pool.promise(128))
+    hidden = np.random.default_rng(3).standard_normal((TOKENS, WIDTH), np.float32)
+    out = np.concatenate([forward(runner, state, hidden[a : a + 7]) for a in range(0, TOKENS, 7)])
+    kept = runner.pool.arena.copy()
+    tracer, checker = runner.tracer(), one.tracer()
+    for first in range(0, TOKENS, 32):
+        rows = hidden[first : first + 32]
+        inner, last = tracer.boundaries(state, first, rows)
+        assert np.array_equal(last, out[first : first + 32])
+        traced = tracer.trace(state, 2, first, inner)
+        assert np.array_equal(traced.went, last)
+        for x, w, y in zip(traced.inputs, tracer.weights(2), traced.sums, strict=True):
+            assert np.array_equal(x.astype(np.int64) @ w.T.astype(np.int64), y)
+        assert len(traced.past) == tracer.past_bytes(first)
+        checked = checker.replay(2, first, inner, traced.past, traced.sums)
+        assert np.array_equal(checked.went, last)
+        assert all(map(np.array_equal, checked.inputs, traced.inputs))
+        check_that_all_counts(checker, first, inner, traced.past, traced.sums, last)
+    assert np.array_equal(runner.pool.arena, kept)  # a proof leaves the cache as it is
+
+
+def check_that_all_counts(
+    checker: BlockTracer, first: int, came: Floats, past: bytes, sums: tuple[np.ndarray, ...], went: Floats
+) -> None:
+    """Whatever is changed of what a hop shows, something else comes out."""
+    for number in range(len(sums)):
+        changed = [y.copy() for y in sums]
+        changed[number][0] += 1 << 20
+        assert not np.array_equal(checker.replay(2, first, came, past, changed).went, went)
+    if first:
+        changed_past = bytearray(past)
+        changed_past[:64] = bytes(64)
+        assert not np.array_equal(checker.replay(2, first, came, bytes(changed_past), sums).went, went)
+    with pytest.raises(RemoteProtocolError):
+        checker.replay(2, first, came, past + bytes(2), sums)
+
+
+def test_what_a_session_has_not_computed_is_not_traced(families: Models, tmp_path: Path) -> None:
+    runner = loaded(families("llama"), SPAN, "int8", "auto", tmp_path)
+    assert runner.pool is not None
+    state = runner.open(SPAN, runner.pool.promise(64))
+    rows = np.zeros((32, WIDTH), np.float32)
+    forward(runner, state, rows)
+    tracer = runner.tracer()
+    for look in (lambda: tracer.boundaries(state, 32, rows), lambda: tracer.trace(state, 1, 16, rows)):
+        with pytest.raises(NotAllowed, match="has not computed positions"):
+            look()
+    state.pages.resize(0)  # it has ended
+    with pytest.raises(NotAllowed):
+        tracer.boundaries(state, 0, rows)
+
+
+@pytest.mark.parametrize(
+    ("format", "why"), [("int4", "grouped4"), ("bf16", "bf16"), ("fp32", "the C kernels on the CPU")]
+)
+def test_other_formats_are_refused_by_name(
+    families: Models, tmp_path: Path, format: Format, why: str
+) -> None:
+    runner = load_runner(families("llama"), SPAN, format, kv="auto", threads=1, cache=tmp_path)
+    runner.make_pool(64)
+    with pytest.raises(NotAllowed, match=why):
+        runner.tracer()
+
+
+def test_tiles_of_bytes_are_turned_back() -> None:
+    values = np.random.default_rng(0).integers(-127, 128, (37, 70)).astype(np.int8)
+    assert np.array_equal(untile_quads(tile_quads(values), 37, 70), values)
