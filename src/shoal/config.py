@@ -230,8 +230,9 @@ class Settings:
         default="auto",
         metadata=_about(
             "How answers are protected from nodes that compute something else: auto, fast, audited, "
-            "consensus or attested. With fast nobody checks anything. With audited all nodes of a route sign "
-            "each answer, and by chance one of them is computed again. With consensus others compute all of "
+            "proved, consensus or attested. With fast nobody checks anything. With audited all nodes of a route sign "
+            "each answer, and by chance one of them is computed again. With proved one of "
+            "them proves a block of it, as far as its linear layers go. With consensus others compute all of "
             "it too, and what all have signed is compared. With attested it is as attested-only says. With "
             "auto it is audited in the public swarm, else fast."
         ),

@@ -96,7 +96,7 @@ Exactness = Literal["rows", "batch", "modules", "torch", "ranks", "fast", "any"]
 Kernels = Literal["auto", "torch"]
 """What computes models of Llama's shape on the CPU: our C kernels where they are built, or torch."""
 
-ProtectionLevel = Literal["fast", "audited", "consensus", "attested"]
+ProtectionLevel = Literal["fast", "audited", "proved", "consensus", "attested"]
 """How well an answer is protected from hops that compute something else (:mod:`shoal.client.audits`,
 :mod:`shoal.client.attestation`)."""
 PROTECTION_LEVELS: tuple[ProtectionLevel, ...] = get_args(ProtectionLevel)

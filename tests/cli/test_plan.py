@@ -73,7 +73,13 @@ def test_what_a_level_of_protection_costs_is_told_before(shoal: Shoal, llama: Pa
     attested = (*asked, "--format", "int8", "--protect", "attested")
     assert shoal(*attested, "--json").data["protection"]["receipt_bytes"] == 0.0
     assert "nothing is computed again" in shoal(*attested).out
-    refused = shoal(*asked, "--protect", "proved")
+    proved = (*asked, "--protect", "proved", "--format")
+    cost = shoal(*proved, "int8", "--json").data["protection"]
+    # Of 32 rows those that come in, 64 wide, and the sums; the keys and values of 48 positions, in the mean.
+    assert cost["proof_bytes"] == 32 * 4 * (64 + PRODUCT_ROWS) + 48 * 2 * KEYS * 2
+    assert "of each answer one block is proved" in shoal(*proved, "int8").out
+    assert "nothing can be proved: int4 has no sums" in shoal(*proved, "int4").out
+    refused = shoal(*asked, "--protect", "sworn")
     assert refused.code == 2 and "auto, fast, audited" in refused.err
 
 

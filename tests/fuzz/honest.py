@@ -69,6 +69,7 @@ from shoal.wire.messages import (
     encode,
     payload_bytes,
 )
+from shoal.wire.proofs import Prove, Proved
 from shoal.wire.training import NotTrained, Train, Trained, TunedLayer
 
 NOW = 1_700_000_000.0
@@ -99,6 +100,8 @@ HONEST: list[Message] = [
     Receipts(S, 0, (SignedWindow(7, b"i" * 32, b"o" * 32, b"s" * 64),)),
     Reveal(S, 0, 40),
     Revealed(S, 8, 0, 0, "not kept"),
+    Prove(S, b"n" * 16, 40, 1, 0, 3),
+    Proved(S, 1, 3, 0, "not int8"),
     Close(S),
     Infer(S, 4, (ArraySpec(2, "float32", (1, 3)), ArraySpec(5, "bool", ()))),
     Inferred(S, 4, (ArraySpec(9, "int64", (0, 2)),), 12, 3),

@@ -22,6 +22,7 @@ export function badge(protection: Protection | null | undefined): Badge | null {
   const signed = `Signed by ${many(signed_by.length, 'peer')}`
   const copies = asked === 'consensus' ? [`Computed by ${many(replicas?.length ?? 1, 'replica')}`] : []
   const lines = [signed, ...copies, ...audits.map(({ what }) => what), ...faults]
+  if (asked === 'proved') lines.push('Proofs are sound, not zero-knowledge, and of linear layers only')
   if (!audits.length && level === 'audited' && level === asked) lines.push('None of them was drawn to be computed again this time')
   if (audits.some(({ verdict, replica }) => verdict === 'cheat' && !replica)) return { word: 'false', tone: 'bad', lines }
   return level === asked ? { word: level, tone: 'good', lines } : { word: `not ${asked}`, tone: 'soft', lines }

@@ -314,9 +314,7 @@ class Engine:
         """What ``look`` returns, on the thread that computes, when all that it has computed is done with."""
         return await self._thread.run(look)
 
-    async def traced(
-        self, session: SessionId, look: Callable[[BlockTracer, KvState], _ResultT]
-    ) -> _ResultT:
+    async def traced(self, session: SessionId, look: Callable[[BlockTracer, KvState], _ResultT]) -> _ResultT:
         """What ``look`` makes of a session's blocks laid open, in turn with forwards of sessions.
 
         Raises:

@@ -26,6 +26,7 @@ from shoal.errors import (
     Busy,
     ChannelClosed,
     LocalProtocolError,
+    OutdatedPeer,
     ShoalError,
     Superseded,
     UnknownSession,
@@ -354,7 +355,7 @@ class Hop:
                 # With the results of others that ran beside it: the next hop is woken once.
                 if way.gather(onward, result.payload):
                     self.engine.after(way.flush)
-            except ChannelClosed as error:
+            except (ChannelClosed, OutdatedPeer) as error:
                 return way, error.message
         return None
 

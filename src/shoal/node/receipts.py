@@ -22,7 +22,7 @@ from shoal.node.sessions import Sessions
 from shoal.trust.consensus import commitment
 from shoal.trust.receipt import Sign, Work, sign_windows, unsigned_receipts
 from shoal.trust.signing import CommittedWork, WorkLog
-from shoal.types import PeerId, SessionId
+from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Receipts, SignedWindow, shorten
 
 SIGNERS = 1
@@ -103,19 +103,8 @@ class ReceiptDesk:
 
     async def _worked(self, message: GetReceipts, hop: Hop) -> CommittedWork:
         """What the hop has done, as it is now."""
-        opened, log = hop.opened, await hop.worked(message.tokens)
-        work = Work(
-            session=message.session,
-            nonce=message.nonce,
-            opening=hop.opening,
-            hop=opened.hop,
-            start=opened.start,
-            end=opened.end,
-            digest=opened.digest,
-            numerics=opened.numerics,
-            codec=log.codec,
-        )
-        return CommittedWork(message.tokens, work, log)
+        log = await hop.worked(message.tokens)
+        return CommittedWork(message.tokens, work_of(hop, message.nonce, log.codec), log)
 
     async def _made(self, done: CommittedWork, make: Callable[[Work, int, WorkLog], _Made]) -> _Made:
         """What a thread of its own makes of it."""
@@ -139,3 +128,19 @@ class ReceiptDesk:
     def _send(self, channel: Channel, reply: Receipts) -> None:
         with suppress(ChannelClosed):  # the client is gone, or does not read
             channel.reply(reply)
+
+
+def work_of(hop: Hop, nonce: bytes, codec: Codec) -> Work:
+    """What the receipts that a hop signs for a nonce have in common."""
+    opened = hop.opened
+    return Work(
+        session=opened.session,
+        nonce=nonce,
+        opening=hop.opening,
+        hop=opened.hop,
+        start=opened.start,
+        end=opened.end,
+        digest=opened.digest,
+        numerics=opened.numerics,
+        codec=codec,
+    )

@@ -22,6 +22,7 @@ from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.node.adapters.training import TrainingDesk, TrainingService
 from shoal.node.admission import Admission, Service
+from shoal.node.audits.prove import ProofDesk
 from shoal.node.audits.reveal import RevealDesk
 from shoal.node.decoding.at_once import run_at_once
 from shoal.node.handlers import Handlers
@@ -48,6 +49,7 @@ from shoal.wire.messages import (
     Revealed,
     Step,
 )
+from shoal.wire.proofs import Proved
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class SpanServer:
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
         self._receipts = ReceiptDesk(mine, network.sign, network.peer, self._spawn)
         self._reveals = RevealDesk(mine, self._spawn)
+        self._proofs = ProofDesk(mine, self._spawn)
         self._train_tokens = train_tokens
         self._training = TrainingDesk(self._trained, self._spawn)
         self._nursery: trio.Nursery | None = None
@@ -111,10 +114,11 @@ class SpanServer:
         self._rerouting.register(self.handlers)
         self._receipts.register(self.handlers)
         self._reveals.register(self.handlers)
+        self._proofs.register(self.handlers)
         self._training.register(self.handlers)
         TurnDesk(self._sessions).register(self.handlers)
         self.handlers.register(Close, self._close)
-        for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed):
+        for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed, Proved):
             self.handlers.register(answer, _ignore)
 
     @property

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from shoal.models.checkpoint.llama_config import read_llama_config
 from shoal.trust.audit import MAX_AUDIT_BYTES
 from shoal.trust.consensus import REPLICAS
+from shoal.trust.proofs.draw import PROVABLE_FORMATS
 from shoal.trust.rows import WINDOW
 from shoal.types import Format, ProtectionLevel
 
@@ -34,19 +38,34 @@ class ProtectionCost:
     """How many compute each answer."""
     sent_bytes: float = 0.0
     """What the client sends the other replicas for one answer."""
+    proof_bytes: float = 0.0
+    """What a hop shows to prove a block of one answer, in the mean."""
 
 
 def protection_cost(
-    level: ProtectionLevel, format: Format, *, budget: float, hops: int, tokens: int, row_bytes: float
+    level: ProtectionLevel,
+    format: Format,
+    *,
+    budget: float,
+    hops: int,
+    tokens: int,
+    row_bytes: float,
+    proof_bytes: float = 0.0,
 ) -> ProtectionCost:
     """What protecting sessions of ``tokens`` tokens over ``hops`` hops costs.
 
     Args:
         row_bytes: of one token's hidden states, as they travel.
+        proof_bytes: of :func:`mean_proof_bytes`; 0 where the model is of another shape.
     """
-    if level not in ("audited", "consensus"):  # at no other one anything is signed or computed again
+    if level not in ("audited", "consensus", "proved"):  # at no other one anything is signed or computed again
         return ProtectionCost(level, 0.0, 0.0, 0.0, 0.0, "")
     receipts = RECEIPT_BYTES * hops / WINDOW
+    if level == "proved":
+        why = "" if format in PROVABLE_FORMATS else f"{format} has no sums of integers over whole rows"
+        if not why and not proof_bytes:
+            why = "the model is not of Llama's shape, so its own modules run it"
+        return ProtectionCost(level, 0.0, receipts, 0.0, 0.0, why, proof_bytes=0.0 if why else proof_bytes)
     if format not in EXACT:
         why = f"in {format} bits depend on the machine or on what runs beside; not in int8 and int4"
         return ProtectionCost(level, budget, receipts, 0.0, 0.0, why)
@@ -59,3 +78,20 @@ def protection_cost(
     rows = most / 2
     every = rows / (budget * tokens * hops) if budget else 0.0
     return ProtectionCost(level, budget, receipts, every, rows * row_bytes, "")
+
+
+def mean_proof_bytes(config: Mapping[str, Any], tokens: int) -> float:
+    """What a hop shows to prove a block of a window, in the mean over the windows of a session; 0 for a model
+    that is not of Llama's shape.
+
+    Args:
+        config: the model's.
+        tokens: of the session.
+    """
+    c = read_llama_config(config)
+    if c is None:
+        return 0.0
+    keys = c.num_key_value_heads * c.head_dim
+    sums = c.num_attention_heads * c.head_dim + 2 * keys + 2 * c.hidden_size + 2 * c.intermediate_size
+    past = max(0, tokens - WINDOW) / 2 * 2 * keys * 2  # keys and values, in bf16
+    return min(tokens, WINDOW) * 4 * (sums + c.hidden_size) + past

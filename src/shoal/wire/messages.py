@@ -18,6 +18,8 @@ The life of a session, seen from a hop::
     client ← Receipts
     client → Reveal          show rows that you have sent on
     client ← Revealed
+    client → Prove           show that a block's products are those of its weights
+    client ← Proved
     client → Close           free the KV (so does losing the client's channel)
 
 A graph's segments keep nothing, so a session on them is asked again and again, and each time answered::
@@ -38,7 +40,8 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Messages of tuning are in :mod:`shoal.wire.training`, those of traces in :mod:`shoal.wire.turn`.
+Those of tuning, proofs and traces are in :mod:`shoal.wire.training`, :mod:`shoal.wire.proofs` and
+:mod:`shoal.wire.turn`.
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ from shoal.wire.fields import (
     Text,
 )
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
+from shoal.wire.proofs import Prove, Proved
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
 from shoal.wire.turn import TraceTurn
 
@@ -432,6 +436,8 @@ Message = (
     | Receipts
     | Reveal
     | Revealed
+    | Prove
+    | Proved
     | Close
     | Infer
     | Inferred
@@ -493,7 +499,7 @@ def payload_bytes(message: Message) -> int:
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
-    if isinstance(message, Fetched | Revealed | Attested | Train | Trained):
+    if isinstance(message, Fetched | Revealed | Prove | Proved | Attested | Train | Trained):
         return message.size
     if isinstance(message, Infer | Inferred):
         return array_bytes(message.arrays)

@@ -20,7 +20,9 @@ from shoal.wire.messages import (
     Open,
     Reveal,
     Revealed,
+    Step,
 )
+from shoal.wire.proofs import Prove, Proved
 from shoal.wire.training import NotTrained, Train, Trained
 from shoal.wire.turn import TraceTurn
 
@@ -32,6 +34,8 @@ SINCE: dict[type[Message], int] = {
     Train: 9,
     Trained: 9,
     NotTrained: 9,
+    Prove: 9,
+    Proved: 9,
     TraceTurn: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
@@ -82,6 +86,6 @@ def _since(message: Message) -> int:
     # Fields without which the message means something else.
     if isinstance(message, GetReceipts) and message.commit:
         return 8
-    if isinstance(message, Open) and message.adapter:
+    if (isinstance(message, Open) and message.adapter) or (isinstance(message, Step) and message.mutual):
         return 9
     return SINCE.get(type(message), OLDEST_VERSION)

@@ -133,6 +133,8 @@ class PlanInput:
     """Of the blocks that are placed, and of what the client runs beside them."""
     load: Workload
     own: PrivateEnds
+    proof_bytes: float
+    """What a hop shows to prove a block; 0 where it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     from shoal.models.store.store import ModelStore
     from shoal.planning.costs import model_cost
     from shoal.planning.pipeline import Workload
+    from shoal.planning.protection import mean_proof_bytes
     from shoal.routing.formats import choose_format
     from shoal.wire.payload import encoded_bytes
 
@@ -174,7 +177,8 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
     row = encoded_bytes(1, cost.hidden_size, codec)
     load = Workload(sessions, context or min(CONTEXT, seen.context), row)
-    return PlanInput(seen.name, format, cost, load, settings.own_blocks)
+    proof = mean_proof_bytes(seen.config.to_dict(), load.context)
+    return PlanInput(seen.name, format, cost, load, settings.own_blocks, proof)
 
 
 def _protection(settings: Settings, found: PlanResult) -> ProtectionCost:
@@ -188,6 +192,7 @@ def _protection(settings: Settings, found: PlanResult) -> ProtectionCost:
         hops=len(found.plan.stages),
         tokens=load.context,
         row_bytes=load.row_bytes,
+        proof_bytes=found.drawn.proof_bytes,
     )
 
 
@@ -374,8 +379,13 @@ def _protection_lines(cost: ProtectionCost | None) -> list[str]:
         return ["attested: only nodes that show their hardware take part; nothing is computed again"]
     lines = [f"{cost.level}: hops sign each answer, {cost.receipt_bytes:.0f} B a token of it"]
     if cost.why_none:
-        undone = "audited" if cost.level == "audited" else "compared"
+        undone = "compared" if cost.level == "consensus" else cost.level
         return [*lines, f"nothing can be {undone}: {cost.why_none}"]
+    if cost.proof_bytes:
+        lines.append(
+            f"of each answer one block is proved, in one window: {in_bytes(cost.proof_bytes)} from its hop, and a "
+            "fraction of a second to prove it there and to check it here"
+        )
     if cost.replicas > 1:
         lines.append(
             f"{cost.replicas} replicas compute each answer: {cost.replicas - 1} times the compute more, a "

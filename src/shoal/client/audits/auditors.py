@@ -145,10 +145,15 @@ class OwnAuditor:
         if model is None:
             raise NotAllowed(f"{job.shape.name} is not on this machine")
         if checked:
-            self._check_weights(model)
+            self.check_weights(model)
         return load_blocks(model, job.span, job.numerics, self._settings)
 
-    def _check_weights(self, model: LocalModel) -> None:
+    def check_weights(self, model: LocalModel) -> None:
+        """Compare every weight of a model on this machine with its manifest. From any thread.
+
+        Raises:
+            NotAllowed: one of them differs, so what this machine finds shows nothing.
+        """
         try:
             manifest = read_manifest((self._store.shared_files(model) / MANIFEST).read_bytes())
         except OSError as error:

@@ -24,6 +24,7 @@ from shoal.client.audits.auditors import (
 )
 from shoal.client.audits.consensus import Consensus
 from shoal.client.audits.findings import Findings
+from shoal.client.audits.proofs import Proofs
 from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
 from shoal.client.audits.residual import residual_norm
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
@@ -111,6 +112,7 @@ class Audits:
         self.findings = Findings(AuditBook(settings.paths.audits), rings.finder.reputation)
         self.auditors = AuditorFinder(rings, settings, store, identity)
         self._consensus = Consensus(rings, self.auditors, self.findings)
+        self.proofs = Proofs(rings, settings, store, self.auditors.own, self.findings)
 
     async def remember(self) -> None:
         """Hold against peers what earlier audits on this machine have shown."""
@@ -133,16 +135,17 @@ class Audits:
             reused: of the prompt's tokens, how many were not computed for it.
         """
         route = [hop for hop, _ in all_hops(session)]
-        if session.shape.adapter is not None and level == "audited":
-            why = "receipts and audits are of a model as it is: an answer with an adapter has none"
-            return None, Protection("audited", "fast", budget=self._settings.audit_budget, faults=(why,))
+        if session.shape.adapter is not None and level in ("audited", "proved"):
+            why = "receipts, audits and proofs are of a model as it is: an answer with an adapter has none"
+            return None, Protection(level, "fast", budget=self._settings.audit_budget, faults=(why,))
         if level == "attested" or any(hop.noise_key for hop in route):
             # An audit would show rows to peers that have not shown what they run on.
             return None, attested_protection(level, route)
         if level == "fast":
             return None, FAST
-        if level == "consensus":
-            return await self._consensus.protect(session, prompt, said, sampling)
+        if level in ("consensus", "proved"):
+            checks = self._consensus if level == "consensus" else self.proofs
+            return await checks.protect(session, prompt, said, sampling)
         until = trio.current_time() + PROTECT_WITHIN_S
         try:
             receipts = await pull_receipts(session, prompt, said, sampling)

@@ -2,8 +2,9 @@
 
 ``fast``: nobody checks anything. ``audited``: all hops sign the answer, the signatures are checked, and by
 chance, within a budget, a hop is computed again. ``consensus``: other peers compute all of it too, and what
-all of them have signed is compared. ``attested``: only hops take part that have shown on which
-machine and with which software they run (:mod:`shoal.client.attestation`).
+all of them have signed is compared. ``proved``: all sign, and a block drawn by chance is proved to be that of
+the model's weights, as far as its integer products go. ``attested``: only hops take part that have shown on
+which machine and with which software they run (:mod:`shoal.client.attestation`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from shoal.client.ring.hop import RouteHop
 from shoal.trust.audit import AuditVerdict
 from shoal.types import ProtectionLevel, Span
 
+PROVED = "proofs are sound, not zero-knowledge, and of linear layers only"
+
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """What came of computing one hop again."""
+    """What came of computing one hop again, or of having it prove one of its blocks."""
 
     hop: int
     peer: str
@@ -35,6 +38,8 @@ class AuditResult:
     """Where bits are no promise: how far its rows are from an auditor's, relative to their norm."""
     replica: int = 0
     """Of which replica the hop is; 0: of those that gave the answer."""
+    block: int | None = None
+    """The block that it was to prove; ``None``: it was computed again."""
 
     def shown(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,6 +54,7 @@ class AuditResult:
             "what": self.what,
             "residual": self.residual,
             "replica": self.replica,
+            "block": self.block,
         }
 
 
@@ -108,6 +114,9 @@ class Protection:
             head += f", for {self.extra:.1f} times its compute more"
             return [head, *(audit.what for audit in self.audits), *self.faults]
         hops = "1 hop" if len(self.signed) == 1 else f"{len(self.signed)} hops"
+        if self.asked == "proved":
+            head = f"protection: {self.level}; signed by {hops}; {PROVED}"
+            return [head, *(audit.what for audit in self.audits), *self.faults]
         spent = f"audits took {self.share:.1%} of the compute so far, of {self.budget:.1%} allowed"
         drawn = "" if self.audits else ", none was drawn for an audit this time"
         head = f"protection: {self.level}; signed by {hops}{drawn}; {spent}"

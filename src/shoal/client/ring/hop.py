@@ -39,6 +39,7 @@ from shoal.wire.messages import (
     SignedWindow,
     shorten,
 )
+from shoal.wire.proofs import Prove, Proved
 from shoal.wire.turn import TraceTurn
 
 OWED = 16
@@ -102,14 +103,15 @@ class HopFailed(ShoalError):
         self.error = error
 
 
-HopRequest = Open | Reroute | Locate | GetReceipts | Reveal
-HopReply = Opened | Refused | Rerouted | Located | Receipts | Revealed
+HopRequest = Open | Reroute | Locate | GetReceipts | Reveal | Prove
+HopReply = Opened | Refused | Rerouted | Located | Receipts | Revealed | Proved
 _FITS: dict[type[HopRequest], tuple[type[HopReply], ...]] = {
     Open: (Opened, Refused),
     Reroute: (Rerouted,),
     Locate: (Located,),
     GetReceipts: (Receipts,),
     Reveal: (Revealed,),
+    Prove: (Proved,),
 }
 
 
@@ -182,7 +184,7 @@ class RingHop:
             self.opening = reply.opening
         self.open = True
 
-    async def ask(self, message: HopRequest, timeout_s: float) -> HopReply:
+    async def ask(self, message: HopRequest, timeout_s: float, payload: bytes = b"") -> HopReply:
         """Ask, and wait for the reply. One question at a time.
 
         Raises:
@@ -194,7 +196,7 @@ class RingHop:
         self.asked, self._reply, self._replied = message, None, trio.Event()
         try:
             with trio.move_on_after(timeout_s):
-                await self.channel.send(message)
+                await self.channel.send(message, payload)
                 await self._replied.wait()
         finally:
             if self._reply is None:
@@ -238,8 +240,13 @@ class RingHop:
             raise NotAllowed("its version of Shoal commits to nothing", check="let it be brought up to date")
         return reply.commitment
 
-    async def sent_rows(self, session: bytes, tokens: int, row_bytes: int, timeout_s: float) -> list[bytes]:
-        """The rows that it says it has sent on for the first ``tokens`` positions, each by itself.
+    async def sent_rows(
+        self, session: bytes, tokens: int, row_bytes: int, timeout_s: float, first: int = 0
+    ) -> list[bytes]:
+        """The rows that it says it has sent on for ``tokens`` positions, each by itself.
+
+        Args:
+            first: the position of the first of them.
 
         Raises:
             HopLost: the hop is gone.
@@ -251,7 +258,7 @@ class RingHop:
         found: list[bytes] = []
         until = trio.current_time() + timeout_s
         while len(found) < tokens:
-            asked = Reveal(session, len(found), tokens - len(found))
+            asked = Reveal(session, first + len(found), tokens - len(found))
             reply = await self.ask(asked, seconds_left(until))
             if not isinstance(reply, Revealed) or reply.refused:
                 why = reply.refused if isinstance(reply, Revealed) else "it answers with something else"
@@ -263,6 +270,23 @@ class RingHop:
                 )
             payload, self._payload = self._payload, b""
             found += [payload[at : at + row_bytes] for at in range(0, len(payload), row_bytes)]
+        return found
+
+    async def prove(self, question: Prove, payload: bytes, timeout_s: float) -> bytes:
+        """What it shows of a window, once it has committed to it.
+
+        Raises:
+            HopLost: the hop is gone.
+            DeadlineExceeded: it did not reply in time.
+            NotAllowed: it proves nothing; says why.
+            RemoteProtocolError: it answers about something else.
+        """
+        reply = await self.ask(question, timeout_s, payload)
+        if not isinstance(reply, Proved) or reply.refused:
+            raise NotAllowed(reply.refused if isinstance(reply, Proved) else "it answers something else")
+        if (reply.window, reply.block) != (question.window, question.block):
+            raise RemoteProtocolError(f"a proof of window {reply.window} and block {reply.block}")
+        found, self._payload = self._payload, b""
         return found
 
     def replied(self, message: HopReply, payload: bytes = b"") -> None:

@@ -56,6 +56,7 @@ from shoal.wire.messages import (
     decode,
 )
 from shoal.wire.payload import encoded_bytes, hidden_states
+from shoal.wire.proofs import Prove, Proved
 from shoal.wire.session import ClientSession, Issued
 
 IN_FLIGHT = 32
@@ -349,10 +350,14 @@ class Ring:
         """What each hop says of these receipts before it shows any, or why it does not."""
         return await self._places.commitments(nonce, tokens, timeout_s)
 
-    async def sent_rows(self, index: int, tokens: int, timeout_s: float) -> list[bytes]:
-        """The rows that a hop says it has sent on. Raises as :meth:`RingHop.sent_rows`."""
+    async def sent_rows(self, index: int, tokens: int, timeout_s: float, first: int = 0) -> list[bytes]:
+        """The rows that a hop says it has sent on. As :meth:`RingHop.sent_rows`."""
         row_bytes = encoded_bytes(1, self._shape.hidden_size, self.codec)
-        return await self._places.hops[index].sent_rows(self.session, tokens, row_bytes, timeout_s)
+        return await self._places.hops[index].sent_rows(self.session, tokens, row_bytes, timeout_s, first)
+
+    async def prove(self, index: int, question: Prove, payload: bytes, timeout_s: float) -> bytes:
+        """What a hop shows of a window. Raises as :meth:`RingHop.prove`."""
+        return await self._places.hops[index].prove(question, payload, timeout_s)
 
     def link_bytes_s(self, index: int) -> float:
         """What the link to a hop takes in a second, as far as that is known."""
@@ -384,7 +389,7 @@ class Ring:
         if hop is None:
             return
         match message:
-            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed():
+            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed() | Proved():
                 self._places.hops[hop].replied(message, payload)
             case Step():
                 self._returned(hop, message, payload, self._clock.current_time())

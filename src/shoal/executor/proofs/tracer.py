@@ -95,10 +95,12 @@ class BlockTracer:
         """The integers of a block's matrices, in the order of ``ADAPTABLE``."""
         return [integers_of(matrix) for matrix in self._matrices(block)]
 
-    def boundaries(self, state: KvState, position: int, came: Floats) -> list[Floats]:
-        """The rows that each block of a session gives, from the first to the last, of a window again.
+    def boundaries(self, state: KvState, span: Span, position: int, came: Floats) -> list[Floats]:
+        """The rows that each of some blocks gives, one after another, of a window again.
 
         Args:
+            span: the blocks; of none nothing comes.
+            came: what the first of them was given.
             position: of the window's first row: a whole number of pages.
 
         Raises:
@@ -106,7 +108,7 @@ class BlockTracer:
         """
         sequences = (SequenceStruct * 1)(_sequence(state, position, len(came)))
         hidden, found = came.copy(), list[Floats]()
-        for block in range(state.span.start, state.span.end):
+        for block in range(span.start, span.end):
             layer = block - self.span.start
             self._team.run_span(self._struct, range(layer, layer + 1), sequences, hidden)
             found.append(hidden.copy())
@@ -120,7 +122,8 @@ class BlockTracer:
         """
         sequence = _sequence(state, position, len(came))
         pages = state.pages.numbers[: position // PAGE]
-        part = slice((block - self.span.start) * self._layer_bytes, (block - self.span.start + 1) * self._layer_bytes)
+        begins = (block - self.span.start) * self._layer_bytes
+        part = slice(begins, begins + self._layer_bytes)
         arena = self._pool.arena.reshape(-1, self._pool.page_bytes)
         past = b"".join(arena[page, part].tobytes() for page in pages)
         inputs, sums = self._empty(block, len(came))

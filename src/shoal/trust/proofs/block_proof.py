@@ -79,7 +79,9 @@ class BlockProof:
     @property
     def encoded(self) -> bytes:
         """As it travels."""
-        return b"".join([self.argument, self.came.tobytes(), self.past, *(one.tobytes() for one in self.sums)])
+        return b"".join(
+            [self.argument, self.came.tobytes(), self.past, *(one.tobytes() for one in self.sums)]
+        )
 
 
 def window_root(rows: NDArray[np.float32]) -> bytes:
@@ -134,9 +136,7 @@ def prove_block(
         weights: int8 ``[out, in]``.
     """
     challenges = _begun(statement, came, past, inputs, sums)
-    parts = [
-        prove_product(challenges, x, w, y) for x, w, y in zip(inputs, weights, sums, strict=True)
-    ]
+    parts = [prove_product(challenges, x, w, y) for x, w, y in zip(inputs, weights, sums, strict=True)]
     return BlockProof(came, past, tuple(sums), b"".join(parts))
 
 

@@ -18,19 +18,14 @@ Integers = NDArray[Any]
 """Signed, of 8, 16 or 32 bits."""
 
 _P = np.uint64(PRIME)
-_LOW31 = np.uint64((1 << 31) - 1)
-_LOW30 = np.uint64((1 << 30) - 1)
-_LOW32 = np.uint64((1 << 32) - 1)
-_BITS = tuple(np.uint64(n) for n in (1, 30, 31, 32, 61))
-_ONE, _30, _31, _32, _61 = _BITS
+_ONE, _30, _31, _32, _61 = map(np.uint64, (1, 30, 31, 32, 61))
+_LOW30, _LOW31, _LOW32 = (np.uint64((1 << bits) - 1) for bits in (30, 31, 32))
 
 LIMB = 21
 """Bits of an element that are multiplied at a time in float64, which is exact below 2^53."""
 LIMBS = 3
 AT_ONCE = 1024
 """Rows of integers that are widened at a time."""
-EXACT_BITS = 53
-"""Integers of float64 that have no gaps."""
 
 
 def add(a: Elements, b: Elements) -> Elements:
@@ -63,8 +58,11 @@ def elements(values: Integers) -> Elements:
 
 
 def equality(point: list[int]) -> Elements:
-    """The multilinear polynomials that are 1 at one corner each, at ``point``; its first number is the highest
-    bit of a corner. ``2 ** len(point)`` elements."""
+    """The multilinear polynomials that are 1 at one corner each, at ``point``: ``2 ** len(point)`` elements.
+
+    Args:
+        point: its first number is the highest bit of a corner.
+    """
     table = np.ones(1, np.uint64)
     for number in point:
         high = multiply(table, np.uint64(number))

@@ -1,0 +1,261 @@
+"""Proofs of real sessions: honest hops prove any block, and who computes something else proves none."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import trio
+
+from shoal.client.answer import Answer
+from shoal.client.audits import proofs
+from shoal.client.swarm import Swarm
+from shoal.node import node
+from shoal.node.audits import prove
+from shoal.node.audits.prove import ProofDesk
+from shoal.swarm.audit_book import AuditBook
+from shoal.testing.cheats import cheating
+from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.trust.proofs.block_proof import BlockStatement
+from shoal.types import Format, PeerId, Span
+from shoal.wire.proofs import Prove, Proved
+
+SPANS = [Span(0, 2), Span(2, 5), Span(5, 6)]
+PROMPT = [5, 9, 2, 31, 8, 77, 3] * 6
+COUNT = 24
+"""Three windows, of which the last one is not whole."""
+LAST_OF_MIDDLE = 4
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@asynccontextmanager
+async def asking(
+    home: Path, checkpoint: Path, *, cheat: str = "", format: Format = "int8"
+) -> AsyncGenerator[tuple[MemorySwarm, Swarm]]:
+    """Three nodes, of which the middle one may cheat, and a client."""
+    async with memory_swarm(home, checkpoint, [], format=format) as swarm:
+        for place, span in enumerate(SPANS):
+            with pytest.MonkeyPatch.context() as patch:
+                if cheat and place == 1:
+                    patch.setattr(node, "load_runner", cheating(cheat))
+                await swarm.add_node(span, format=format)
+        yield swarm, await swarm.add_client()
+
+
+async def proved(client: Swarm, folder: Path, block: int, window: int) -> Answer:
+    """An answer of which this block and this window are drawn."""
+    drawn = iter([(block + 0.5) / 6, (window + 0.5) / 3])
+    client.audits.proofs.chance = lambda: next(drawn)
+    answer = client.generate(str(folder), PROMPT, max_tokens=COUNT, protect="proved")
+    async for _ in answer:
+        pass
+    return answer
+
+
+def distrusted(client: Swarm, swarm: MemorySwarm) -> list[int]:
+    """The places of nodes that the client distrusts."""
+    reputation, now = client.rings.finder.reputation, trio.current_time()
+    return [n for n, net in enumerate(swarm.networks) if reputation.distrusted(PeerId(net.peer), now)]
+
+
+@pytest.mark.parametrize("format", ["int8", "w8a8"])
+async def test_honest_hops_prove_any_block_in_any_window(
+    home: Path, checkpoint: Path, format: Format
+) -> None:
+    async with asking(home, checkpoint, format=format) as (swarm, client):
+        for block, window in ((0, 0), (1, 2), (2, 1), (3, 0), (4, 2), (5, 1)):
+            found = (await proved(client, checkpoint, block, window)).protection
+            assert (found.asked, found.level, found.faults) == ("proved", "proved", ())
+            (proof,) = found.audits
+            hop = next(n for n, span in enumerate(SPANS) if span.start <= block < span.end)
+            assert (proof.hop, proof.block, proof.verdict) == (hop, block, "same")
+            assert (proof.peer, proof.span) == (swarm.networks[hop].peer, SPANS[hop])
+            assert proof.tokens == (1 if window == 2 else 32)
+            assert ("as it says" in proof.what) is (window > 0)
+            assert found.shown()["audits"][0]["block"] == block
+            assert "linear layers only" in found.said[0]
+        assert distrusted(client, swarm) == []
+
+
+@pytest.mark.parametrize(
+    ("cheat", "block", "window", "why"),
+    [
+        ("fine-tune", 3, 1, "product down are not those of the model's weights"),
+        ("noise", LAST_OF_MIDDLE, 0, "not the rows that it has signed"),
+        ("context-cut", 2, 1, "not the rows that it had committed to"),
+        ("skipped-block", LAST_OF_MIDDLE, 0, "not the rows that it has signed"),
+    ],
+)
+async def test_a_cheat_proves_nothing_and_is_named(
+    home: Path, checkpoint: Path, cheat: str, block: int, window: int, why: str
+) -> None:
+    async with asking(home, checkpoint, cheat=cheat) as (swarm, client):
+        found = (await proved(client, checkpoint, block, window)).protection
+        (proof,) = found.cheats
+        assert (proof.hop, proof.peer, found.level) == (1, swarm.networks[1].peer, "fast")
+        assert why in proof.what
+        assert proof.by == ("this machine, its weights checked",)
+        assert distrusted(client, swarm) == [1]
+        (conviction,) = AuditBook(client.settings.paths.audits).read().convictions
+        assert conviction.peer == swarm.networks[1].peer
+
+
+async def test_a_cheat_with_other_weights_finds_no_block_that_it_can_prove(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint, cheat="int4") as (_, client):
+        found = (await proved(client, checkpoint, 2, 0)).protection
+        assert (found.level, found.audits[0].verdict) == ("fast", "open")
+        assert "weights in grouped4: proofs are of int8 and w8a8" in found.audits[0].what
+
+
+@pytest.mark.parametrize("format", ["int4", "bf16"])
+async def test_in_other_formats_nothing_is_proved_and_the_answer_says_so(
+    home: Path, checkpoint: Path, format: Format
+) -> None:
+    async with asking(home, checkpoint, format=format) as (swarm, client):
+        found = (await proved(client, checkpoint, 0, 0)).protection
+        assert (found.level, found.audits) == ("fast", ())
+        assert f"by n1/{format}/" in found.faults[0]
+        assert "--format int8" in found.faults[0]
+        assert distrusted(client, swarm) == []
+
+
+# ---- hops that show something else than a proof ----
+
+
+def elsewhere(honest: Any) -> Any:
+    """Proves for another session what is true."""
+
+    def prove_block(statement: BlockStatement, *rest: Any) -> Any:
+        return honest(BlockStatement(bytes(32), statement.block, statement.came, statement.went), *rest)
+
+    return prove_block
+
+
+def one_sum_changed(honest: Any) -> Any:
+    """Shows one sum that is another, by little."""
+
+    def prove_block(statement: Any, came: Any, past: Any, inputs: Any, sums: Any, weights: Any) -> Any:
+        sums[3][5, 7] += 1
+        return honest(statement, came, past, inputs, sums, weights)
+
+    return prove_block
+
+
+def other_rows(honest: Any) -> Any:
+    """Shows a block of which all holds, but for the rows that it was given."""
+
+    def prove_block(statement: Any, came: Any, *rest: Any) -> Any:
+        return honest(statement, (came * np.float32(1.5)), *rest)
+
+    return prove_block
+
+
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        (elsewhere, "product qkv are not those"),
+        (one_sum_changed, "its proof does not hold"),
+        (other_rows, "not those that it had committed to"),
+    ],
+)
+async def test_a_proof_of_something_else_is_refused(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, lie: Callable[[Any], Any], why: str
+) -> None:
+    monkeypatch.setattr(prove, "prove_block", lie(prove.prove_block))
+    async with asking(home, checkpoint) as (swarm, client):
+        found = (await proved(client, checkpoint, 3, 1)).protection
+        assert found.level == "fast"
+        assert why in found.cheats[0].what
+        assert distrusted(client, swarm) == [1]
+
+
+async def test_an_earlier_proof_shows_nothing_of_a_later_answer(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[tuple[int, int | None], bytes] = {}
+    honest = ProofDesk._made
+
+    async def again(self: ProofDesk, message: Prove, payload: bytes, hop: Any) -> bytes:
+        """The answer that was right the first time: for the same rows, of the same block and window."""
+        made = await honest(self, message, payload, hop)
+        return kept.setdefault((message.window, message.block), made)
+
+    monkeypatch.setattr(ProofDesk, "_made", again)
+    async with asking(home, checkpoint) as (_, client):
+        assert (await proved(client, checkpoint, 3, 1)).protection.level == "proved"
+        found = (await proved(client, checkpoint, 3, 1)).protection
+        assert found.level == "fast"
+        assert "product qkv are not those" in found.cheats[0].what
+
+
+async def _nothing(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    channel.reply(Proved(message.session, message.window, message.block, 0, "I would rather not"))
+
+
+async def _short(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    await channel.send(Proved(message.session, message.window, message.block, 64), bytes(64))
+
+
+async def _other(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    await channel.send(Proved(message.session, message.window + 1, message.block, 64), bytes(64))
+
+
+async def _silent(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        (_nothing, "it proves nothing: I would rather not"),
+        (_short, "a proof of 64 bytes where one has"),
+        (_other, "a proof of window 2"),
+        (_silent, "did not reply within"),
+    ],
+)
+async def test_a_hop_that_shows_no_proof_is_not_named_and_the_answer_is_not_proved(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, does: Any, why: str
+) -> None:
+    monkeypatch.setattr(ProofDesk, "_answer", does)
+    monkeypatch.setattr(proofs, "COMMIT_WITHIN_S", 0.3)
+    async with asking(home, checkpoint) as (_, client):
+        answer = await proved(client, checkpoint, 3, 1)
+        found = answer.protection
+        assert (found.level, found.audits[0].verdict) == ("fast", "open")
+        assert why in found.audits[0].what
+        assert len(answer.token_ids) == COUNT
+        assert AuditBook(client.settings.paths.audits).read().convictions == ()
+
+
+async def test_who_asks_is_bounded_and_hears_only_of_rows_that_it_sent(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove, "QUESTIONS", 4)
+    async with asking(home, checkpoint) as (_, client), client.session(str(checkpoint), tokens=64) as session:
+        await session.step(PROMPT)
+        rows = b"".join(await session.sent_rows(32))
+        ask = Prove(session.ring.session, bytes(16), len(PROMPT), 0, len(rows))
+
+        async def refused(message: Prove, payload: bytes) -> str:
+            hop = session.ring._places.hops[0]
+            reply = await hop.ask(message, 5.0, payload)
+            assert isinstance(reply, Proved)
+            return reply.refused
+
+        changed = msgspec.structs.replace
+        assert await refused(ask, rows) == ""
+        assert "not the rows" in await refused(ask, rows[:-1] + bytes([rows[-1] ^ 1]))
+        assert "no window 2" in await refused(changed(ask, window=2), rows)
+        assert "has blocks 0:2" in await refused(changed(ask, block=2), rows)
+        assert "asked for 4 times" in await refused(ask, rows)
