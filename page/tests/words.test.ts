@@ -29,6 +29,10 @@ test('a badge says what protection an answer has, and who checked what', () => {
   assert.deepEqual([false_?.word, false_?.tone, false_?.lines[1]], ['false', 'bad', found.what])
   const less = badge({ ...fine, level: 'fast', faults: ['why'] })
   assert.deepEqual([less?.word, less?.tone, less?.lines[1]], ['not audited', 'soft', 'why'])
+  const proof = { peer: 'a', verdict: 'same' as const, by: ['me'], what: 'block 3' }
+  const proved = badge({ ...fine, asked: 'proved', level: 'proved', audits: [proof] })
+  assert.deepEqual([proved?.word, proved?.tone, proved?.lines.length], ['proved', 'good', 3])
+  assert.match(proved?.lines[2] ?? '', /linear layers only/)
   const shown = { ...fine, asked: 'fast', level: 'attested', attested: [{ peer: 'a', shown: 'snp: ours' }] }
   assert.deepEqual(badge(shown), { word: 'attested', tone: 'good', lines: ['snp: ours'] })
   assert.ok(isProtection(shown) && !isProtection({ ...shown, attested: [null] }))

@@ -229,12 +229,12 @@ class Settings:
     protect: Literal["auto"] | ProtectionLevel = field(
         default="auto",
         metadata=_about(
-            "How answers are protected from nodes that compute something else: auto, fast, audited, "
-            "proved, consensus or attested. With fast nobody checks anything. With audited all nodes of a route sign "
-            "each answer, and by chance one of them is computed again. With proved one of "
-            "them proves a block of it, as far as its linear layers go. With consensus others compute all of "
-            "it too, and what all have signed is compared. With attested it is as attested-only says. With "
-            "auto it is audited in the public swarm, else fast."
+            "How answers are protected from nodes that compute something else: auto, fast, audited, proved, "
+            "consensus or attested. With fast nobody checks anything. With audited all nodes of a route sign "
+            "each answer, and by chance one of them is computed again. With proved one of them proves a "
+            "block of it instead. With consensus others compute all of it too, and what all have signed is "
+            "compared. With attested it is as attested-only says. With auto it is audited in the public "
+            "swarm, else fast."
         ),
     )
     audit_budget: float = field(

@@ -75,8 +75,8 @@ def test_what_a_level_of_protection_costs_is_told_before(shoal: Shoal, llama: Pa
     assert "nothing is computed again" in shoal(*attested).out
     proved = (*asked, "--protect", "proved", "--format")
     cost = shoal(*proved, "int8", "--json").data["protection"]
-    # Of 32 rows those that come in, 64 wide, and the sums; the keys and values of 48 positions, in the mean.
-    assert cost["proof_bytes"] == 32 * 4 * (64 + PRODUCT_ROWS) + 48 * 2 * KEYS * 2
+    # 32 rows, 64 wide, and 512 sums of each; in the mean 32 keys and 32 values of 48 positions before.
+    assert cost["proof_bytes"] == 32 * 4 * (64 + 512) + 48 * 64 * 2
     assert "of each answer one block is proved" in shoal(*proved, "int8").out
     assert "nothing can be proved: int4 has no sums" in shoal(*proved, "int4").out
     refused = shoal(*asked, "--protect", "sworn")

@@ -132,6 +132,16 @@ async def test_consensus_is_asked_for_as_other_levels_are_and_says_what_it_lacks
     assert (found["level"], len(found["replicas"]), found["replica_compute"]) == ("consensus", 3, 2.0)
 
 
+async def test_a_proof_is_asked_for_as_other_levels_are_and_shown(audited):
+    for asked in ({"protect": "proved"}, {"headers": {"X-Shoal-Protect": "proved"}}):
+        messages = [{"role": "user", "content": "hello"}]
+        found = protection(await audited.post("/v1/chat/completions", messages=messages, **asked))
+        assert (found["asked"], found["level"], found["faults"]) == ("proved", "proved", [])
+        (proof,) = found["audits"]
+        assert proof["start"] <= proof["block"] < proof["end"]
+        assert (proof["verdict"], proof["by"]) == ("same", ["this machine"])
+
+
 async def test_choices_that_share_a_prompt_are_counted_once_with_it(audited):
     book, before = AuditBook(audited.swarm.client.settings.paths.audits), 0.0
     earned = []

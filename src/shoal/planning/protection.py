@@ -58,7 +58,7 @@ def protection_cost(
         row_bytes: of one token's hidden states, as they travel.
         proof_bytes: of :func:`mean_proof_bytes`; 0 where the model is of another shape.
     """
-    if level not in ("audited", "consensus", "proved"):  # at no other one anything is signed or computed again
+    if level not in ("audited", "proved", "consensus"):  # at no other one anything is signed or checked
         return ProtectionCost(level, 0.0, 0.0, 0.0, 0.0, "")
     receipts = RECEIPT_BYTES * hops / WINDOW
     if level == "proved":

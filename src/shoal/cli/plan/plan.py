@@ -383,8 +383,8 @@ def _protection_lines(cost: ProtectionCost | None) -> list[str]:
         return [*lines, f"nothing can be {undone}: {cost.why_none}"]
     if cost.proof_bytes:
         lines.append(
-            f"of each answer one block is proved, in one window: {in_bytes(cost.proof_bytes)} from its hop, and a "
-            "fraction of a second to prove it there and to check it here"
+            f"of each answer one block is proved, in one window: {in_bytes(cost.proof_bytes)} from its hop, "
+            "and a fraction of a second to prove it there and to check it here"
         )
     if cost.replicas > 1:
         lines.append(

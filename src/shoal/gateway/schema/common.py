@@ -226,8 +226,8 @@ class Choosing(Body):
     """Whether the gateway's draft model guesses too, if it has one."""
     protect: ProtectionLevel | None = None
     """How the answer is protected from nodes that compute something else: ``fast``, ``audited``,
-    ``proved``, ``consensus`` or ``attested``. By default as the header ``X-Shoal-Protect``, the key or the gateway has
-    it."""
+    ``proved``, ``consensus`` or ``attested``. By default as the header ``X-Shoal-Protect``, the key or the
+    gateway has it."""
 
     def sampling(self, top_logprobs: int | None, defaults: SamplingDefaults) -> Sampling:
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""
