@@ -12,7 +12,7 @@ from tests.cli.conftest import Shoal, home, shoal
 
 __all__ = ["home", "shoal"]
 
-COMMANDS = ("device", "executor", "overhead", "swarm", "gateway", "peers", "accuracy", "compare")
+COMMANDS = ("device", "executor", "overhead", "swarm", "gateway", "peers", "accuracy", "proof", "compare")
 
 
 def test_every_benchmark_prints_json(shoal: Shoal) -> None:
@@ -32,6 +32,17 @@ def test_the_executor_is_measured_in_a_format(shoal: Shoal, folder: Path, tmp_pa
     assert ran.data["results"][1]["vs"].keys() == {"b1"}
     assert ran.data["results"][5]["vs"].keys() == {"128 tokens"}
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_proof_is_measured(shoal: Shoal, folder: Path) -> None:
+    asked = ("bench", "proof", "--model", str(folder), "--rounds", "1", "--threads", "1", "--window", "1")
+    found = shoal(*asked, "--json").data
+    assert (found["format"], found["window"]) == ("int8", 1)
+    assert found["past_bytes"] > 0
+    assert 0 < found["argument_bytes"] < 1024 < found["bytes"]
+    assert min(found["lay_open_s"], found["prove_s"], found["check_s"]) > 0
+    assert "to check it" in shoal(*asked).out
+    assert "proofs are of int8 and w8a8" in shoal(*asked, "--format", "int4").err
 
 
 @pytest.mark.parametrize(

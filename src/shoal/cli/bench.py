@@ -24,6 +24,10 @@ SENTENCE = (
     "{model} in {format}: {swarm_tokens_per_s} tokens a second through {nodes} nodes, "
     "{one_process_tokens_per_s} in one process: a ratio of {ratio}"
 )
+PROOF_SENTENCE = (
+    "{model} in {format}, block {block}, window {window}: {lay_open_s:.3f} s to lay it open, {prove_s:.3f} s "
+    "to prove it and {check_s:.3f} s to check it; {bytes} B, of which the proof itself is {argument_bytes}"
+)
 BenchModelOption = Annotated[
     str | None,
     typer.Option(help="The model, or random-1.1b: a Llama with random weights.", show_default=False),
@@ -62,7 +66,7 @@ LEAST_CONTEXT, MOST_CONTEXT = 16, 131072
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (device, executor, start, overhead, swarm, gateway, peers, accuracy, compare):
+    for command in (device, executor, start, overhead, swarm, gateway, peers, accuracy, proof, compare):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -284,6 +288,25 @@ def overhead(
     with working("getting ready") as progress:
         found = trio.run(measure, settings, OverheadBench(nodes, tokens), progress)
     emit(found, as_json, lambda: SENTENCE.format(**found))
+
+
+def proof(
+    model: BenchModelOption = None,
+    format: BenchFormatOption = None,
+    window: Annotated[
+        int, typer.Option(help="Window of 32 positions of a session that is proved.", min=0, max=1024)
+    ] = 3,
+    threads: BenchThreadsOption = None,
+    rounds: RoundsOption = 5,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Measure what proving one block takes, as --protect proved has it done: in int8, or w8a8."""
+    settings = _settings(model, format, threads)
+    from shoal.bench.proof import measure_proof
+
+    with working("getting ready") as progress:
+        found = measure_proof(settings, window, rounds, progress)
+    emit(found, as_json, lambda: PROOF_SENTENCE.format(**found))
 
 
 def compare(

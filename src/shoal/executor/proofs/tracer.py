@@ -80,8 +80,10 @@ class BlockTracer:
         pool: PagePool,
     ) -> None:
         check_provable(layers)
-        self._team, self._struct, self._layers, self._pool = team, struct, layers, pool
-        self.span = span
+        self._team, self._struct, self._layers = team, struct, layers
+        self.pool = pool
+        """Where KV lies."""
+        self.span, self.width = span, struct.hidden
 
     def products(self, block: int) -> list[tuple[int, int]]:
         """What goes out and what comes in of each of a block's four products."""
@@ -124,7 +126,7 @@ class BlockTracer:
         pages = state.pages.numbers[: position // PAGE]
         begins = (block - self.span.start) * self._layer_bytes
         part = slice(begins, begins + self._layer_bytes)
-        arena = self._pool.arena.reshape(-1, self._pool.page_bytes)
+        arena = self.pool.arena.reshape(-1, self.pool.page_bytes)
         past = b"".join(arena[page, part].tobytes() for page in pages)
         inputs, sums = self._empty(block, len(came))
         return self._run(block, sequence, came, inputs, sums, past)
@@ -139,7 +141,7 @@ class BlockTracer:
             RemoteProtocolError: keys or values are no numbers, or another number than there are.
         """
         before = position // PAGE
-        pool = self._pool
+        pool = self.pool
         if len(past) != before * self._layer_bytes or self._struct.n_layers != 1:
             raise RemoteProtocolError(f"{len(past)} bytes of keys and values of {position} positions")
         pages = pool.promise(position + len(came))
@@ -159,7 +161,7 @@ class BlockTracer:
 
     @property
     def _layer_bytes(self) -> int:
-        return self._pool.page_bytes // self._struct.n_layers
+        return self.pool.page_bytes // self._struct.n_layers
 
     def _matrices(self, block: int) -> list[Matrix]:
         layer = self._layers[block - self.span.start]
