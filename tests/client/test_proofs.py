@@ -18,6 +18,7 @@ from shoal.client.swarm import Swarm
 from shoal.node import node
 from shoal.node.audits import prove
 from shoal.node.audits.prove import ProofDesk
+from shoal.sharing.peer_weights import has_span
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import cheating
 from shoal.testing.swarm import MemorySwarm, memory_swarm
@@ -84,6 +85,23 @@ async def test_honest_hops_prove_any_block_in_any_window(
             assert found.shown()["audits"][0]["block"] == block
             assert "linear layers only" in found.said[0]
         assert distrusted(client, swarm) == []
+
+
+async def test_a_client_without_weights_fetches_those_of_the_block_that_is_proved(
+    home: Path, checkpoint: Path
+) -> None:
+    async with asking(home, checkpoint) as (swarm, _):
+        client = await swarm.add_client(home.with_name("elsewhere"))
+        drawn = iter([3.5 / 6, 1.5 / 3])
+        client.audits.proofs.chance = lambda: next(drawn)
+        digest = swarm.model.digest
+        answer = client.generate(digest, PROMPT, max_tokens=COUNT, protect="proved")
+        async for _ in answer:
+            pass
+        assert (answer.protection.level, answer.protection.faults) == ("proved", ())
+        here = client.store.find(digest)
+        assert here is not None
+        assert [block for block in range(6) if has_span(here, Span(block, block + 1))] == [3]
 
 
 @pytest.mark.parametrize(

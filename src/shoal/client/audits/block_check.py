@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from shoal.errors import StepFailed
 from shoal.executor.arrays import Array, Floats
 from shoal.executor.codecs import encode, split_rows
@@ -53,6 +55,8 @@ class BlockClaim:
         if window_root(proof.came) != came:
             return "the rows that it shows are not those that it had committed to"
         traced = tracer.replay(target.block, target.first, proof.came, proof.past, proof.sums)
+        if not np.isfinite(traced.went).all():
+            return "what follows from what it shows is NaN or infinity"
         went = window_root(traced.went)
         if place < len(self.roots):
             if went != self.roots[place]:
@@ -67,7 +71,7 @@ class BlockClaim:
         codec: Codec = self.receipt.work.codec
         try:
             rows = split_rows(encode(went, codec), codec, len(went), went.shape[1])
-        except StepFailed:  # NaN or infinity, which nobody can have sent
+        except StepFailed:  # too large for the codec: nobody can have sent them
             return False
         return row_log(rows).window(0, self.receipt.sent)[1] == self.receipt.went
 

@@ -136,7 +136,10 @@ class Proofs:
         )
         try:
             claim = replace(claim, roots=read_roots(roots, len(target.span)))
-            return await self._checked(kept, claim, proof, model)
+            with trio.fail_at(until):
+                return await self._checked(kept, claim, proof, model)
+        except trio.TooSlowError:
+            return _result(kept, target, "open", "this machine has not checked its proof in time")
         except RemoteProtocolError as error:
             self._findings.hold_against(kept.hops[target.hop].peer, SHARED_FAULT)
             return _result(kept, target, "open", f"it shows something else than a proof: {error.message}")
@@ -209,16 +212,18 @@ class Proofs:
         model's manifest, before anybody is named. Raises as :meth:`BlockClaim.check`."""
         target, numerics = claim.target, Numerics.parse(kept.numerics)
 
-        def check(anew: bool) -> str | None:
-            if anew:
-                self._own.check_weights(model)
+        def check() -> str | None:
             return claim.check(proof, self._tracer(model, target, numerics))
 
-        by = HERE
-        wrong = await trio.to_thread.run_sync(partial(check, False), limiter=self._limiter)
+        def check_anew() -> str | None:
+            self._own.check_weights(model)
+            return check()
+
+        by, thread = HERE, partial(trio.to_thread.run_sync, limiter=self._limiter, abandon_on_cancel=True)
+        wrong = await thread(check)
         if wrong is not None:
             by = f"{HERE}, its weights checked"
-            wrong = await trio.to_thread.run_sync(partial(check, True), limiter=self._limiter)
+            wrong = await thread(check_anew)
         if wrong is None:
             return _result(kept, target, "same", _shown(target), (by,))
         await self._findings.convict(PeerId(kept.hops[target.hop].peer), kept.digest, target.span)
