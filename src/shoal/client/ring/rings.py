@@ -43,6 +43,7 @@ from shoal.wire.messages import (
     Revealed,
     Step,
 )
+from shoal.wire.proofs import Proved
 from shoal.wire.training import NotTrained, Trained
 
 OPEN_ATTEMPTS = 64
@@ -417,7 +418,17 @@ class Rings:
                 self.attested.questions.answered(channel, message, payload)
             case Trained() | NotTrained():
                 self.training.answered(channel, message, payload)
-            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed() | Step() | Failed():
+            case (
+                Opened()
+                | Refused()
+                | Rerouted()
+                | Located()
+                | Receipts()
+                | Revealed()
+                | Proved()
+                | Step()
+                | Failed()
+            ):
                 ring = self._rings.get(SessionId(message.session))
                 if ring is not None:  # else it was closed a moment ago
                     ring.deliver(channel, message, payload)
