@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import trio
 
 from shoal.errors import Busy, ChannelClosed, NotAllowed, ShoalError, UnknownSession
-from shoal.executor.arrays import Array, Floats
+from shoal.executor.arrays import Floats
 from shoal.executor.codecs import decode
 from shoal.executor.proofs.tracer import BlockTracer, TracedBlock
 from shoal.executor.runner import KvState
@@ -28,14 +28,14 @@ from shoal.node.sessions import Sessions
 from shoal.trust.proofs.block_proof import BlockStatement, prove_block, window_root
 from shoal.trust.receipt import Receipt, unsigned_receipts
 from shoal.trust.rows import WINDOW, RowLog, row_hashes, windows
-from shoal.trust.signing import WorkLog
+from shoal.trust.signing import MAX_QUESTIONS, WorkLog
 from shoal.types import SessionId, Span
 from shoal.wire.messages import shorten
 from shoal.wire.payload import encoded_bytes
 from shoal.wire.proofs import MAX_PROOF, Prove, Proved
 
-QUESTIONS = 64
-"""Of one session: an answer's proof takes two."""
+QUESTIONS = 2 * MAX_QUESTIONS
+"""Of one session: two for each answer that receipts are signed for."""
 PROVERS = 1
 """Threads that prove, for all sessions."""
 PROVE_WITHIN_S = 10.0
@@ -115,8 +115,8 @@ class ProofDesk:
         if not hop.opened.start <= message.block < hop.opened.end:
             raise NotAllowed(f"this hop has blocks {hop.opened.start}:{hop.opened.end} of the session")
         lay_open = partial(_laid_open, hop, message, message.block, came)
-        traced, weights = await hop.engine.traced(SessionId(message.session), lay_open)
-        prove = partial(_proof, receipt, message.block, traced, weights)
+        traced, tracer = await hop.engine.traced(SessionId(message.session), lay_open)
+        prove = partial(_proof, receipt, message.block, traced, tracer)
         return await trio.to_thread.run_sync(prove, limiter=self._limiter)
 
     def _refuse(self, channel: Channel, message: Prove, error: ShoalError) -> None:
@@ -156,15 +156,16 @@ def _roots(hop: Hop, message: Prove, came: Floats, tracer: BlockTracer, state: K
 
 def _laid_open(
     hop: Hop, message: Prove, block: int, came: Floats, tracer: BlockTracer, state: KvState
-) -> tuple[TracedBlock, list[Array]]:
-    """The block's forward, and the integers of its weights."""
+) -> tuple[TracedBlock, BlockTracer]:
+    """The block's forward, and what has the integers of its weights."""
     first = message.window * WINDOW
     outs = tracer.boundaries(state, Span(hop.opened.start, block), first, came)
-    traced = tracer.trace(state, block, first, outs[-1] if outs else came)
-    return traced, tracer.weights(block)
+    return tracer.trace(state, block, first, outs[-1] if outs else came), tracer
 
 
-def _proof(receipt: Receipt, block: int, traced: TracedBlock, weights: list[Array]) -> bytes:
+def _proof(receipt: Receipt, block: int, traced: TracedBlock, tracer: BlockTracer) -> bytes:
     statement = BlockStatement(receipt.hash, block, window_root(traced.came), window_root(traced.went))
-    proof = prove_block(statement, traced.came, traced.past, traced.inputs, traced.sums, weights)
+    proof = prove_block(
+        statement, traced.came, traced.past, traced.inputs, traced.sums, tracer.weights(block)
+    )
     return proof.encoded
