@@ -218,14 +218,17 @@ async def test_an_earlier_proof_shows_nothing_of_a_later_answer(
 
 
 async def _nothing(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    del desk._asked[hop]
     channel.reply(Proved(message.session, message.window, message.block, 0, "I would rather not"))
 
 
 async def _short(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    del desk._asked[hop]
     await channel.send(Proved(message.session, message.window, message.block, 64), bytes(64))
 
 
 async def _other(desk: ProofDesk, channel: Any, message: Prove, payload: bytes, hop: Any) -> None:
+    del desk._asked[hop]
     await channel.send(Proved(message.session, message.window + 1, message.block, 64), bytes(64))
 
 

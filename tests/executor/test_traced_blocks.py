@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(library() is None, reason="the C kernels are not
 
 WIDTH = 64
 SPAN = Span(1, 3)
+BLOCKS = range(1, 3)
 TOKENS = 84
 """Two windows of 32 and a part of a third."""
 
@@ -64,7 +65,8 @@ def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trac
     tracer, checker = runner.tracer(), one.tracer()
     for first in range(0, TOKENS, 32):
         rows = hidden[first : first + 32]
-        inner, last = tracer.boundaries(state, SPAN, first, rows)
+        assert tracer.boundaries(state, range(1, 1), first, rows) == []
+        inner, last = tracer.boundaries(state, BLOCKS, first, rows)
         assert np.array_equal(last, out[first : first + 32])
         traced = tracer.trace(state, 2, first, inner)
         assert np.array_equal(traced.went, last)
@@ -100,12 +102,15 @@ def test_what_a_session_has_not_computed_is_not_traced(families: Models, tmp_pat
     rows = np.zeros((32, WIDTH), np.float32)
     forward(runner, state, rows)
     tracer = runner.tracer()
-    for look in (lambda: tracer.boundaries(state, SPAN, 32, rows), lambda: tracer.trace(state, 1, 16, rows)):
+    for look in (
+        lambda: tracer.boundaries(state, BLOCKS, 32, rows),
+        lambda: tracer.trace(state, 1, 16, rows),
+    ):
         with pytest.raises(NotAllowed, match="has not computed positions"):
             look()
     state.pages.resize(0)  # it has ended
     with pytest.raises(NotAllowed):
-        tracer.boundaries(state, SPAN, 0, rows)
+        tracer.boundaries(state, BLOCKS, 0, rows)
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,11 @@ class BlockTracer:
         """The integers of a block's matrices, in the order of ``ADAPTABLE``."""
         return [integers_of(matrix) for matrix in self._matrices(block)]
 
-    def boundaries(self, state: KvState, span: Span, position: int, came: Floats) -> list[Floats]:
+    def boundaries(self, state: KvState, blocks: range, position: int, came: Floats) -> list[Floats]:
         """The rows that each of some blocks gives, one after another, of a window again.
 
         Args:
-            span: the blocks; of none nothing comes.
+            blocks: which, in a row; of none nothing comes.
             came: what the first of them was given.
             position: of the window's first row: a whole number of pages.
 
@@ -110,7 +110,7 @@ class BlockTracer:
         """
         sequences = (SequenceStruct * 1)(_sequence(state, position, len(came)))
         hidden, found = came.copy(), list[Floats]()
-        for block in range(span.start, span.end):
+        for block in blocks:
             layer = block - self.span.start
             self._team.run_span(self._struct, range(layer, layer + 1), sequences, hidden)
             found.append(hidden.copy())

@@ -29,7 +29,7 @@ from shoal.trust.proofs.block_proof import BlockStatement, prove_block, window_r
 from shoal.trust.receipt import Receipt, unsigned_receipts
 from shoal.trust.rows import WINDOW, RowLog, row_hashes, windows
 from shoal.trust.signing import MAX_QUESTIONS, WorkLog
-from shoal.types import SessionId, Span
+from shoal.types import SessionId
 from shoal.wire.messages import shorten
 from shoal.wire.payload import encoded_bytes
 from shoal.wire.proofs import MAX_PROOF, Prove, Proved
@@ -149,7 +149,7 @@ def _asked_window(message: Prove, payload: bytes, hop: Hop, log: WorkLog) -> tup
 
 def _roots(hop: Hop, message: Prove, came: Floats, tracer: BlockTracer, state: KvState) -> bytes:
     """A root for each boundary between the hop's blocks."""
-    inner = Span(hop.opened.start, hop.opened.end - 1)
+    inner = range(hop.opened.start, hop.opened.end - 1)
     outs = tracer.boundaries(state, inner, message.window * WINDOW, came)
     return b"".join(window_root(rows) for rows in outs)
 
@@ -159,7 +159,7 @@ def _laid_open(
 ) -> tuple[TracedBlock, BlockTracer]:
     """The block's forward, and what has the integers of its weights."""
     first = message.window * WINDOW
-    outs = tracer.boundaries(state, Span(hop.opened.start, block), first, came)
+    outs = tracer.boundaries(state, range(hop.opened.start, block), first, came)
     return tracer.trace(state, block, first, outs[-1] if outs else came), tracer
 
 
