@@ -107,7 +107,7 @@ async def test_a_client_without_weights_fetches_those_of_the_block_that_is_prove
 @pytest.mark.parametrize(
     ("cheat", "block", "window", "why"),
     [
-        ("fine-tune", 3, 1, "product down are not those of the model's weights"),
+        ("fine-tune", 3, 1, "not the rows that it had committed to"),
         ("noise", LAST_OF_MIDDLE, 0, "not the rows that it has signed"),
         ("context-cut", 2, 1, "not the rows that it had committed to"),
         ("skipped-block", LAST_OF_MIDDLE, 0, "not the rows that it has signed"),
