@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import trio
 from shoal.client.answer import Answer
 from shoal.client.audits import proofs
 from shoal.client.swarm import Swarm
+from shoal.executor import load
+from shoal.executor.kernels.c_kernels import aligned
+from shoal.executor.weights.llama_blocks import LayerWeights
 from shoal.node import node
 from shoal.node.audits import prove
 from shoal.node.audits.prove import ProofDesk
@@ -125,6 +129,28 @@ async def test_a_cheat_proves_nothing_and_is_named(
         assert distrusted(client, swarm) == [1]
         (conviction,) = AuditBook(client.settings.paths.audits).read().convictions
         assert conviction.peer == swarm.networks[1].peer
+
+
+async def test_who_has_one_other_weight_proves_no_product_of_it(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = load.read_layers
+
+    def other(*args: Any) -> Iterator[LayerWeights]:
+        for layer in honest(*args):
+            down = layer.matrices["down"]
+            weights = aligned(down.weights.copy())
+            weights[5, 7] ^= 1
+            yield LayerWeights({**layer.matrices, "down": replace(down, weights=weights)}, layer.vectors)
+
+    async with memory_swarm(home, checkpoint, SPANS[:1], format="int8") as swarm:
+        with monkeypatch.context() as patch:
+            patch.setattr(load, "read_layers", other)
+            await swarm.add_node(Span(2, 6), format="int8")
+        client = await swarm.add_client()
+        found = (await proved(client, checkpoint, 3, 1)).protection
+        assert "the sums of its product down are not those of the model's weights" in found.cheats[0].what
+        assert distrusted(client, swarm) == [1]
 
 
 async def test_a_cheat_with_other_weights_finds_no_block_that_it_can_prove(
