@@ -20,7 +20,7 @@ WHERE, SHOW = Locate(SESSION), Reveal(SESSION, 0, 1)
 class Silent:
     """A channel whose other end says what the test says."""
 
-    async def send(self, message: object) -> None:
+    async def send(self, message: object, payload: bytes) -> None:
         pass
 
 
