@@ -40,6 +40,7 @@ from shoal.trust.attestation.evidence import Binding
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
 from shoal.wire.arrays import ArraySpec
+from shoal.wire.cache_names import CacheName, KeepCache
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     Attest,
@@ -103,6 +104,7 @@ HONEST: list[Message] = [
     Prove(S, b"n" * 16, 40, 1, 0, 3),
     Proved(S, 1, 3, 0, "not int8"),
     Close(S),
+    KeepCache(S, (CacheName(64, b"k" * 16),)),
     Infer(S, 4, (ArraySpec(2, "float32", (1, 3)), ArraySpec(5, "bool", ()))),
     Inferred(S, 4, (ArraySpec(9, "int64", (0, 2)),), 12, 3),
     Fetch(7, "sha256:" + "a" * 64, "chunk", 3, 1),

@@ -28,6 +28,7 @@ from shoal.client.vision.pictures import PlacedPicture
 from shoal.errors import CannotRollBack, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats, join
 from shoal.types import Codec, ModelShape
+from shoal.wire.cache_names import CacheKey
 from shoal.wire.messages import HopTime
 from shoal.wire.session import Issued
 
@@ -38,11 +39,10 @@ LOSSES_PAUSE_S = 0.25
 
 
 class Session:
-    """A sequence of tokens whose KV lives on the hops of a route.
+    """A sequence of tokens whose KV lives on the hops of a route. One task at a time.
 
     ``step`` is for whoever wants logits; ``advance`` is what generation is made of. With ``send_ahead`` and
-    ``verify`` tokens go round the ring before they are known for certain. One task at a time.
-    """
+    ``verify`` tokens go round the ring before they are known for certain."""
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class Session:
         self._chunk = prefill_chunk
         self._transcript = Transcript(ends.rope_scaling, len(ends.given))
         self._recovery = recovery
+        self.taken_up = 0
+        """Tokens that it began with of an earlier one: what hops made of them was not seen here."""
         self._heard = 0.0  # when the last result came
         self._plain = False  # whether what follows a result is the likeliest token and nothing else
         self.encoder = encoder
@@ -107,6 +109,19 @@ class Session:
     def takes_back(self) -> bool:
         """Whether tokens that were sent can be taken back at no more cost than that of sending others."""
         return self.ring.rolls_back and self.ends.rolls_back and not self.ends.rope_scaling
+
+    def take_up(self, token_ids: Sequence[int]) -> None:
+        """Begin with tokens of which the hops have kept the KV."""
+        self._transcript.take_up(token_ids)
+        self.taken_up = len(token_ids)
+
+    async def keep(self, keys: Sequence[CacheKey]) -> None:
+        """As :meth:`Ring.keep`, where hops can go back and have all of the session's KV."""
+        # Names are of tokens alone: where pictures stand among them, they say too little.
+        whole = self.takes_back and not (
+            self.ends.own or self.ends.given or self.ends.stateless or self.ends.pictures.count
+        )
+        await self.ring.keep(keys if whole else ())
 
     def reusable(self, prompt: Sequence[int], pictures: Sequence[PlacedPicture] = ()) -> int:
         """How many tokens of ``prompt``, with these pictures among them, are held as the prompt alone would

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import check_answer_options, sampling_for
-from shoal.client.ring.opener import SessionOpener
+from shoal.client.ring.opener import Beginning, SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only, source_rows
@@ -143,6 +143,7 @@ class Swarm:
         format: Format | None = None,
         attested: bool | None = None,
         source: EncoderInput | None = None,
+        begins: Beginning | None = None,
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
@@ -152,8 +153,9 @@ class Swarm:
             tokens: what every hop reserves KV for; by default 1,024 beside what an encoder gives, or the
                 model's context if that is less.
             model: a name that ``shoal models show`` knows, a folder or a GGUF file.
-            format: how every hop holds its weights; by default one that covers the model: what has answered
-                before, then what most peers serve. Where it cannot be had, the next is tried.
+            format: how every hop holds its weights; by default what has answered before, then what most
+                peers serve; where it cannot be had, the next.
+            begins: what it will begin with, if hops may have kept some of it (``Session.keep``).
             attested: over those peers alone that show to run on a machine, and with software, that are on the
                 list of measurements; by default as set.
 
@@ -180,16 +182,11 @@ class Swarm:
                 check="ask for fewer tokens, or shorten the prompt",
             )
         attested = self.settings.attested if attested is None else attested
-        open_side = partial(self._over, local, format, attested)
+        opener = SessionOpener(self.rings, self.settings, self._thread, self._load_ends)
+        open_side = partial(opener.over, local, format, attested=attested, begins=begins)
         side = await self._side(local, source, open_side)
         async with open_side(side, tokens) as session:
             yield session
-
-    def _over(
-        self, local: LocalModel, format: Format | None, attested: bool, side: Side, tokens: int
-    ) -> AbstractAsyncContextManager[Session]:
-        opener = SessionOpener(self.rings, self.settings, self._thread, self._load_ends)
-        return opener.over(local, format, side, tokens, attested=attested)
 
     async def _side(self, local: LocalModel, source: EncoderInput | None, open_side: OpenSide) -> Side:
         """Which blocks a session goes over; an encoder before them has taken its source by then."""

@@ -95,6 +95,12 @@ class Transcript:
             place = end
         return found
 
+    def take_up(self, token_ids: Sequence[int]) -> None:
+        """The hops hold these tokens of an earlier session, in pieces that nobody knows any more."""
+        self._pieces = [Piece(list(token_ids))]
+        self.token_ids += token_ids
+        self.held = self.length
+
     def sent(self, piece: Piece) -> None:
         """A piece has been sent: the first that is owed, or, where none is, one that the session grows by."""
         if self.held < self.length:

@@ -201,6 +201,33 @@ class Engine:
             self._batcher.end(session, partial(state.pages.resize, 0))
             self.pool.forget(state.pages)
 
+    def set_aside(self, session: SessionId) -> KvState:
+        """End a session of which nothing waits or runs, and keep its KV.
+
+        Raises:
+            UnknownSession: the session is not open.
+        """
+        state = self._state(session)
+        del self._sessions[session]
+        self._batcher.end(session, lambda: None)
+        return state
+
+    def take_up(self, session: SessionId, state: KvState) -> None:
+        """Open a session with KV that was set aside.
+
+        Raises:
+            Busy: it is open here already.
+        """
+        if session in self._sessions:
+            raise Busy("this session is open here already", tokens_free=self.tokens_free)
+        self._sessions[session] = state
+
+    def give_up(self, state: KvState) -> None:
+        """Give back KV that was set aside."""
+        # As in close.
+        self._batcher.end(None, partial(state.pages.resize, 0))
+        self.pool.forget(state.pages)
+
     def submit(
         self,
         session: SessionId,

@@ -30,8 +30,6 @@ from shoal.types import ProtectionLevel
 
 OnDelta = Callable[[int, Delta], Awaitable[None]]
 """Is given each delta, with the number of its choice."""
-UNCHECKED: tuple[ProtectionLevel, ...] = ("fast", "attested")
-"""The levels at which nothing is done once an answer is complete."""
 OnScores = Callable[[list[TokenScore | None]], Awaitable[None]]
 
 
@@ -87,7 +85,7 @@ class Answers:
             lease.close()
             raise
         if asked.turns and not record.found_out and model.both is None:  # an encoder reads each prompt anew
-            self.prefixes.keep(lease)
+            await self.prefixes.keep(lease)
         else:
             lease.close()
 
@@ -170,7 +168,7 @@ class Answers:
                     metrics.cached_tokens.labels(model.id).inc(found)
                     metrics.ended.labels(model.id, delta.finish_reason).inc()
                     metrics.note_speculation(model.id, timing.speculation)
-                    if asked.receipts or asked.protect not in UNCHECKED:
+                    if asked.checked:
                         # Asking and auditing take seconds, and what came of it is told with the end alone.
                         last = replace(delta, finish_reason=None, stop_string=None, last_text=True)
                         await take(choice, last)

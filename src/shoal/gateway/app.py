@@ -101,7 +101,7 @@ class Gateway:
         self._shared = SharedAllowances(options.database) if options.database.shared else None
         self.limits = RequestLimiter(self._shared) if self._shared else RequestLimiter()
         self.grammars = Grammars()
-        self.prefixes = Prefixes(swarm)
+        self.prefixes = Prefixes(swarm, options.database)
         self.records = Records()
         self.metrics = GatewayMetrics(self._now)
         self.feed = Feed(swarm, options.swarm, self.records, options.health)

@@ -3,21 +3,29 @@
 Only requests of one caller with one salt share a session, so that the time of an answer tells nobody
 what others have asked. What is kept is bounded in number, tokens and time, and given up at once where a hop
 is full.
+
+Hops also know what is kept by name (:mod:`shoal.wire.cache_names`): when this gateway has ended, or another
+one of the same database is asked for the next turn, they go on with the KV that they have.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
+from shoal.client.ring.opener import Beginning
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
-from shoal.errors import Busy, ShoalError
+from shoal.errors import Busy, OutOfResources, ShoalError
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest
+from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
+from shoal.gateway.database.database import Database
 from shoal.types import AdapterDigest, Digest
+from shoal.wire.cache_names import CacheKey, cache_keys
 
 KEPT = 8
 """Sessions of conversations that wait for their next turn."""
@@ -45,6 +53,11 @@ class Owner:
     adapter: AdapterDigest | None
     attested: bool
     """Whether only peers take part that show what they run on."""
+
+    def secret(self, secret: bytes) -> bytes:
+        """Of which the names are made of what its sessions leave at hops."""
+        attested = "attested" if self.attested else ""
+        return secret_of(secret, (self.caller, self.salt, self.model, self.adapter or "", attested))
 
 
 @dataclass(eq=False)
@@ -74,8 +87,11 @@ class Lease:
 class Prefixes:
     """Opens sessions in a nursery of its own, so that one may outlive the request that it was opened for."""
 
-    def __init__(self, swarm: Swarm) -> None:
+    def __init__(self, swarm: Swarm, database: Database) -> None:
         self._swarm = swarm
+        self._database = database
+        self._secret = b""
+        """Empty until it was read."""
         self._kept: list[Lease] = []
         self._nursery: trio.Nursery | None = None
         self._line = trio.Lock()
@@ -106,6 +122,7 @@ class Prefixes:
         if asked.turns and (found := self._fitting(owner, asked)) is not None:
             self._kept.remove(found)
             found.used = True
+            await self._name(found, ())  # it is in use: nobody may take its KV
             return found
         return await self.fresh(asked, caller)
 
@@ -130,18 +147,33 @@ class Prefixes:
                     await trio.sleep(LOOK_EVERY_S)
         raise busy
 
-    def keep(self, lease: Lease) -> None:
-        """Let the session wait for the conversation's next turn; the oldest make room for it."""
+    async def keep(self, lease: Lease) -> None:
+        """Let the session wait for the conversation's next turn, here or at its hops; the oldest make room
+        for it."""
+        secret = await self._read_secret()
+        tokens = lease.session.token_ids
+        await self._name(lease, cache_keys(lease.owner.secret(secret), tokens) if secret else ())
         lease.kept_at = trio.current_time()
         self._kept.append(lease)
         while len(self._kept) > KEPT or sum(kept.tokens for kept in self._kept) > KEPT_TOKENS:
             self._give_up(self._kept[0])
 
+    async def _name(self, lease: Lease, keys: Sequence[CacheKey]) -> None:
+        """Tell the hops by which names to keep a session's KV."""
+        try:
+            await lease.session.keep(keys)
+        except BaseException:
+            lease.close()  # whoever was to have it next is not there any more
+            raise
+
     def _fitting(self, owner: Owner, asked: GenerationRequest) -> Lease | None:
         """The kept session that holds most of the prompt, if it is not mostly about something else."""
         best, most = None, WORTH_IT - 1
+        for lease in [kept for kept in self._kept if kept.session.ring.lost]:
+            self._give_up(lease)  # its hops have gone, or their KV has, to another session
         for lease in self._kept:
             ours = lease.owner == owner and lease.tokens >= asked.least_need
+            ours = ours and not (lease.session.taken_up and asked.checked)
             shared = lease.session.reusable(asked.prompt, asked.placed) if ours else 0
             if shared > most and shared >= len(lease.session.token_ids) // 2:
                 best, most = lease, shared
@@ -160,9 +192,10 @@ class Prefixes:
     ) -> None:
         lease = None
         source = None if asked.model.both is None else asked.prompt
+        begins = await self._beginning(owner, asked)
         try:
             opening = self._swarm.session(
-                asked.model.id, tokens=tokens, attested=owner.attested or None, source=source
+                asked.model.id, tokens=tokens, attested=owner.attested or None, source=source, begins=begins
             )
             async with opening as session:
                 lease = Lease(owner, session)
@@ -172,6 +205,23 @@ class Prefixes:
             if lease is None:
                 raise  # to whoever asked for it
             log.info("a session ended badly: %s", error.message)
+
+    async def _beginning(self, owner: Owner, asked: GenerationRequest) -> Beginning | None:
+        """What hops may have kept of a request's prompt. Nothing that is to be checked: a hop signs for what
+        it did in one session."""
+        if not asked.turns or asked.checked or asked.placed or not (secret := await self._read_secret()):
+            return None
+        prompt = asked.prompt[:-1]  # the last token is computed always
+        return Beginning(prompt, cache_keys(owner.secret(secret), prompt))
+
+    async def _read_secret(self) -> bytes:
+        """The gateways' secret; empty while the database cannot be read."""
+        if not self._secret:
+            try:
+                self._secret = await self._database.run_short(read_cache_secret, self._database)
+            except OutOfResources as error:
+                log.warning("hops keep nothing of conversations: %s", error.message)
+        return self._secret
 
     def _tokens(self, asked: GenerationRequest) -> int:
         """What to reserve: room for a long answer where none is limited, and for a next turn too, as long as

@@ -257,8 +257,12 @@ class Admission:
     async def _make_hop(self, channel: Channel, message: Open, session: SessionId, engine: Engine) -> Hop:
         span = Span(message.start, message.end)
         self._sessions.use(engine)  # before anything is waited for: a node that moves closes what is unused
+        found = self._sessions.take_kept(engine, message)
         try:
-            await engine.open(session, span, AdapterDigest(message.adapter) if message.adapter else None)
+            if found is not None:
+                engine.take_up(session, found.cache.state)
+            else:
+                await engine.open(session, span, AdapterDigest(message.adapter) if message.adapter else None)
         except BaseException:
             self._sessions.unuse(engine)
             raise
@@ -278,6 +282,7 @@ class Admission:
             measured=partial(self._measured, engine, span),
             room=self._room,
             grow=self._sessions.grow,
+            found=found,
             failed=self._load.note_failure,
         )
         self._sessions.add(hop)

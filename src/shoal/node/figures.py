@@ -48,6 +48,8 @@ def _serving(node: Node) -> Iterable[Reading]:
     tokens = "Tokens of KV, by what they are."
     yield Reading("shoal_kv_tokens", tokens, engine.tokens_free, {"state": "free"})
     yield Reading("shoal_kv_tokens", tokens, engine.tokens - engine.tokens_free, {"state": "used"})
+    kept = "Sessions' KV that is kept for the next turn of a conversation; its room is free to others."
+    yield Reading("shoal_kept_caches", kept, node.server.kept_caches)
     yield Reading("shoal_kv_pages", "Pages of KV that hold something.", engine.pool.taken)
     tasks = trio.lowlevel.current_statistics().tasks_living
     yield Reading("shoal_tasks", "Tasks of the event loop.", tasks)

@@ -35,10 +35,12 @@ from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.kernels.decode_steps import RanStep, RanTimes
 from shoal.executor.pages import PAGE
 from shoal.net.channel import Channel
+from shoal.node.kept_caches import FoundCache, KeptCache, fitting
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
 from shoal.node.tracing.hop_turn import HopTurn
 from shoal.trust.signing import Signing, WorkLog
 from shoal.types import Numerics, PeerId, SessionId
+from shoal.wire.cache_names import CacheName
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, decode, shorten
 from shoal.wire.payload import hidden_states
@@ -69,6 +71,8 @@ class Hop:
     """Reserves KV for so many tokens in all; raises ``Busy``."""
     failed: Callable[[ShoalError], None] = lambda _: None
     """Told of each step, and of a session, that came to nothing."""
+    found: FoundCache | None = None
+    """What it begins with of an earlier session's KV."""
     queue: HopQueue = field(init=False)
     """What waits here."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -78,6 +82,11 @@ class Hop:
         self._loop = trio.lowlevel.current_trio_token()
         self.held = 0
         """Tokens of KV that are reserved."""
+        if self.found is not None:
+            self.queue.take_up(self.found.tokens, self.found.cache.codec)
+            self.held = self.found.cache.held
+        self.names: tuple[CacheName, ...] = ()
+        """By which its KV is to be kept once it is over."""
         self._kept = ResendBuffer(self.room, merge=self.engine.capabilities.batch)
         self._order = threading.Lock()  # what is sent again goes before what is computed meanwhile
         self._cut = False  # the client knows that the way onward is gone
@@ -122,6 +131,8 @@ class Hop:
             # This step alone: the client sends it again from where the cache ends.
             self.fail(step.number, error)
             return
+        if self.names:
+            self.names = fitting(self.names, step.position)
         try:
             self.grow(self, step.position + step.tokens)
         except Busy as error:
@@ -151,6 +162,7 @@ class Hop:
                 await self._stalled.wait()
         if self.scope.deadline <= trio.current_time():
             idle_s = trio.current_time() - self.queue.since
+            self.names = ()
             self.fail(None, UnknownSession(f"no step for {idle_s:.0f} s: its room is for others"))
 
     def reroute(self, message: Reroute, onward: Channel | None) -> bool:
@@ -193,6 +205,28 @@ class Hop:
         self._hold()
         gone = ChannelClosed(f"the way to the next hop {way.peer} is gone: {reason}")
         self.fail(None, gone, gone=way.peer)
+
+    def keep(self, names: tuple[CacheName, ...]) -> None:
+        """Keep its KV by these names once it is over, as far as it has got and can go back to them."""
+        rolls_back = self.engine.capabilities.roll_back
+        self.names = fitting(names, self.queue.length) if rolls_back else ()
+
+    def kept(self) -> KeptCache | None:
+        """What it leaves, and no longer has: nothing where it has no name, or a step is still here."""
+        names, codec = self.names, self.queue.codec
+        self.names = ()
+        if not names or codec is None or not self.queue.idle:
+            return None
+        return KeptCache(
+            engine=self.engine,
+            state=self.engine.set_aside(self.session),
+            opened=self.opened,
+            client=self.client.peer,
+            names=names,
+            codec=codec,
+            held=self.held,
+            since=trio.current_time(),
+        )
 
     def located(self) -> Located:
         """How far the session has come here."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal
 
+import msgspec
 import trio
 
 from shoal.errors import ChannelClosed, UnknownSession
@@ -36,6 +37,7 @@ from shoal.node.speed import Speed
 from shoal.node.tracing.turns import TurnDesk
 from shoal.tasks import ends_alone
 from shoal.types import AdapterDigest, Codec, Digest, PeerId, SessionId, Span
+from shoal.wire.cache_names import KeepCache
 from shoal.wire.messages import (
     Close,
     Failed,
@@ -50,6 +52,9 @@ from shoal.wire.messages import (
     Step,
 )
 from shoal.wire.proofs import Proved
+
+EXPIRE_EVERY_S = 15.0
+"""What is kept for later sessions is given up so much too late at the most."""
 
 log = logging.getLogger(__name__)
 
@@ -118,12 +123,18 @@ class SpanServer:
         self._training.register(self.handlers)
         TurnDesk(self._sessions).register(self.handlers)
         self.handlers.register(Close, self._close)
+        self.handlers.register(KeepCache, self._keep)
         for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed, Proved):
             self.handlers.register(answer, _ignore)
 
     @property
     def sessions(self) -> int:
         return len(self._sessions)
+
+    @property
+    def kept_caches(self) -> int:
+        """Sessions' KV that is kept for the next turn of a conversation."""
+        return len(self._sessions.kept)
 
     def has_client(self, peer: PeerId) -> bool:
         """Whether a session here is this peer's."""
@@ -174,6 +185,9 @@ class SpanServer:
             self._nursery = nursery
             await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
+            while True:
+                await trio.sleep(EXPIRE_EVERY_S)
+                self._sessions.kept.expire(trio.current_time())
 
     def take_over(self, engine: Engine, span: Span, speed: Speed) -> None:
         """Open sessions on another span from now on. Those that are open stay where they are."""
@@ -224,6 +238,8 @@ class SpanServer:
             with suppress(ChannelClosed):  # the client is gone
                 codec, rolls_back = self._admission.codec(hop), hop.engine.capabilities.roll_back
                 opened = Opened(message.session, self.tokens_free, codec, rolls_back, hop.opening)
+                if (found := hop.found) is not None:
+                    opened = msgspec.structs.replace(opened, held=found.tokens, held_codec=found.cache.codec)
                 await channel.send(opened)
                 await hop.run()
         finally:
@@ -244,6 +260,11 @@ class SpanServer:
 
     async def _close(self, channel: Channel, message: Close, payload: bytes) -> None:
         self._sessions.close(channel, SessionId(message.session))
+
+    async def _keep(self, channel: Channel, message: KeepCache, payload: bytes) -> None:
+        hop = self._sessions.get(SessionId(message.session))
+        if hop is not None and hop.client is channel:  # else it has ended meanwhile, which its client hears
+            hop.keep(message.names)
 
     def _unused(self, engine: Engine) -> None:
         if engine is self.engine:

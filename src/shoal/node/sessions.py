@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoal.errors import Busy, NotAllowed, ShoalError
+from shoal.errors import Busy, NotAllowed, ShoalError, UnknownSession
 from shoal.executor.engine import Engine
 from shoal.executor.pages import PAGE, pages_for
 from shoal.metrics.logs import about
 from shoal.net.channel import Channel
 from shoal.node.fair_share import Asker, SessionShare, check_fits, make_place, make_room, offered
 from shoal.node.hop import Hop
+from shoal.node.kept_caches import FoundCache, KeptCaches, shared_tokens
 from shoal.types import PeerId, SessionId
+from shoal.wire.messages import Open
 
 SENDERS_KEPT = 4096
 
@@ -53,6 +55,8 @@ class Sessions:
         self._opening: dict[SessionId, Opening] = {}
         self._using: dict[Engine, int] = {}  # sessions that are open or about to be
         self._freed = trio.Event()
+        self.kept = KeptCaches()
+        """What sessions that are over have left."""
         self._senders: OrderedDict[PeerId, None] = OrderedDict()  # whose steps sessions here take, or took
 
     def __len__(self) -> int:
@@ -106,6 +110,7 @@ class Sessions:
         """
         tokens = PAGE * pages_for(tokens)
         more, engine = tokens - hop.held, hop.engine
+        self.kept.make_room(engine, more)
         if more > engine.tokens_free:
             asker = Asker(hop.client.peer, hop.client.host, hop.session)
             now = trio.current_time()
@@ -120,8 +125,24 @@ class Sessions:
         if self._hops.get(hop.session) is hop:
             del self._hops[hop.session]
             hop.forget()
+            if (kept := hop.kept()) is not None:
+                self.kept.add(kept)
             hop.engine.close(hop.session)
             self.unuse(hop.engine)
+
+    def take_kept(self, engine: Engine, opened: Open) -> FoundCache | None:
+        """What an earlier session has left, or one that waits with it, for one that is to be opened.
+
+        A session that waits is ended by it: its client has said that others may go on with its KV.
+        """
+        if not opened.caches:
+            return None
+        for hop in [h for h in self if h.names and h.engine is engine and h.queue.idle]:
+            if shared_tokens(hop.names, hop.opened, opened):
+                hop.fail(None, UnknownSession("its KV has gone to a later session of the same conversation"))
+                hop.end()
+                self.forget(hop)
+        return self.kept.take(engine, opened, trio.current_time())
 
     def close(self, channel: Channel, session: SessionId) -> None:
         """End a session. Only the channel that opened it, or is about to, may."""
@@ -176,6 +197,7 @@ class Sessions:
         """Wait until no session is open on ``engine``."""
         while engine in self._using:
             await self._freed.wait()
+        self.kept.clear(engine)
 
     async def wait_idle(self) -> None:
         """Wait until no session is open."""
@@ -200,6 +222,7 @@ class Sessions:
 
     def _turn_away(self, hop: Hop, why: str) -> None:
         log.info("%s", why, extra=about(hop.client.peer, hop.session, hop.trace))
+        hop.names = ()
         error: ShoalError = Busy(why, check="send the request again")
         hop.fail(None, error)
         hop.end()

@@ -160,6 +160,10 @@ class HopQueue:
         """What came out of a step is on its way; on the thread that computes."""
         self.last_sent = max(self.last_sent, step.number)
 
+    def take_up(self, length: int, codec: Codec) -> None:
+        """The cache holds so many tokens of an earlier session, whose steps came in ``codec``."""
+        self._rules.take_up(length, codec)
+
     def forget(self, position: int) -> None:
         """The step that was to run at ``position`` failed: what follows it no longer counts."""
         self._rules.forget(position)

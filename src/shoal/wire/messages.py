@@ -41,7 +41,7 @@ So does what shows on which machine a peer runs::
     peer ← Attested
 
 Those of tuning, proofs and traces are in :mod:`shoal.wire.training`, :mod:`shoal.wire.proofs` and
-:mod:`shoal.wire.turn`.
+:mod:`shoal.wire.turn`, names of kept KV in :mod:`shoal.wire.cache_names`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from msgspec import Meta, Struct
 from shoal.errors import RemoteProtocolError
 from shoal.types import NUMERICS_PATTERN, Codec, Format
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
+from shoal.wire.cache_names import CacheNames, KeepCache
 from shoal.wire.fields import (
     MAX_BLOCKS,
     MAX_PAYLOAD,
@@ -144,6 +145,8 @@ class Open(TaggedMessage, frozen=True, tag="open"):
     """As ``next.noise_key``, of the channel over which steps come; empty where they come from the client."""
     adapter: Annotated[str, Meta(max_length=128)] = ""
     """The digest of the adapter with which the blocks are to be run; empty: as they are."""
+    caches: CacheNames = ()
+    """By which the hop may have kept the session's beginning."""
 
 
 class Opened(TaggedMessage, frozen=True, tag="opened"):
@@ -156,6 +159,10 @@ class Opened(TaggedMessage, frozen=True, tag="opened"):
     """Whether the session's cache can return to any earlier position without being built again."""
     opening: SessionBytes = bytes(16)
     """In all receipts of this session: new with each that the hop opens."""
+    held: Count = 0
+    """Tokens of ``caches`` that the hop has: the first step begins there at the latest."""
+    held_codec: Codec = "float32"
+    """In which their rows came, as all that follow must."""
 
 
 class Refused(TaggedMessage, frozen=True, tag="refused"):
@@ -439,6 +446,7 @@ Message = (
     | Prove
     | Proved
     | Close
+    | KeepCache
     | Infer
     | Inferred
     | Fetch

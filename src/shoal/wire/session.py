@@ -87,6 +87,10 @@ class HopSession:
         self._stepped = self._stepped or step.hops_left is None
         self.length = step.position + step.tokens
 
+    def take_up(self, length: int, codec: Codec) -> None:
+        """The cache holds ``length`` tokens of an earlier session, whose rows came in ``codec``."""
+        self.length, self.codec = length, codec
+
     def forget(self, length: int) -> None:
         """The step that was to run at ``length`` failed: what follows it no longer counts."""
         self.length = min(self.length, length)
@@ -162,6 +166,10 @@ class ClientSession:
         self.length += tokens
         return step
 
+    def take_up(self, length: int) -> None:
+        """The hops hold ``length`` tokens of an earlier session: the first step begins there."""
+        self.length = length
+
     def flies(self, issued: Issued) -> bool:
         """Whether the step is still waited for: neither answered nor given up."""
         return issued.number in self._flying
@@ -183,11 +191,15 @@ class ClientSession:
         """Match a result with the step that it answers; ``None`` when that step was given up.
 
         Raises:
-            RemoteProtocolError: a result that answers nothing we asked, or in another shape.
+            RemoteProtocolError: a result that answers nothing we asked, or in another shape, or before those
+                of steps that were sent earlier: each hop runs a session's steps in their order.
         """
         # Steps that only fill caches have the number 0, and no result.
         if step.number >= self._next or step.number == 0:
             raise RemoteProtocolError(f"a result for step {step.number}, which was never sent")
+        oldest = self.oldest
+        if oldest is not None and oldest.number < step.number and step.number in self._flying:
+            raise RemoteProtocolError(f"a result for step {step.number} before that for {oldest.number}")
         issued = self._flying.pop(step.number, None)
         rows = step.hidden.rows
         if issued is not None and (rows, step.position) != (issued.wanted, issued.position):

@@ -8,6 +8,7 @@ nobody has to upgrade on the same day. ``CONTRIBUTING.md`` says how a message or
 from __future__ import annotations
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
+from shoal.wire.cache_names import KeepCache
 from shoal.wire.messages import (
     AGENT,
     NEWEST_VERSION,
@@ -37,6 +38,7 @@ SINCE: dict[type[Message], int] = {
     Prove: 9,
     Proved: 9,
     TraceTurn: 9,
+    KeepCache: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 

@@ -128,6 +128,10 @@ class RingHop:
         """Whether its cache can return to any earlier position, as it says."""
         self.opening = bytes(16)
         """What it says that all its receipts of this session will have."""
+        self.held = 0
+        """Tokens of which it says that it has kept the KV."""
+        self.held_codec: Codec = "float32"
+        """In which their rows came."""
         self.entered = 0
         """Positions of which the next hop has what it was given from another, whose place this one took."""
         self.pace = HopPace(hop.promised_s, STEPS if hop.proven else NEWCOMER_STEPS)
@@ -182,6 +186,10 @@ class RingHop:
             self.codec = reply.codec
             self.rolls_back = reply.rolls_back
             self.opening = reply.opening
+            if reply.held and reply.held not in {name.tokens for name in message.caches}:
+                error = RemoteProtocolError(f"it has kept {reply.held} tokens, which it was not asked for")
+                raise HopRefused(self.peer, error)
+            self.held, self.held_codec = reply.held, reply.held_codec
         self.open = True
 
     async def ask(self, message: HopRequest, timeout_s: float, payload: bytes = b"") -> HopReply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from shoal.client.ends import SessionEnds
 from shoal.client.ring.recovery import Recovery
@@ -18,10 +19,20 @@ from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Numerics
+from shoal.wire.cache_names import CacheKey
 
 ROUNDS = 4
 """How often a session is asked for, each time of those who were heard of since all others refused: identities
 cost a liar little, so there could always be one more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a session will begin with, where hops may have kept the KV of it."""
+
+    token_ids: Sequence[int]
+    keys: Sequence[CacheKey]
+
 
 LoadEnds = Callable[[LocalModel, Format], Awaitable[EndsEngine]]
 
@@ -38,14 +49,26 @@ class SessionOpener:
 
     @asynccontextmanager
     async def over(
-        self, local: LocalModel, format: Format | None, side: Side, tokens: int, *, attested: bool
+        self,
+        local: LocalModel,
+        format: Format | None,
+        side: Side,
+        tokens: int,
+        *,
+        attested: bool,
+        begins: Beginning | None = None,
     ) -> AsyncGenerator[Session]:
         """A session over a side of a model; closed on the way out.
+
+        Args:
+            begins: what it will begin with, if hops may have kept some of it.
 
         Raises:
             As :meth:`shoal.client.swarm.Swarm.session`.
         """
-        ring, ends = await self._opened(local, format, tokens, side, attested=attested)
+        caches = begins.keys if begins is not None else ()
+        opening = partial(self._opened, local, format, tokens, side, attested=attested)
+        ring, ends = await opening(caches=caches)
         session = Session(
             ring,
             ends,
@@ -54,13 +77,22 @@ class SessionOpener:
             recovery=Recovery(self.rings, local.shape, self.settings.resume_s, attested=attested),
             encoder=side.encoder,
         )
+        if begins is not None and ring.held:
+            session.take_up(begins.token_ids[: ring.held])
         try:
             yield session
         finally:
             await session.aclose()
 
     async def _opened(
-        self, local: LocalModel, format: Format | None, tokens: int, side: Side, *, attested: bool
+        self,
+        local: LocalModel,
+        format: Format | None,
+        tokens: int,
+        side: Side,
+        *,
+        attested: bool,
+        caches: Sequence[CacheKey] = (),
     ) -> tuple[Ring, SessionEnds]:
         """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
         ones that there are have just failed us.
@@ -72,7 +104,7 @@ class SessionOpener:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
             try:
-                return await self._opened_in_one(local, ways, tokens, side, attested=attested)
+                return await self._opened_in_one(local, ways, tokens, side, attested=attested, caches=caches)
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
@@ -81,7 +113,14 @@ class SessionOpener:
                     raise
 
     async def _opened_in_one(
-        self, local: LocalModel, ways: Sequence[Numerics], tokens: int, side: Side, *, attested: bool
+        self,
+        local: LocalModel,
+        ways: Sequence[Numerics],
+        tokens: int,
+        side: Side,
+        *,
+        attested: bool,
+        caches: Sequence[CacheKey],
     ) -> tuple[Ring, SessionEnds]:
         """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
         refused: ShoalError | None = None
@@ -90,7 +129,11 @@ class SessionOpener:
             ends = await side.ends(engine, self.thread, local.shape.hidden_size)
             try:
                 await ends.open(tokens)
-                opening = self.rings.open(local.shape, numerics, tokens, span=side.span, attested=attested)
+                # Of what blocks of this machine or an encoder hold too, hops have kept nothing.
+                kept = () if ends.own or ends.given or ends.stateless else caches
+                opening = self.rings.open(
+                    local.shape, numerics, tokens, span=side.span, attested=attested, caches=kept
+                )
                 return await opening, ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
                 ends.close()

@@ -17,6 +17,7 @@ from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.tasks import seconds_left
 from shoal.types import Codec, ModelShape, Numerics, SessionId
+from shoal.wire.cache_names import CacheKey, KeepCache, names_for
 from shoal.wire.codec import coarsest
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import Close, GetReceipts, Locate, Located, Open, Reroute, Rerouted, SignedWindow
@@ -39,6 +40,7 @@ class Places:
 
     Args:
         tokens: what every hop reserves KV for.
+        caches: keys of the beginnings that hops may have kept.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Places:
         *,
         numerics: Numerics,
         tokens: int,
+        caches: Sequence[CacheKey] = (),
     ) -> None:
         self._session = session
         self._shape = shape
         self._pool = pool
         self._numerics = numerics
         self._tokens = tokens
+        self._caches = caches
         self._former: list[Channel] = []
         self._turn: TraceTurn | None = None
         self.hops = [RingHop(hop) for hop in route]
@@ -72,6 +76,22 @@ class Places:
         Only those are heard who have answered before: a word of the others could round everybody's numbers.
         """
         return coarsest(hop.codec for hop in self.hops if hop.hop.proven)
+
+    @property
+    def held(self) -> tuple[int, Codec] | None:
+        """How many tokens every hop has kept, and in which codec they came; ``None`` where one has nothing,
+        or they had different sessions."""
+        held, codec = min(hop.held for hop in self.hops), self.hops[0].held_codec
+        return (held, codec) if held and all(hop.held_codec == codec for hop in self.hops) else None
+
+    async def keep(self, keys: Sequence[CacheKey]) -> None:
+        """Tell every hop by which names it is to keep the session's KV; one that is gone need not be told."""
+
+        async def tell(hop: RingHop, channel: Channel) -> None:
+            with suppress(ChannelClosed):
+                await channel.send(KeepCache(self._session, names_for(keys, hop.peer)))
+
+        await _together([partial(tell, hop, hop.channel) for hop in self.hops if hop.channel is not None])
 
     def place(self, channel: Channel) -> int | None:
         """Which hop is behind a channel; ``None`` for one that has lost its place and may not know yet.
@@ -106,6 +126,7 @@ class Places:
             HopLost, DeadlineExceeded: an old hop is gone too.
             ChannelClosed: what a new hop needs was not kept.
         """
+        self._caches = ()  # new hops are sent all that they are to have
         fills = self._put_in_place(replacements)
         self.go_back(position)
         self._note_entered(fills, position)
@@ -209,6 +230,7 @@ class Places:
             str(self._numerics),
             self._key_before(index),
             self._shape.adapter or "",
+            names_for(self._caches, self.hops[index].peer),
         )
         hop = self.hops[index]
         await hop.enter(self._pool, message, timeout_s)

@@ -40,6 +40,7 @@ from shoal.routing.replace import StepTimes
 from shoal.routing.reputation import Reputation
 from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import CarrierName, Codec, Format, ModelShape, Numerics, PeerId, SessionId, Span
+from shoal.wire.cache_names import CacheKey
 from shoal.wire.codec import choose_codec, coarsest
 from shoal.wire.messages import (
     Failed,
@@ -80,11 +81,16 @@ class Ring:
         trace: Trace,
         reputation: Reputation,
         replaceable: Callable[[Ring, set[PeerId]], bool],
+        caches: Sequence[CacheKey] = (),
     ) -> None:
         self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
-        self._places = Places(self.session, shape, route, pool, numerics=numerics, tokens=tokens)
+        self._places = Places(
+            self.session, shape, route, pool, numerics=numerics, tokens=tokens, caches=caches
+        )
+        self.held = 0
+        """Tokens of which every hop had the KV when it was opened."""
         self._shape = shape
         self.numerics = numerics
         """By which every hop computes."""
@@ -168,6 +174,9 @@ class Ring:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
         await self._places.enter(timeout_s)
+        if (held := self._places.held) is not None and self._codec in (None, held[1]):
+            self.held, self._codec = held
+            self.rules.take_up(self.held)
         asked = coarsest((self._places.codec, self._first_asks()))
         if self._codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
@@ -363,6 +372,11 @@ class Ring:
         """What the link to a hop takes in a second, as far as that is known."""
         channel = self._places.hops[index].channel
         return (channel.bytes_s if channel is not None else None) or WAY_BYTES_S
+
+    async def keep(self, keys: Sequence[CacheKey]) -> None:
+        """Have the hops keep the session's KV by these keys once it is over, or let another session have it
+        that begins so; without keys, have them keep nothing."""
+        await self._places.keep(keys)
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""

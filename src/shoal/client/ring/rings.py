@@ -31,6 +31,7 @@ from shoal.tasks import ends_alone
 from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
 from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, SessionId, Span
+from shoal.wire.cache_names import CacheKey
 from shoal.wire.messages import (
     Attested,
     Failed,
@@ -168,6 +169,7 @@ class Rings:
         timeout_s: float | None = None,
         codec: Codec | None = None,
         attested: bool = False,
+        caches: Sequence[CacheKey] = (),
     ) -> Ring:
         """A ring over the cheapest route that takes us.
 
@@ -177,6 +179,7 @@ class Rings:
             timeout_s: for every hop to open the session; by default as set.
             codec: of a session that goes on; by default what is set, or what the links ask for.
             attested: over nobody who has not shown what it runs on.
+            caches: keys of the beginnings that hops may have kept; ``Ring.held`` says what they have.
 
         Raises:
             NoCoverage: blocks that nobody serves.
@@ -187,7 +190,7 @@ class Rings:
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         search = _Search(trial=self.finder.draw_trial())
-        have_shown = partial(self._have_shown, finder, shape, numerics, tokens, span, search.avoid)
+        have_shown = partial(self.have_shown, finder, shape, numerics, tokens, span, search.avoid)
         if attested:
             await have_shown()
         until = trio.current_time() + SEARCH_SHARE * timeout_s
@@ -206,7 +209,7 @@ class Rings:
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
-                return await self.open_over(route, shape, numerics, tokens, has_s, codec, finder)
+                return await self.open_over(route, shape, numerics, tokens, has_s, codec, finder, caches)
             except HopRefused as error:
                 if attested and self._forget_renewed(search, route):
                     until += await have_shown()
@@ -214,7 +217,7 @@ class Rings:
                 await self._note_refusal(search, route, error, hurried=has_s < timeout_s)
         raise search.refused or NoCoverage("no route was found")
 
-    async def _have_shown(
+    async def have_shown(
         self,
         finder: RouteFinder,
         shape: ModelShape,
@@ -350,6 +353,7 @@ class Rings:
         timeout_s: float,
         codec: Codec | None,
         finder: RouteFinder | None = None,
+        caches: Sequence[CacheKey] = (),
     ) -> Ring:
         """A ring over this route and no other.
 
@@ -372,6 +376,7 @@ class Rings:
             trace=self.trace,
             reputation=self.finder.reputation,
             replaceable=lambda ring, peers: finder.possible(ring, shape, avoid=peers),
+            caches=caches,
         )
         # Before it is opened: the replies come through here, by the session.
         self._rings[ring.session] = ring

@@ -27,6 +27,8 @@ from shoal.types import ProtectionLevel
 
 DEFAULT_TOKENS = 4096
 """An answer's length where the client sets none."""
+UNCHECKED: tuple[ProtectionLevel, ...] = ("fast", "attested")
+"""The levels at which nothing is done once an answer is complete."""
 LEAST_TOKENS = 1024
 """The same where the hops have no plenty of room: each reserves KV for all of an answer at once."""
 
@@ -68,6 +70,12 @@ class GenerationRequest:
     """What it shows."""
     placed: tuple[PlacedPicture, ...] = ()
     """Where among the prompt's tokens each of them stands."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether hops sign what they have done for it, or it is audited: who answers it has resolved
+        ``protect``."""
+        return self.receipts or self.protect not in UNCHECKED
 
     @property
     def need(self) -> int:

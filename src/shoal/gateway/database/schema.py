@@ -119,7 +119,14 @@ CREATE INDEX writers_by_time ON writers (at);
 CREATE INDEX leases_by_gateway ON leases (gateway);
 """
 """The last thing that each writer has added up, so that none is added twice."""
-STEPS = (KEPT, NUMBERED, ALLOWED, WRITTEN_ONCE)
+SECRETS = """
+CREATE TABLE secrets (
+    name TEXT PRIMARY KEY,
+    value BYTEA NOT NULL
+);
+"""
+"""What only the gateways of this database know."""
+STEPS = (KEPT, NUMBERED, ALLOWED, WRITTEN_ONCE, SECRETS)
 LOCK = "schema"
 """Held while steps are taken, so that of several gateways that start at once one takes them."""
 

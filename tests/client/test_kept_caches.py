@@ -1,0 +1,181 @@
+"""What a session has left at its hops by name, and who may begin with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trio
+
+from shoal.client.ring.opener import Beginning
+from shoal.errors import RemoteProtocolError
+from shoal.node import kept_caches
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import memory_swarm
+from shoal.wire.cache_names import CACHE_STRIDE, MAX_CACHE_NAMES, cache_keys, names_for
+
+from .conftest import PROMPT, THIRDS
+
+TOKENS = [3 + number * 7 % 90 for number in range(3 * CACHE_STRIDE + 5)]
+KEYS = cache_keys(b"ours", TOKENS)
+AGAIN = Beginning(TOKENS, KEYS)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("roomy"), "llama", max_position_embeddings=512)
+
+
+async def leave(client, model, keys=KEYS):
+    """A session that has gone, and what it gave for its last token."""
+    async with client.session(model, tokens=256) as session:
+        given = await session.step(TOKENS)
+        await session.keep(keys)
+    return given
+
+
+async def kept(swarm, count):
+    """Wait until every hop has kept so much."""
+    with trio.fail_after(5):
+        while any(node.server.kept_caches != count for node in swarm.nodes):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+def test_names_are_of_the_secret_the_tokens_and_the_hop():
+    assert [key.tokens for key in KEYS] == [64, 128, 192]
+    other = [*TOKENS[:100], 1, *TOKENS[101:]]
+    alike = [a == b for a, b in zip(KEYS, cache_keys(b"ours", other), strict=True)]
+    assert alike == [True, False, False]
+    assert not {k.key for k in KEYS} & {k.key for k in cache_keys(b"yours", TOKENS)}
+    assert not {n.name for n in names_for(KEYS, "a")} & {n.name for n in names_for(KEYS, "b")}
+    longest = cache_keys(b"ours", range(20_000))
+    assert (len(longest), longest[-1].tokens) == (MAX_CACHE_NAMES, 19_968)
+
+
+async def test_another_client_goes_on_with_the_same_bits(home, roomy):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        given = await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        # Its room is free for others.
+        assert all(node.server.tokens_free == node.engine.tokens for node in swarm.nodes)
+        assert all(node.engine.sessions == 0 for node in swarm.nodes)
+        other = await swarm.add_client()
+        async with other.session(str(roomy), tokens=256, begins=AGAIN) as session:
+            assert session.token_ids == TOKENS[:192]
+            assert session.reusable(TOKENS) == 192
+            assert np.array_equal(await session.step(TOKENS[192:]), given[192:])
+        await kept(swarm, 0)  # taken, and not named again
+
+
+async def test_a_session_that_waits_gives_its_kv_to_a_later_one_and_ends(home, roomy):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        other = await swarm.add_client()
+        async with swarm.client.session(str(roomy), tokens=256) as session:
+            given = await session.step(TOKENS)
+            await session.keep(KEYS)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            async with other.session(str(roomy), tokens=256, begins=AGAIN) as later:
+                assert later.token_ids == TOKENS[:192]
+                with trio.fail_after(5):
+                    while len(session.ring.lost) < 3:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+            # Whoever goes on with it all the same has it computed again.
+            assert np.array_equal(await session.step(PROMPT), (await fresh(swarm, roomy, PROMPT)))
+        assert given.shape[0] == len(TOKENS)
+
+
+async def fresh(swarm, model, then):
+    async with swarm.client.session(str(model), tokens=256) as session:
+        await session.step(TOKENS)
+        return await session.step(then)
+
+
+async def test_nobody_takes_what_is_in_use_was_taken_back_or_is_another_models(home, roomy):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        other = await swarm.add_client()
+        async with swarm.client.session(str(roomy), tokens=256) as session:
+            await session.step(TOKENS)
+            await session.keep(KEYS)
+            await session.keep(())
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            async with other.session(str(roomy), tokens=256, begins=AGAIN) as later:
+                assert later.token_ids == []
+            await session.keep(KEYS)
+            session.roll_back(100)
+            await session.step([5])
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            async with other.session(str(roomy), tokens=256, begins=AGAIN) as later:
+                assert len(later.token_ids) == 64  # the names of what was forgotten are gone
+        unlike = Beginning(TOKENS, cache_keys(b"yours", TOKENS))
+        await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        async with other.session(str(roomy), tokens=256, begins=unlike) as later:
+            assert later.token_ids == []
+
+
+async def test_where_one_hop_has_kept_nothing_all_is_computed(home, roomy):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        given = await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        server = swarm.nodes[1].server
+        server._sessions.kept.clear(server.engine)
+        async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN) as session:
+            assert session.token_ids == []
+            assert np.array_equal(await session.step(TOKENS), given)
+
+
+async def test_a_hop_that_is_lost_later_is_replaced_as_ever(home, roomy):
+    async with memory_swarm(home, roomy, [*THIRDS, THIRDS[1]]) as swarm:
+        given = await leave(swarm.client, str(roomy))
+        # Over the same route, whose hops have answered before.
+        async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN) as session:
+            assert session.token_ids == TOKENS[:192]
+            middle = session.ring.route[1].address.peer
+            swarm.kill(next(i for i, network in enumerate(swarm.networks) if network.peer == middle))
+            # Nobody knows any more in which pieces the beginning was sent.
+            assert np.allclose(await session.step(TOKENS[192:]), given[192:], atol=1e-4)
+            assert session.token_ids == TOKENS
+            assert [reroute.way for reroute in session.reroutes] == ["replay"]
+
+
+async def test_what_is_kept_goes_first_where_room_is_wanted_and_with_time(home, roomy, monkeypatch):
+    async with memory_swarm(home, roomy, THIRDS, kv_tokens=256) as swarm:
+        await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        async with swarm.client.session(str(roomy), tokens=256) as session:
+            await session.step(TOKENS)
+            await kept(swarm, 0)
+        await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        monkeypatch.setattr(kept_caches, "CACHE_S", 0.0)
+        for node in swarm.nodes:
+            node.server._sessions.kept.expire(trio.current_time() + 1)
+        await kept(swarm, 0)
+        assert all(node.engine.tokens_free == node.engine.tokens for node in swarm.nodes)
+
+
+async def test_what_is_kept_is_bounded_and_of_many_that_goes_of_who_has_most(home, roomy, monkeypatch):
+    monkeypatch.setattr(kept_caches, "MAX_CACHES", 2)
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        other = await swarm.add_client()
+        await leave(other, str(roomy), cache_keys(b"theirs", TOKENS))
+        for secret in (b"1", b"2"):
+            await leave(swarm.client, str(roomy), cache_keys(secret, TOKENS))
+        await kept(swarm, 2)
+        theirs = Beginning(TOKENS, cache_keys(b"theirs", TOKENS))
+        async with other.session(str(roomy), tokens=256, begins=theirs) as session:
+            assert len(session.token_ids) == 192
+
+
+async def test_a_hop_that_says_it_kept_what_nobody_asked_for_does_not_take_part(home, roomy, monkeypatch):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        monkeypatch.setattr(kept_caches, "shared_tokens", lambda *_: 70)
+        with pytest.raises(RemoteProtocolError, match="70 tokens"):
+            async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN):
+                pass
