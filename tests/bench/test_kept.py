@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shoal import config
 from shoal.bench.kept.comparison import Comparison, change_of, compare_runs
 from shoal.bench.kept.document import read_document
-from shoal.bench.results import BenchReport, compared, describe_machine, of_rounds
+from shoal.bench.results import BenchReport, compared, describe_machine, measured_by, of_rounds
 from shoal.errors import UsageError
 from tests.cli.conftest import Shoal, home, shoal
 
@@ -156,3 +158,25 @@ def test_a_file_that_cannot_be_read_or_written_is_an_error_before_anything_runs(
     assert ran.code != 0 and "cannot be read" in ran.out
     ran = shoal("bench", "device", "--save", str(tmp_path / "no" / "x.json"), "--json")
     assert ran.code != 0 and "there is no folder" in ran.out
+
+
+def test_runs_by_other_settings_or_through_more_nodes_are_not_compared(tmp_path: Path) -> None:
+    ours, sparse = config.load({}, {}), config.load({"kv": "int8", "wire": "int8"}, {})
+    plain = replace(report(SLOW), conditions=measured_by(ours, 3))
+    assert verdicts(compared_files(tmp_path, plain, plain))["one"] == "noise"
+    for other, named in ((measured_by(ours, 5), "nodes 3 in A, 5 in B"), (measured_by(sparse, 3), "kv auto")):
+        with pytest.raises(UsageError, match=named):
+            compared_files(tmp_path, plain, replace(report(SLOW), conditions=other))
+    older = replace(report(SLOW), conditions={})  # of a file that says nothing of them
+    assert verdicts(compared_files(tmp_path, older, plain))["one"] == "noise"
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own() -> None:
+    slow, fast = of_rounds("a", "tok/s", (10.0, 40.0, 20.0)), of_rounds("b", "tok/s", (20.0, 20.0, 20.0))
+    (found, _) = compared([slow, fast], {"a": {"b": "b"}})
+    assert found.vs == {"b": 1.0}
+    assert found.value / fast.value == 1.0
+    (found, _) = compared([slow, of_rounds("b", "tok/s", (5.0, 40.0, 40.0))], {"a": {"b": "b"}})
+    assert found.vs == {"b": 1.0}
+    (found, _) = compared([slow, of_rounds("b", "tok/s", (5.0, 40.0))], {"a": {"b": "b"}})
+    assert found.vs == {"b": 20.0 / 22.5}

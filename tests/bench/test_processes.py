@@ -48,9 +48,13 @@ def test_the_gateway_is_measured_beside_the_library(shoal: Shoal, folder: Path) 
     ran = shoal("bench", "gateway", "--model", str(folder), *OPTIONS)
     assert ran.code == 0, ran.err
     found = {result["name"]: result for result in ran.data["results"]}
-    assert list(found) == ["library/chat/b1", "gateway/chat/b1", "library/chat/b2", "gateway/chat/b2"]
-    for sessions in ("b1", "b2"):
-        assert found[f"gateway/chat/{sessions}"]["vs"].keys() == {"library"}
+    ways = (
+        "library/chat",
+        *(f"gateway/{dialect}" for dialect in ("chat", "responses", "messages", "ollama")),
+    )
+    assert list(found) == [f"{way}/{sessions}" for sessions in ("b1", "b2") for way in ways]
+    for name, result in found.items():
+        assert result["vs"].keys() == ({"library"} if name.startswith("gateway") else set())
     assert all(result["value"] > 0 for result in found.values())
     assert psutil.Process(os.getpid()).children() == []
 

@@ -23,7 +23,7 @@ from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.ring import rings, route_finder
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.session import Session
-from shoal.errors import NoCoverage, NotAllowed, RemoteProtocolError, ShoalError, UsageError
+from shoal.errors import NoCoverage, NotAllowed, RemoteProtocolError, ShoalError, StepFailed, UsageError
 from shoal.node.attestation.answering import NOT_ATTESTING
 from shoal.node.attestation.start import Attesting
 from shoal.testing.swarm import MemorySwarm, memory_swarm
@@ -384,3 +384,20 @@ async def test_a_node_that_is_sent_evidence_hangs_up(tmp_path: Path, checkpoint:
                 await trio.sleep(0.01)
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
             await session.advance(PROMPT, GREEDY)
+
+
+async def test_a_hop_that_fails_is_replaced_by_one_that_had_not_been_asked_yet(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        two_replicas(tmp_path, checkpoint) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64, attested=True) as session,
+    ):
+        await session.advance(PROMPT, GREEDY)
+        (hop,) = session.ring.route
+        assert hop.address.peer == swarm.networks[0].peer
+        runner = swarm.nodes[0].engine.runner
+        monkeypatch.setattr(runner, "forward", lambda batch: [StepFailed("NaN")] * len(batch))
+        await session.advance([5], GREEDY)
+        (hop,) = session.ring.route
+        assert hop.address.peer == swarm.networks[1].peer

@@ -106,7 +106,7 @@ async def test_nobody_takes_what_is_in_use_was_taken_back_or_is_another_models(h
                 assert later.token_ids == []
             await session.keep(KEYS)
             session.roll_back(100)
-            await session.step([5])
+            await session.step([5])  # 101 tokens
             await trio.testing.wait_all_tasks_blocked(0.02)
             async with other.session(str(roomy), tokens=256, begins=AGAIN) as later:
                 assert len(later.token_ids) == 64  # the names of what was forgotten are gone
@@ -115,6 +115,21 @@ async def test_nobody_takes_what_is_in_use_was_taken_back_or_is_another_models(h
         await kept(swarm, 1)
         async with other.session(str(roomy), tokens=256, begins=unlike) as later:
             assert later.token_ids == []
+
+
+async def test_a_long_conversation_is_not_taken_for_a_short_common_beginning(home, roomy):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        short = Beginning(TOKENS[:64], KEYS[:1])
+        async with swarm.client.session(str(roomy), tokens=256) as session:
+            await session.step(TOKENS)
+            await session.keep(KEYS)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            async with swarm.client.session(str(roomy), tokens=256, begins=short) as other:
+                assert other.token_ids == []
+        await kept(swarm, 1)
+        async with swarm.client.session(str(roomy), tokens=256, begins=short) as other:
+            assert other.token_ids == []
+        await kept(swarm, 1)
 
 
 async def test_where_one_hop_has_kept_nothing_all_is_computed(home, roomy):

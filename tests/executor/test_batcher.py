@@ -389,10 +389,32 @@ def test_pace_learns_the_two_bounds_of_the_roofline() -> None:
     times = ForwardTimes()
     times.note(1, 0.040)
     times.note(64, 64 * 0.005)
-    times.note(10, 10.0)  # between the two: says nothing about either
     assert times.fixed == pytest.approx(0.040)
     assert times.per_row == pytest.approx(0.005)
     assert times.ridge == pytest.approx(8)
+
+
+def test_a_forward_between_the_two_tells_of_the_bound_that_it_has() -> None:
+    times = ForwardTimes(fixed=0.040, per_row=0.005)
+    times.note(6, 0.080)  # the machine is slower now: eight sessions that decode together are to hear of it
+    assert (times.fixed, times.per_row) == (pytest.approx(0.048), 0.005)
+    times.note(16, 16 * 0.010)
+    assert (times.fixed, times.per_row) == (pytest.approx(0.048), pytest.approx(0.006))
+
+
+def test_before_the_bounds_are_known_a_forward_between_them_is_at_least_as_long_as_one_of_a_few_rows() -> (
+    None
+):
+    times = ForwardTimes()
+    times.note(8, 0.030)  # as sessions that always decode together
+    assert (times.fixed, times.per_row) == (0.030, 0.0)
+    times.note(16, 0.100)
+    assert times.fixed == 0.030
+    times.note(16, 0.020)
+    assert times.fixed == pytest.approx(0.028)
+    late = ForwardTimes(per_row=0.005)  # a prefill was first
+    late.note(12, 0.060)
+    assert (late.fixed, late.per_row) == (0.060, 0.005)
 
 
 # ---- a node that takes only a share of the time ----

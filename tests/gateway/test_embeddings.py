@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
@@ -16,6 +17,7 @@ from anyio.from_thread import start_blocking_portal
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
+from shoal.errors import Busy
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.testing.encoders import write_encoder, write_pooling
 
@@ -190,3 +192,27 @@ async def test_a_client_that_goes_away_frees_every_hop(tmp_path, bert):
             await gateway.post("/v1/embeddings", input=TEXTS * 200)
         await gateway.idle()
         assert gateway.gateway.limits.answering == 0
+
+
+def test_texts_for_which_there_is_no_session_count_for_nobody(embedder, monkeypatch):
+    def tokens():
+        lines = httpx.get(f"{embedder.url}/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("shoal_prompt_tokens_total")]
+
+    def full(*_, **__):
+        @asynccontextmanager
+        async def refused(_):
+            raise Busy("no room")
+            yield
+
+        return refused
+
+    post(embedder, "/v1/embeddings", input="hello")
+    before = tokens()
+    assert before
+    with monkeypatch.context() as patched:
+        patched.setattr(embedder.gateway.swarm, "opener", full)
+        assert post(embedder, "/v1/embeddings", input="hello world").status_code == 429
+    assert tokens() == before
+    assert post(embedder, "/v1/embeddings", input=["hello", "world"]).json()["usage"]["prompt_tokens"] > 1
+    assert tokens() != before

@@ -127,6 +127,14 @@ def test_a_result_of_a_step_given_up_is_dropped():
     assert client.length == 3
 
 
+def test_results_come_in_the_order_of_their_steps():
+    client = ClientSession(10)
+    first, second = client.issue(3, 1), client.issue(2, 1)
+    with pytest.raises(RemoteProtocolError, match="step 2 before that for 1"):
+        client.returned(answer(second))
+    assert [client.returned(answer(first)), client.returned(answer(second))] == [first, second]
+
+
 def test_a_failed_step_takes_those_behind_it_along():
     client = ClientSession(10)
     client.issue(3, 0)

@@ -1,20 +1,26 @@
-"""What the gateway costs: the same chats through its HTTP and through the library, over the same nodes."""
+"""What the gateway costs: the same chats through its HTTP and through the library, over the same nodes.
+
+In each of the dialects that it speaks; a round measures all of them and the library in turns, and what is
+reported beside the speeds is the median of the rounds' ratios.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import trio
 
 from shoal import config
 from shoal.bench.models import described_model, measured_model
-from shoal.bench.peers.programs import HOST, ask, free_port, running_program
+from shoal.bench.peers.programs import HOST, HasToken, ask, free_port, running_program
 from shoal.bench.results import BenchReport, Contender, compared, describe_machine, in_turns
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
@@ -26,8 +32,59 @@ TOKENS = 64
 """Of each answer."""
 READY_WITHIN_S = 30.0
 
-Chat = Callable[[int], Awaitable[float]]
-"""Has the chat of that number; gives its decode rate."""
+Chat = Callable[[int], Awaitable["Decoded"]]
+"""Has the chat of that number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """When the tokens of a chat came, by one clock for all that run at once; those that end no character are
+    not counted."""
+
+    tokens: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a chat is asked for in one of the gateway's APIs, and which events of its answer carry a token."""
+
+    path: str
+    body: Callable[[str], dict[str, Any]]
+    """Of a prompt, without what all have: ``model`` and ``stream``."""
+    has_token: HasToken
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+DIALECTS: dict[str, Dialect] = {
+    "chat": Dialect(
+        "/v1/chat/completions",
+        lambda prompt: {"messages": _messages(prompt), "max_tokens": TOKENS, "temperature": 0},
+        lambda event: any(choice["delta"].get("content") for choice in event.get("choices", ())),
+    ),
+    "responses": Dialect(
+        "/v1/responses",
+        lambda prompt: {"input": prompt, "max_output_tokens": TOKENS, "temperature": 0, "store": False},
+        lambda event: event.get("type") == "response.output_text.delta",
+    ),
+    "messages": Dialect(
+        "/v1/messages",
+        lambda prompt: {"messages": _messages(prompt), "max_tokens": TOKENS, "temperature": 0},
+        lambda event: event.get("type") == "content_block_delta",
+    ),
+    "ollama": Dialect(
+        "/api/chat",
+        lambda prompt: {
+            "messages": _messages(prompt),
+            "options": {"num_predict": TOKENS, "temperature": 0},
+        },
+        lambda event: bool(event.get("message", {}).get("content")),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +114,13 @@ async def measure_gateway(settings: Settings, asked: GatewayBench, progress: Pro
         contenders: list[Contender] = []
         for count in dict.fromkeys((1, asked.sessions)):
             direct = partial(_together, count, partial(_library, swarm, settings.model))
-            through = partial(_together, count, partial(_http, port, model.name))
             contenders.append(Contender(f"library/chat/b{count}", "tok/s", direct))
-            contenders.append(Contender(f"gateway/chat/b{count}", "tok/s", through))
+            for name, dialect in DIALECTS.items():
+                through = partial(_together, count, partial(_http, port, model.name, dialect))
+                contenders.append(Contender(f"gateway/{name}/b{count}", "tok/s", through))
         results = await in_turns(contenders, asked.rounds, progress)
     pairs = {
-        result.name: {"library": result.name.replace("gateway", "library")}
+        result.name: {"library": f"library/chat/{result.name.rpartition('/')[2]}"}
         for result in results
         if result.name.startswith("gateway")
     }
@@ -97,7 +155,7 @@ async def _ready(port: int, model: str) -> None:
     with trio.move_on_after(READY_WITHIN_S):
         while True:
             try:
-                await _http(port, model, 0)
+                await _http(port, model, DIALECTS["chat"], 0)
             except ShoalError as error:
                 refused = error
                 await trio.sleep(0.5)
@@ -107,35 +165,45 @@ async def _ready(port: int, model: str) -> None:
 
 
 async def _together(count: int, chat: Chat) -> float:
-    """Tokens in a second over so many chats at once: the sum of their decode rates."""
-    rates: list[float] = []
+    """Tokens in a second over so many chats at once, from the first token of any to the last of all.
+
+    Not the sum of their own rates: of chats that run one after the other, each has all of the speed.
+    """
+    chats: list[Decoded] = []
 
     async def one(number: int) -> None:
-        rates.append(await chat(number))
+        chats.append(await chat(number))
 
     async with trio.open_nursery() as nursery:
         for number in range(count):
             nursery.start_soon(one, number)
-    return sum(rates)
+    return together_rate(chats)
 
 
-async def _library(swarm: Swarm, model: str, number: int) -> float:
-    """Tokens in a second after the first of one chat; those that end no character are not counted."""
+def together_rate(chats: Sequence[Decoded]) -> float:
+    """Tokens in a second over chats that were had at once; what came first of all is not counted."""
+    first, last = min(chat.first for chat in chats), max(chat.last for chat in chats)
+    return (sum(chat.tokens for chat in chats) - 1) / (last - first)
+
+
+async def _library(swarm: Swarm, model: str, number: int) -> Decoded:
+    """One chat through the library."""
     times = [
-        trio.current_time()
-        async for delta in swarm.generate(model, messages=[_message(number)], max_tokens=TOKENS)
+        time.perf_counter()
+        async for delta in swarm.generate(model, messages=_messages(_prompt(number)), max_tokens=TOKENS)
         if delta.text
     ]
     if len(times) < 2:
         raise ShoalError(f"{model} gave {len(times)} tokens")
-    return (len(times) - 1) / (times[-1] - times[0])
+    return Decoded(len(times), times[0], times[-1])
 
 
-async def _http(port: int, model: str, number: int) -> float:
+async def _http(port: int, model: str, dialect: Dialect, number: int) -> Decoded:
     """The same through the gateway."""
-    body = {"model": model, "messages": [_message(number)], "max_tokens": TOKENS, "temperature": 0}
-    return (await ask(port, "/v1/chat/completions", body | {"stream": True})).decode_rate
+    body = {"model": model, "stream": True, **dialect.body(_prompt(number))}
+    found = await ask(port, dialect.path, body, dialect.has_token)
+    return Decoded(found.tokens, found.began + found.first_s, found.began + found.total_s)
 
 
-def _message(number: int) -> dict[str, str]:
-    return {"role": "user", "content": f"Write a long story about {number + 2} fishes in a shoal."}
+def _prompt(number: int) -> str:
+    return f"Write a long story about {number + 2} fishes in a shoal."

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import trio
@@ -19,6 +19,8 @@ from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.errors import UsageError
+from shoal.executor.device.device import CPU
+from shoal.executor.load import span_shape
 from shoal.local.processes import enter_local_swarm, local_swarm
 from shoal.models.build.loader import load_weights
 from shoal.models.build.skeleton import causal_class, read_model_config
@@ -29,7 +31,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.progress import Progress
 from shoal.routing.formats import choose_format
-from shoal.types import DType
+from shoal.types import DType, Format, Span
 
 PROMPT = tuple(range(100, 132))
 """32 token ids; what they say does not matter to the clock."""
@@ -53,9 +55,11 @@ async def measure_overhead(settings: Settings, bench: OverheadBench, progress: P
     """
     store = ModelStore(settings.paths.models)
     model = await trio.to_thread.run_sync(store.resolve, settings.model, progress)
-    # Transformers has no kernels of ours: both take what it can run.
-    settings = replace(settings, format=choose_format(settings.format, model.dtype, kernels=False).format)
-    dtype = _dtype(settings.format)
+    shaped = await trio.to_thread.run_sync(_has_kernels, model)
+    format = compared_format(settings.format, model.dtype, shaped=shaped)
+    # On an accelerator nodes would run what transformers runs here.
+    settings = replace(settings, format=format, device=CPU, kernels="auto")
+    dtype = _dtype(format)
     async with AsyncExitStack() as stack:
         local = await stack.enter_async_context(local_swarm(settings, model.shape.n_blocks, bench.nodes))
         swarm = await stack.enter_async_context(enter_local_swarm(local))
@@ -141,6 +145,33 @@ async def session_through(swarm: Swarm, settings: Settings, count: int) -> Async
     async with swarm.session(settings.model, tokens=room, format=settings.asked_format) as session:
         first = await session.advance(PROMPT, sampler)
         yield SessionDecoder(session, sampler, first.token)
+
+
+def compared_format(asked: Format | Literal["auto"], dtype: str, *, shaped: bool) -> Format:
+    """The format in which nodes run what transformers runs: the model's own modules.
+
+    Args:
+        dtype: of the checkpoint.
+        shaped: whether nodes have products of their own for it, in every format but fp32.
+
+    Raises:
+        UsageError: in the one that is asked for they do not.
+    """
+    if not shaped:
+        return choose_format(asked, dtype, kernels=False).format
+    if asked == "bf16":
+        raise UsageError(
+            "nodes run this model in bf16 by products of their own, which transformers does not have: their "
+            "speeds do not tell what a swarm costs",
+            check="choose --format fp32, or compare with one process of ours",
+            next_command="shoal bench swarm --format bf16",
+        )
+    return "fp32" if asked == "auto" else asked
+
+
+def _has_kernels(model: LocalModel) -> bool:
+    checkpoint = open_checkpoint(model.path)
+    return span_shape(checkpoint, Span(0, model.shape.n_blocks)) is not None
 
 
 def _dtype(format: str) -> DType:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from shoal import __version__
+from shoal.config import Settings
 from shoal.planning.roofline import Estimate
 from shoal.progress import Progress
 
@@ -72,7 +73,8 @@ class Measurement:
     expected: Expected | None = None
     """For speeds in tokens a second."""
     vs: Mapping[str, float] = field(default_factory=dict[str, float])
-    """``value`` divided by that of others measured in the same run, by their label."""
+    """The ratio to others measured in the same run, by their label: the median of the rounds' ratios, where
+    both were measured in as many rounds; else that of the medians."""
     against: Mapping[str, str] = field(default_factory=dict[str, str])
     """The names of those others, by their label."""
     rounds: tuple[float, ...] = ()
@@ -142,6 +144,8 @@ class BenchReport:
     """What was measured: its ``name`` and ``digest``."""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Of other programs that were measured."""
+    conditions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What else the figures depend on: how many nodes, and by which settings (:func:`measured_by`)."""
 
     def as_json(self) -> dict[str, Any]:
         """What ``--json`` shows, and ``--save`` keeps for ``shoal bench compare``."""
@@ -152,6 +156,7 @@ class BenchReport:
             "model": dict(self.model),
             "versions": {"shoal": __version__, **self.versions},
             "machine": dict(self.machine),
+            "conditions": dict(self.conditions),
             "results": [result.as_json() for result in self.results],
             "predictions": {r.name: significant(r.predicted) for r in self.results if r.predicted},
         }
@@ -188,14 +193,22 @@ def compared(results: Iterable[Measurement], pairs: Mapping[str, Mapping[str, st
             that were not measured are passed over.
     """
     found = list(results)
-    values = {result.name: result.value for result in found}
-    return [_divided(result, pairs.get(result.name, {}), values) for result in found]
+    named = {result.name: result for result in found if result.value}
+    return [_divided(result, pairs.get(result.name, {}), named) for result in found]
 
 
-def _divided(result: Measurement, others: Mapping[str, str], values: Mapping[str, float]) -> Measurement:
-    against = {label: other for label, other in others.items() if values.get(other)}
-    vs = {label: result.value / values[other] for label, other in against.items()}
+def _divided(result: Measurement, others: Mapping[str, str], named: Mapping[str, Measurement]) -> Measurement:
+    against = {label: other for label, other in others.items() if other in named}
+    vs = {label: ratio(result, named[other]) for label, other in against.items()}
     return replace(result, vs=vs, against=against)
+
+
+def ratio(result: Measurement, other: Measurement) -> float:
+    """How a result compares with another of the same run. A machine that is slow in one round is slow for
+    both, so it is the rounds that are divided."""
+    if len(result.rounds) != len(other.rounds) or not other.rounds or not all(other.rounds):
+        return result.value / other.value
+    return median(mine / its for mine, its in zip(result.rounds, other.rounds, strict=True))
 
 
 async def in_turns(
@@ -244,6 +257,12 @@ def _results_of(
         if values:
             expected = contender.expected and contender.expected()
             yield of_rounds(contender.name, contender.unit, values, expected)
+
+
+def measured_by(settings: Settings, nodes: int | None = None) -> dict[str, str]:
+    """The settings by which nodes and clients compute, beside the formats that results name."""
+    found = {name: str(getattr(settings, name)) for name in ("kv", "wire", "kernels", "fast", "parallel")}
+    return found if nodes is None else found | {"nodes": str(nodes)}
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def device(
         with torch_thread() as thread:
             return await measure_device(thread, settings, rounds, progress)
 
-    _show("device", measure, report, save, as_json)
+    _show("device", measure, report, save, as_json, settings)
 
 
 def executor(
@@ -120,7 +120,7 @@ def executor(
         formats = _formats(settings, tuple(f for f in get_args(Format) if f != "fp32"))
         return measure_executor(settings, formats, rounds, progress, context or 0)
 
-    _show("executor", measure, report, save, as_json)
+    _show("executor", measure, report, save, as_json, settings)
 
 
 def start(
@@ -141,7 +141,7 @@ def start(
 
         return measure_start(settings, _formats(settings, ("int8",)), rounds, progress)
 
-    _show("start", measure, report, save, as_json)
+    _show("start", measure, report, save, as_json, settings)
 
 
 def accuracy(
@@ -161,7 +161,7 @@ def accuracy(
 
         return measure_accuracy(settings, _formats(settings, get_args(Format)), progress)
 
-    _show("accuracy", measure, report, save, as_json)
+    _show("accuracy", measure, report, save, as_json, settings)
 
 
 def swarm(
@@ -189,7 +189,7 @@ def swarm(
             settings, SwarmBench(_formats(settings, PACKED), nodes, sessions, rounds), progress
         )
 
-    _show("swarm", measure, report, save, as_json)
+    _show("swarm", measure, report, save, as_json, settings, nodes)
 
 
 def gateway(
@@ -214,7 +214,7 @@ def gateway(
 
         return measure_gateway(settings, GatewayBench(nodes, sessions, rounds), progress)
 
-    _show("gateway", measure, report, save, as_json)
+    _show("gateway", measure, report, save, as_json, settings, nodes)
 
 
 def peers(
@@ -267,7 +267,7 @@ def peers(
         )
         return measure_peers(settings, asked, progress, say)
 
-    _show("peers", measure, report, save, as_json)
+    _show("peers", measure, report, save, as_json, settings, nodes)
 
 
 def overhead(
@@ -357,6 +357,8 @@ def _show(
     page: Path | None,
     save: Path | None,
     as_json: bool,
+    settings: Settings,
+    nodes: int | None = None,
 ) -> None:
     """Run a benchmark; print what it found, and write the files that were asked for."""
     import trio
@@ -368,10 +370,12 @@ def _show(
         async def run() -> BenchReport:
             return await measure(progress)
 
-        found = replace(trio.run(run), bench=bench)
+        measured = trio.run(run)
     from shoal.bench.report.page import page as drawn
     from shoal.bench.report.table import table
+    from shoal.bench.results import measured_by
 
+    found = replace(measured, bench=bench, conditions=measured_by(settings, nodes))
     shown = found.as_json()
     if page is not None:
         page.write_text(drawn(found), encoding="utf-8")

@@ -56,11 +56,19 @@ class ForwardTimes:
     """Seconds for each row of a forward of many: the arithmetic is done."""
 
     def note(self, rows: int, seconds: float) -> None:
-        """Learn from a forward of ``rows`` rows."""
-        if rows <= FEW_ROWS:
+        """Learn from a forward of ``rows`` rows.
+
+        Between few and many it is bound by what the ridge says, as far as that is known. Before, it says
+        no more than that one of fewer rows takes no longer.
+        """
+        by_memory = rows <= FEW_ROWS or (rows < MANY_ROWS and rows <= self.ridge)
+        unknown = not self.per_row and rows < MANY_ROWS
+        if by_memory or (unknown and (not self.fixed or seconds < self.fixed)):
             self.fixed = _smooth(self.fixed, seconds)
-        elif rows >= MANY_ROWS:
+        elif not unknown and (rows >= MANY_ROWS or self.fixed):
             self.per_row = _smooth(self.per_row, seconds / rows)
+        elif not unknown:
+            self.fixed = seconds
 
     @property
     def ridge(self) -> float:

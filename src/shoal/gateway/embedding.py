@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -83,9 +83,15 @@ class EmbeddingExchange:
             metrics.reroutes.labels(model).inc(len(session.reroutes) - survived.get(session, 0))
             survived[session] = len(session.reroutes)
 
+        @asynccontextmanager
+        async def counted(tokens: int) -> AsyncGenerator[Session]:
+            async with opener(tokens) as session:
+                if not record.prompt_tokens:  # before the first is open, nobody can have computed any of it
+                    record.prompt_tokens = asked.tokens
+                    metrics.prompt_tokens.labels(model).inc(asked.tokens)
+                yield session
+
         async with self._desk.limits.turn():
-            record.prompt_tokens = asked.tokens
-            metrics.prompt_tokens.labels(model).inc(asked.tokens)
             opener = self._swarm.opener(model, attested=self._caller.attested or None)
-            run = partial(embed_tokens, opener, asked.texts, asked.settings, asked.dimensions, follow=follow)
+            run = partial(embed_tokens, counted, asked.texts, asked.settings, asked.dimensions, follow=follow)
             return await run()

@@ -17,6 +17,9 @@ from shoal.wire.cache_names import CacheName
 from shoal.wire.messages import Open
 
 MAX_CACHES = 64
+SHARED_PART = 2
+"""A cache is taken where at least one part of so many is the new session's too: a long conversation does not
+lose its KV to each that begins with the same instructions."""
 CACHE_S = 600.0
 """How long one is kept at the most."""
 
@@ -70,7 +73,8 @@ class KeptCaches:
         found = [
             (most, kept)
             for kept in ours
-            if (most := shared_tokens(kept.names, kept.opened, opened)) and most <= kept.state.length
+            if (most := shared_tokens(kept.names, kept.opened, opened))
+            and most <= kept.state.length <= SHARED_PART * most
         ]
         if not found:
             return None

@@ -19,7 +19,7 @@ from shoal.metrics.logs import about
 from shoal.net.channel import Channel
 from shoal.node.fair_share import Asker, SessionShare, check_fits, make_place, make_room, offered
 from shoal.node.hop import Hop
-from shoal.node.kept_caches import FoundCache, KeptCaches, shared_tokens
+from shoal.node.kept_caches import SHARED_PART, FoundCache, KeptCaches, shared_tokens
 from shoal.types import PeerId, SessionId
 from shoal.wire.messages import Open
 
@@ -138,7 +138,7 @@ class Sessions:
         if not opened.caches:
             return None
         for hop in [h for h in self if h.names and h.engine is engine and h.queue.idle]:
-            if shared_tokens(hop.names, hop.opened, opened):
+            if hop.queue.length <= SHARED_PART * shared_tokens(hop.names, hop.opened, opened):
                 hop.fail(None, UnknownSession("its KV has gone to a later session of the same conversation"))
                 hop.end()
                 self.forget(hop)

@@ -80,7 +80,7 @@ def compare_runs(a: BenchDocument, b: BenchDocument) -> Comparison:
     """What changed from ``a`` to ``b``.
 
     Raises:
-        UsageError: they are of two benchmarks, models or machines.
+        UsageError: they are of two benchmarks, models or machines, or were measured by other settings.
     """
     _check_alike(a, b)
     of_a, of_b = ({result.name: result for result in run.results} for run in (a, b))
@@ -181,6 +181,13 @@ def _check_alike(a: BenchDocument, b: BenchDocument) -> None:
         raise UsageError(
             f"A measured {names[0]}, B {names[1]}, which is another model",
             check="give two runs with the same --model",
+        )
+    unlike = [name for name, is_now in b.conditions.items() if a.conditions.get(name, is_now) != is_now]
+    if unlike:
+        said = "; ".join(f"{name} {a.conditions[name]} in A, {b.conditions[name]} in B" for name in unlike)
+        raise UsageError(
+            f"A and B were measured by other settings: {said}",
+            check="give two runs with the same settings and as many nodes",
         )
     other = [name for name in SAME if not _equal(name, a.machine.get(name), b.machine.get(name))]
     if other:

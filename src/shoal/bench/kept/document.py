@@ -42,6 +42,8 @@ class BenchDocument(msgspec.Struct, frozen=True):
     model: dict[str, str]
     versions: dict[str, str]
     results: tuple[KeptResult, ...]
+    conditions: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    """What else the figures depend on; empty in a file that is older than they."""
 
 
 def read_document(file: Path) -> BenchDocument:

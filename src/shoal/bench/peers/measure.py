@@ -31,6 +31,7 @@ from shoal.bench.results import (
     compared,
     describe_machine,
     in_turns,
+    measured_by,
 )
 from shoal.bench.roof import Roof, find_roof
 from shoal.bench.through import SwarmDecoder, through
@@ -177,6 +178,7 @@ def _journal(settings: Settings, asked: PeersBench, model: LocalModel, others: O
         "model": model.digest,
         "asked": [list(asked.formats), asked.nodes, asked.sessions, asked.rounds, list(asked.contexts)],
         "machine": describe_machine(settings.threads) | {"device": settings.device},
+        "conditions": measured_by(settings, asked.nodes),
         "others": dict(others.versions),
         "code": code_digest(),
     }

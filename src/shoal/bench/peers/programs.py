@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -159,6 +159,8 @@ class Streamed:
     first_s: float
     """From the request to the first token."""
     total_s: float
+    began: float = 0.0
+    """When it was asked for, by ``time.perf_counter``."""
 
     @property
     def decode_rate(self) -> float:
@@ -166,16 +168,24 @@ class Streamed:
         return (self.tokens - 1) / (self.total_s - self.first_s)
 
 
-async def ask(port: int, path: str, body: Mapping[str, Any]) -> Streamed:
-    """Ask for a stream of server-sent events, one for each token.
+HasToken = Callable[[Mapping[str, Any]], bool]
+
+
+async def ask(port: int, path: str, body: Mapping[str, Any], has_token: HasToken | None = None) -> Streamed:
+    """Ask for a stream of server-sent events, or of lines of JSON, one for each token.
+
+    Args:
+        has_token: whether an event carries a token; by default in llama-server's form or in that of chat
+            completions.
 
     Raises:
         ShoalError: it is refused, breaks off, or has fewer than two tokens.
     """
-    return await trio.to_thread.run_sync(partial(_ask, port, path, body), abandon_on_cancel=True)
+    run = partial(_ask, port, path, body, has_token or _has_token)
+    return await trio.to_thread.run_sync(run, abandon_on_cancel=True)
 
 
-def _ask(port: int, path: str, body: Mapping[str, Any]) -> Streamed:
+def _ask(port: int, path: str, body: Mapping[str, Any], has_token: HasToken) -> Streamed:
     began = time.perf_counter()
     times: list[float] = []
     connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_WITHIN_S)
@@ -185,7 +195,8 @@ def _ask(port: int, path: str, body: Mapping[str, Any]) -> Streamed:
         if response.status != http.HTTPStatus.OK:
             raise ShoalError(f"{path} answers {response.status}: {_last(response.read())}")
         for line in response:
-            if line.startswith(b"data: {") and _has_token(json.loads(line[6:])):
+            event = line.removeprefix(b"data: ")
+            if event.startswith(b"{") and has_token(json.loads(event)):
                 times.append(time.perf_counter() - began)
     except (OSError, http.client.HTTPException) as error:
         raise ShoalError(f"{path} broke off: {error}") from error
@@ -193,7 +204,7 @@ def _ask(port: int, path: str, body: Mapping[str, Any]) -> Streamed:
         connection.close()
     if len(times) < 2:
         raise ShoalError(f"{path} gave {len(times)} tokens")
-    return Streamed(len(times), times[0], times[-1])
+    return Streamed(len(times), times[0], times[-1], began)
 
 
 def _has_token(event: Mapping[str, Any]) -> bool:

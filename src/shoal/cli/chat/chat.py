@@ -106,6 +106,7 @@ def run(
     ] = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
+    bootstrap: options.BootstrapOption = None,
     format: options.FormatOption = None,
     device: options.DeviceOption = None,
     max_tokens: MaxTokensOption = 256,
@@ -137,6 +138,7 @@ def run(
     settings = options.settings(
         swarm=swarm,
         public=public,
+        bootstrap=bootstrap,
         model=model,
         format=format,
         device=device,
@@ -212,6 +214,7 @@ def chat(
     ] = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
+    bootstrap: options.BootstrapOption = None,
     format: options.FormatOption = None,
     device: options.DeviceOption = None,
     max_tokens: MaxTokensOption = 512,
@@ -231,6 +234,7 @@ def chat(
     settings = options.settings(
         swarm=swarm,
         public=public,
+        bootstrap=bootstrap,
         model=model,
         format=format,
         device=device,

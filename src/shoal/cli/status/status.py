@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
 def status(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
+    bootstrap: options.BootstrapOption = None,
     trace: Annotated[
         bool,
         typer.Option("--trace", help="Show timings of recent steps, hop by hop, from this machine's nodes."),
@@ -41,7 +42,7 @@ def status(
     as_json: options.JsonOption = False,
 ) -> None:
     """Show what the swarm serves: models, missing blocks, peers and their speed."""
-    settings = options.settings(swarm=swarm, public=public)
+    settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
     if trace and watch:
         raise UsageError("--trace and --watch cannot be combined", next_command="shoal status --watch")
     if trace:
@@ -57,6 +58,7 @@ def status(
 def peers(
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
+    bootstrap: options.BootstrapOption = None,
     attested: Annotated[
         bool, typer.Option("--attested", help="Ask the peers what they run on, and verify it.")
     ] = False,
@@ -64,7 +66,7 @@ def peers(
     as_json: options.JsonOption = False,
 ) -> None:
     """List the peers of the swarm, with the path to each."""
-    settings = options.settings(swarm=swarm, public=public, measurements=measurements)
+    settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap, measurements=measurements)
     view = _look(settings, attested=attested)
     found = {"swarm": view.swarm, "peer": view.peer, "peers": view.peers}
     emit(found, as_json, lambda: peers_table(view.peers, ids=True))
@@ -76,12 +78,13 @@ def ping(
     ] = None,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
+    bootstrap: options.BootstrapOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Measure latency to a peer, and show which way leads there over which carrier."""
     from shoal.cli.status import observe
 
-    settings = options.settings(swarm=swarm, public=public)
+    settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
 
     async def go(opened: Onlooker) -> list[Pinged]:
         with working("pinging"):

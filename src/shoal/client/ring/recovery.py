@@ -91,7 +91,7 @@ class Recovery:
             ShoalError: ``error`` itself when no other route would help, or what hindered the last attempt.
         """
         until = max(since + self.resume_s, trio.current_time() + min(LEAST_S, self.resume_s))
-        self._find_fault(ring, error)
+        await self._find_fault(ring, error)
         lost = {ring.route[index].address.peer: ring.route[index].span for index in ring.lost}
         way: RecoveryKind = "resend"
         whole = False
@@ -122,19 +122,28 @@ class Recovery:
                 ring.losses.lose(index, f"given up as too slow: {slow}")
                 return
 
-    def _find_fault(self, ring: Ring, error: ShoalError) -> None:
+    async def _find_fault(self, ring: Ring, error: ShoalError) -> None:
         """Mark the hops that are to blame as lost, and do not count on the peers that are gone."""
         if isinstance(error, HopFailed):
             # A hop that has only lost the session, or part of it, may well be opened again.
             blameless = isinstance(error.error, PositionGap | UnknownSession)
             # One that was sent what cannot be is no more to blame than who sent it: see Blame.failed.
             its_own = not blameless and not isinstance(error.error, RemoteProtocolError)
-            if its_own and not self._finder.possible(ring, self._shape, avoid={error.peer}):
+            if its_own and not await self._replaceable(ring, error.peer):
                 raise error.error
             ring.losses.blame.failed(error, blameless=blameless)
         for index in ring.lost:
             if not ring.losses.contested(index):
                 self._finder.suspect(ring.route[index].address.peer)
+
+    async def _replaceable(self, ring: Ring, peer: PeerId) -> bool:
+        """Whether there is a route without a peer. Where only those may be used that show what they run on,
+        others are asked before it is said that there is none."""
+        possible = partial(self._finder.possible, ring, self._shape, avoid={peer})
+        if self._attested and not possible():
+            finder, tokens = self._finder, ring.rules.tokens
+            await self.rings.have_shown(finder, self._shape, ring.numerics, tokens, ring.span, {peer})
+        return possible()
 
     async def _resent(self, ring: Ring, position: int, refill: Refill) -> bool:
         """Whether others could take the lost hops' places."""
