@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.bench.gateway import DIALECTS, TOKENS, Decoded, together_rate
+from shoal.bench.gateway import CHAT_APIS, TOKENS, Decoded, together_rate
 
 
 def test_chats_that_run_one_after_the_other_are_no_faster_than_one() -> None:
@@ -36,7 +36,7 @@ def test_chats_that_run_one_after_the_other_are_no_faster_than_one() -> None:
     ],
 )
 def test_a_token_is_known_in_each_dialect(dialect: str, carries: dict, others: list) -> None:
-    asked = DIALECTS[dialect]
+    asked = CHAT_APIS[dialect]
     assert asked.has_token(carries)
     assert not any(asked.has_token(event) for event in others)
     assert str(TOKENS) in str(asked.body("hello"))

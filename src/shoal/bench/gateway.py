@@ -47,7 +47,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class ChatApi:
     """How a chat is asked for in one of the gateway's APIs, and which events of its answer carry a token."""
 
     path: str
@@ -60,23 +60,23 @@ def _messages(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
-DIALECTS: dict[str, Dialect] = {
-    "chat": Dialect(
+CHAT_APIS: dict[str, ChatApi] = {
+    "chat": ChatApi(
         "/v1/chat/completions",
         lambda prompt: {"messages": _messages(prompt), "max_tokens": TOKENS, "temperature": 0},
         lambda event: any(choice["delta"].get("content") for choice in event.get("choices", ())),
     ),
-    "responses": Dialect(
+    "responses": ChatApi(
         "/v1/responses",
         lambda prompt: {"input": prompt, "max_output_tokens": TOKENS, "temperature": 0, "store": False},
         lambda event: event.get("type") == "response.output_text.delta",
     ),
-    "messages": Dialect(
+    "messages": ChatApi(
         "/v1/messages",
         lambda prompt: {"messages": _messages(prompt), "max_tokens": TOKENS, "temperature": 0},
         lambda event: event.get("type") == "content_block_delta",
     ),
-    "ollama": Dialect(
+    "ollama": ChatApi(
         "/api/chat",
         lambda prompt: {
             "messages": _messages(prompt),
@@ -115,8 +115,8 @@ async def measure_gateway(settings: Settings, asked: GatewayBench, progress: Pro
         for count in dict.fromkeys((1, asked.sessions)):
             direct = partial(_together, count, partial(_library, swarm, settings.model))
             contenders.append(Contender(f"library/chat/b{count}", "tok/s", direct))
-            for name, dialect in DIALECTS.items():
-                through = partial(_together, count, partial(_http, port, model.name, dialect))
+            for name, api in CHAT_APIS.items():
+                through = partial(_together, count, partial(_http, port, model.name, api))
                 contenders.append(Contender(f"gateway/{name}/b{count}", "tok/s", through))
         results = await in_turns(contenders, asked.rounds, progress)
     pairs = {
@@ -155,7 +155,7 @@ async def _ready(port: int, model: str) -> None:
     with trio.move_on_after(READY_WITHIN_S):
         while True:
             try:
-                await _http(port, model, DIALECTS["chat"], 0)
+                await _http(port, model, CHAT_APIS["chat"], 0)
             except ShoalError as error:
                 refused = error
                 await trio.sleep(0.5)
@@ -198,10 +198,10 @@ async def _library(swarm: Swarm, model: str, number: int) -> Decoded:
     return Decoded(len(times), times[0], times[-1])
 
 
-async def _http(port: int, model: str, dialect: Dialect, number: int) -> Decoded:
+async def _http(port: int, model: str, api: ChatApi, number: int) -> Decoded:
     """The same through the gateway."""
-    body = {"model": model, "stream": True, **dialect.body(_prompt(number))}
-    found = await ask(port, dialect.path, body, dialect.has_token)
+    body = {"model": model, "stream": True, **api.body(_prompt(number))}
+    found = await ask(port, api.path, body, api.has_token)
     return Decoded(found.tokens, found.began + found.first_s, found.began + found.total_s)
 
 

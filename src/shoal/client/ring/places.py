@@ -23,6 +23,8 @@ from shoal.wire.fields import NextHop
 from shoal.wire.messages import Close, GetReceipts, Locate, Located, Open, Reroute, Rerouted, SignedWindow
 from shoal.wire.turn import TraceTurn
 
+KEEP_WITHIN_S = 1.0
+
 _Reply = TypeVar("_Reply")
 
 
@@ -85,13 +87,15 @@ class Places:
         return (held, codec) if held and all(hop.held_codec == codec for hop in self.hops) else None
 
     async def keep(self, keys: Sequence[CacheKey]) -> None:
-        """Tell every hop by which names it is to keep the session's KV; one that is gone need not be told."""
+        """Tell every hop by which names it is to keep the session's KV, as far as they take it within
+        ``KEEP_WITHIN_S``: one that is gone, or does not read, keeps nothing."""
 
         async def tell(hop: RingHop, channel: Channel) -> None:
             with suppress(ChannelClosed):
                 await channel.send(KeepCache(self._session, names_for(keys, hop.peer)))
 
-        await _together([partial(tell, hop, hop.channel) for hop in self.hops if hop.channel is not None])
+        with trio.move_on_after(KEEP_WITHIN_S):
+            await _together([partial(tell, hop, hop.channel) for hop in self.hops if hop.channel is not None])
 
     def place(self, channel: Channel) -> int | None:
         """Which hop is behind a channel; ``None`` for one that has lost its place and may not know yet.
