@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import trio
 
-from shoal.client.ring.opener import Beginning
 from shoal.errors import RemoteProtocolError
 from shoal.node import kept_caches
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
-from shoal.wire.cache_names import CACHE_STRIDE, MAX_CACHE_NAMES, cache_keys, names_for
+from shoal.wire.cache_names import CACHE_STRIDE, MAX_CACHE_NAMES, Beginning, cache_keys, names_for
 
 from .conftest import PROMPT, THIRDS
 
@@ -141,6 +140,14 @@ async def test_where_one_hop_has_kept_nothing_all_is_computed(home, roomy):
         async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN) as session:
             assert session.token_ids == []
             assert np.array_equal(await session.step(TOKENS), given)
+
+
+def test_what_begins_alike_looks_for_the_same_hops():
+    first = Beginning.of(b"ours", TOKENS)
+    assert first.keys == KEYS
+    assert first.affinity == Beginning.of(b"ours", [*TOKENS[:CACHE_STRIDE], 1, 2]).affinity != b""
+    assert first.affinity != Beginning.of(b"yours", TOKENS).affinity
+    assert Beginning.of(b"ours", TOKENS[: CACHE_STRIDE - 1]).affinity == b""
 
 
 async def test_a_hop_that_is_lost_later_is_replaced_as_ever(home, roomy):

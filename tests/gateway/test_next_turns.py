@@ -14,6 +14,7 @@ from shoal.gateway.app import Options, open_gateway
 from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
 from shoal.gateway.serve import serve
 from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
 
 from .conftest import ELSEWHERE, THIRDS, Served, kept_in, user
 
@@ -70,6 +71,18 @@ async def test_the_next_turn_at_another_gateway_begins_where_hops_have_kept_it(t
         assert one.gateway.prefixes.kept == 1
         # Back to the first one.
         assert (await asked(one, next_turn(text)))[2] >= cached
+
+
+async def test_of_nodes_that_are_alike_each_gateway_finds_those_that_have_kept_it(tmp_path, checkpoint):
+    database = kept_in(tmp_path)
+    async with (
+        memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 3) as swarm,
+        another(swarm, checkpoint, database) as one,
+        another(swarm, checkpoint, database) as other,
+    ):
+        for salt in ("a", "b", "c", "d"):
+            for gateway, least in ((one, 0), (other, 64)):
+                assert (await asked(gateway, LONG, cache_salt=salt))[2] >= least
 
 
 async def test_the_next_turn_after_a_restart_begins_where_hops_have_kept_it(tmp_path, checkpoint):

@@ -413,3 +413,19 @@ def test_a_peer_alone_costs_its_hop_and_its_blocks():
     assert path is not None
     assert path.seconds == pytest.approx(0.01 + HOP_S + 0.04)
     assert np.isfinite(path.seconds)
+
+
+def test_whoever_has_the_same_affinity_finds_the_same_of_several_that_are_alike():
+    alike = [Candidate(PeerId(f"peer{number}"), Span(0, 4), 100) for number in range(8)]
+
+    def found(offers, affinity):
+        (stage,) = choose_route(offers, 4, 10, rng=Random(), affinity=affinity)
+        return stage.peer
+
+    chosen = {bytes([number]): found(alike, bytes([number])) for number in range(1, 60)}
+    assert all(found(alike[::-1], affinity) == peer for affinity, peer in chosen.items())
+    assert len(set(chosen.values())) == 8  # others find others
+    # Whoever is gone is nobody's; the rest stay where they are.
+    left = [offer for offer in alike if offer.peer != "peer3"]
+    stay = {affinity: peer for affinity, peer in chosen.items() if peer != "peer3"}
+    assert all(found(left, affinity) == peer for affinity, peer in stay.items())

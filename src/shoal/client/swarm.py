@@ -27,7 +27,7 @@ from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import check_answer_options, sampling_for
-from shoal.client.ring.opener import Beginning, SessionOpener
+from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only, source_rows
@@ -59,6 +59,7 @@ from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
 from shoal.types import Digest, Format, ModelShape, PeerId, ProtectionLevel, Span
+from shoal.wire.cache_names import Beginning
 
 DEFAULT_TOKENS = 1024
 Messages = Sequence[dict[str, Any]]

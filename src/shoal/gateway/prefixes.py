@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoal.client.ring.opener import Beginning
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
 from shoal.errors import Busy, OutOfResources, ShoalError
@@ -25,7 +24,7 @@ from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
 from shoal.gateway.database.database import Database
 from shoal.types import AdapterDigest, Digest
-from shoal.wire.cache_names import CacheKey, cache_keys
+from shoal.wire.cache_names import Beginning, CacheKey, cache_keys
 
 KEPT = 8
 """Sessions of conversations that wait for their next turn."""
@@ -212,7 +211,7 @@ class Prefixes:
         if not asked.turns or asked.checked or asked.placed or not (secret := await self._read_secret()):
             return None
         prompt = asked.prompt[:-1]  # the last token is computed always
-        return Beginning(prompt, cache_keys(owner.secret(secret), prompt))
+        return Beginning.of(owner.secret(secret), prompt)
 
     async def _read_secret(self) -> bytes:
         """The gateways' secret; empty while the database cannot be read."""

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -86,10 +87,13 @@ def price(
     objective: Objective,
     rng: Random | None,
     segments: Sequence[float] | None = None,
+    affinity: bytes = b"",
 ) -> Prices:
     """What each candidate costs. With ``rng`` each seems up to ``JITTER`` dearer, by chance.
 
     Args:
+        affinity: with it, it is by this and no chance how much dearer each seems (rendezvous hashing, Thaler
+            and Ravishankar, 1998): whoever has the same finds the same peer of several that are alike.
         segments: what each block is worth in usual ones, where they are the segments of a graph. Its client
             carries everything from hop to hop, so ways between peers count for nothing. ``None`` for a
             language model, whose blocks are alike and whose route is a ring.
@@ -105,10 +109,17 @@ def price(
         ways = _ways(())
     elif objective == "cost":
         stage = stage + MORE_THAN_ANY_STEP_S
-    if rng is not None:
-        dearer = np.array([1 + JITTER * rng.random() for _ in candidates])
+    if rng is not None or affinity:
+        chance = [_affine(affinity, c.peer) if affinity or rng is None else rng.random() for c in candidates]
+        dearer = 1 + JITTER * np.array(chance)
         block, stage, near, leg = block * dearer, stage * dearer, near * dearer, leg * dearer
     return Prices(block, stage, near, leg, ways, work)
+
+
+def _affine(affinity: bytes, peer: PeerId) -> float:
+    """A number in [0, 1) that follows from both."""
+    made = hashlib.blake2b(peer.encode(), digest_size=8, key=affinity).digest()
+    return int.from_bytes(made) / 2**64
 
 
 def worth_of(span: Span, segments: Sequence[float] | None) -> float:

@@ -47,6 +47,7 @@ def choose_route(
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
     segments: Sequence[float] | None = None,
+    affinity: bytes = b"",
 ) -> list[Stage]:
     """The best route for a session of ``tokens`` tokens. A peer may be given a part of its span.
 
@@ -59,7 +60,7 @@ def choose_route(
         pinned: peers that the user wants: where one of them serves a block, no other peer is asked for it.
         rng: with one, candidates seem up to ``prices.JITTER`` dearer by chance, so that clients who see the
             same swarm do not all take the same route. A route is then at most so much dearer than the best.
-        segments: as of :func:`shoal.routing.prices.price`.
+        segments, affinity: as of :func:`shoal.routing.prices.price`.
 
     Raises:
         NoCoverage: some blocks are served by nobody; names them.
@@ -75,6 +76,7 @@ def choose_route(
         pinned=pinned,
         rng=rng,
         segments=segments,
+        affinity=affinity,
     )
     return stages_of(path, roomy)
 
@@ -90,6 +92,7 @@ def search(
     pinned: Collection[PeerId] = (),
     rng: Random | None = None,
     segments: Sequence[float] | None = None,
+    affinity: bytes = b"",
 ) -> tuple[PeerPath, list[Candidate]]:
     """The best path, with the candidates that it counts. Arguments and errors: those of ``choose_route``."""
     usable = [c for c in candidates if c.peer not in avoid and c.span.end <= n_blocks]
@@ -99,7 +102,7 @@ def search(
     ours = np.array([c.peer in pinned for c in roomy], np.bool_)
     theirs = allowed[:, ours].any(axis=1)
     allowed[np.ix_(theirs, ~ours)] = False
-    path = cheapest(price(roomy, objective, rng, segments), allowed, span.start) if roomy else None
+    path = cheapest(price(roomy, objective, rng, segments, affinity), allowed, span.start) if roomy else None
     if path is None:
         raise no_route(usable, roomy, span, tokens, [span])
     return path, roomy

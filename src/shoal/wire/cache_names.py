@@ -55,6 +55,22 @@ class CacheKey:
     key: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a session will begin with, where hops may have kept the KV of it."""
+
+    token_ids: Sequence[int]
+    keys: Sequence[CacheKey]
+    affinity: bytes = b""
+    """The same for all that begin like it: they look for the same hops."""
+
+    @classmethod
+    def of(cls, secret: bytes, token_ids: Sequence[int]) -> Beginning:
+        """With the keys that :func:`cache_keys` makes."""
+        first = cache_keys(secret, token_ids[:CACHE_STRIDE])
+        return cls(token_ids, cache_keys(secret, token_ids), first[0].key if first else b"")
+
+
 def cache_keys(secret: bytes, token_ids: Sequence[int]) -> tuple[CacheKey, ...]:
     """The keys of the longest beginnings of ``token_ids``, the longest last.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from shoal.client.ends import SessionEnds
 from shoal.client.ring.recovery import Recovery
@@ -19,19 +18,11 @@ from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
 from shoal.models.store.local_model import LocalModel
 from shoal.types import Format, Numerics
-from shoal.wire.cache_names import CacheKey
+from shoal.wire.cache_names import Beginning
 
 ROUNDS = 4
 """How often a session is asked for, each time of those who were heard of since all others refused: identities
 cost a liar little, so there could always be one more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """What a session will begin with, where hops may have kept the KV of it."""
-
-    token_ids: Sequence[int]
-    keys: Sequence[CacheKey]
 
 
 LoadEnds = Callable[[LocalModel, Format], Awaitable[EndsEngine]]
@@ -66,9 +57,7 @@ class SessionOpener:
         Raises:
             As :meth:`shoal.client.swarm.Swarm.session`.
         """
-        caches = begins.keys if begins is not None else ()
-        opening = partial(self._opened, local, format, tokens, side, attested=attested)
-        ring, ends = await opening(caches=caches)
+        ring, ends = await self._opened(local, format, tokens, side, attested=attested, begins=begins)
         session = Session(
             ring,
             ends,
@@ -92,7 +81,7 @@ class SessionOpener:
         side: Side,
         *,
         attested: bool,
-        caches: Sequence[CacheKey] = (),
+        begins: Beginning | None = None,
     ) -> tuple[Ring, SessionEnds]:
         """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
         ones that there are have just failed us.
@@ -104,7 +93,7 @@ class SessionOpener:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
             try:
-                return await self._opened_in_one(local, ways, tokens, side, attested=attested, caches=caches)
+                return await self._opened_in_one(local, ways, tokens, side, attested=attested, begins=begins)
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
@@ -120,7 +109,7 @@ class SessionOpener:
         side: Side,
         *,
         attested: bool,
-        caches: Sequence[CacheKey],
+        begins: Beginning | None,
     ) -> tuple[Ring, SessionEnds]:
         """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
         refused: ShoalError | None = None
@@ -130,9 +119,9 @@ class SessionOpener:
             try:
                 await ends.open(tokens)
                 # Of what blocks of this machine or an encoder hold too, hops have kept nothing.
-                kept = () if ends.own or ends.given or ends.stateless else caches
+                kept = None if ends.own or ends.given or ends.stateless else begins
                 opening = self.rings.open(
-                    local.shape, numerics, tokens, span=side.span, attested=attested, caches=kept
+                    local.shape, numerics, tokens, span=side.span, attested=attested, begins=kept
                 )
                 return await opening, ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:

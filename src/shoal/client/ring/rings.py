@@ -31,7 +31,7 @@ from shoal.tasks import ends_alone
 from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
 from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, SessionId, Span
-from shoal.wire.cache_names import CacheKey
+from shoal.wire.cache_names import Beginning, CacheKey
 from shoal.wire.messages import (
     Attested,
     Failed,
@@ -169,7 +169,7 @@ class Rings:
         timeout_s: float | None = None,
         codec: Codec | None = None,
         attested: bool = False,
-        caches: Sequence[CacheKey] = (),
+        begins: Beginning | None = None,
     ) -> Ring:
         """A ring over the cheapest route that takes us.
 
@@ -179,7 +179,7 @@ class Rings:
             timeout_s: for every hop to open the session; by default as set.
             codec: of a session that goes on; by default what is set, or what the links ask for.
             attested: over nobody who has not shown what it runs on.
-            caches: keys of the beginnings that hops may have kept; ``Ring.held`` says what they have.
+            begins: what hops may have kept; ``Ring.held`` says what they have.
 
         Raises:
             NoCoverage: blocks that nobody serves.
@@ -189,7 +189,8 @@ class Rings:
         finder = self.finder_for(attested=attested)
         timeout_s = timeout_s or self._settings.open_timeout_s
         span = span or Span(0, shape.n_blocks)
-        search = _Search(trial=self.finder.draw_trial())
+        affinity, caches = (begins.affinity, begins.keys) if begins is not None else (b"", ())
+        search = _Search(trial=not affinity and self.finder.draw_trial())
         have_shown = partial(self.have_shown, finder, shape, numerics, tokens, span, search.avoid)
         if attested:
             await have_shown()
@@ -198,7 +199,9 @@ class Rings:
             if search.refused is not None and trio.current_time() >= until:
                 break
             try:
-                route = finder.find(shape, numerics, tokens, search.avoid, span=span, trial=search.trial)
+                route = finder.find(
+                    shape, numerics, tokens, search.avoid, span=span, trial=search.trial, affinity=affinity
+                )
             except (NoCoverage, Busy) as error:
                 if search.ask_doubtful_again():
                     continue

@@ -92,6 +92,7 @@ class RouteFinder:
         span: Span,
         trial: bool = False,
         segments: Sequence[float] | None = None,
+        affinity: bytes = b"",
     ) -> list[RouteHop]:
         """The cheapest route over ``span``.
 
@@ -99,7 +100,7 @@ class RouteFinder:
             tokens: what every hop reserves KV for.
             avoid: peers that have just refused.
             trial: as :meth:`draw_trial` said.
-            segments: as of :func:`shoal.routing.prices.price`.
+            segments, affinity: as of :func:`shoal.routing.prices.price`.
 
         Raises:
             NoCoverage: blocks that nobody serves.
@@ -119,6 +120,7 @@ class RouteFinder:
             pinned={PeerId(peer) for peer in self._settings.pin},
             rng=self._random,
             segments=segments,
+            affinity=affinity,
         )
         return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
