@@ -14,6 +14,7 @@ from shoal.gateway.page.apps import APPS, GatewayAddress
 from .conftest import RUN_WITHIN_S, python_with
 from .speaker import speaking
 
+pytestmark = pytest.mark.swarm
 EDIT = """The greeting is friendlier now.
 
 hello.py

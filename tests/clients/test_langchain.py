@@ -8,9 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from .conftest import HERE, RUN_WITHIN_S
 from .speaker import speaking
 
+pytestmark = pytest.mark.swarm
 OPTIONS = ("asyncio_mode=auto", "asyncio_default_test_loop_scope=session")
 """One event loop for all: LangChain shares its HTTP client between models."""
 
