@@ -11,7 +11,6 @@ one of the same database is asked for the next turn, they go on with the KV that
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -24,7 +23,7 @@ from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
 from shoal.gateway.database.database import Database
 from shoal.types import AdapterDigest, Digest
-from shoal.wire.cache_names import Beginning, CacheKey, cache_keys
+from shoal.wire.cache_names import Beginning, cache_keys
 
 KEPT = 8
 """Sessions of conversations that wait for their next turn."""
@@ -121,7 +120,7 @@ class Prefixes:
         if asked.turns and (found := self._fitting(owner, asked)) is not None:
             self._kept.remove(found)
             found.used = True
-            await self._name(found, ())  # it is in use: nobody may take its KV
+            await self._name(found, in_use=True)
             return found
         return await self.fresh(asked, caller)
 
@@ -149,18 +148,18 @@ class Prefixes:
     async def keep(self, lease: Lease) -> None:
         """Let the session wait for the conversation's next turn, here or at its hops; the oldest make room
         for it."""
-        secret = await self._read_secret()
-        tokens = lease.session.token_ids
-        await self._name(lease, cache_keys(lease.owner.secret(secret), tokens) if secret else ())
+        await self._name(lease, in_use=False)
         lease.kept_at = trio.current_time()
         self._kept.append(lease)
         while len(self._kept) > KEPT or sum(kept.tokens for kept in self._kept) > KEPT_TOKENS:
             self._give_up(self._kept[0])
 
-    async def _name(self, lease: Lease, keys: Sequence[CacheKey]) -> None:
-        """Tell the hops by which names to keep a session's KV."""
+    async def _name(self, lease: Lease, *, in_use: bool) -> None:
+        """Tell the hops by which names to keep a session's KV; by none while it is in use."""
+        session = lease.session
         try:
-            await lease.session.keep(keys)
+            secret = b"" if in_use else await self._read_secret()
+            await session.keep(cache_keys(lease.owner.secret(secret), session.token_ids) if secret else ())
         except BaseException:
             lease.close()  # whoever was to have it next is not there any more
             raise
@@ -168,8 +167,11 @@ class Prefixes:
     def _fitting(self, owner: Owner, asked: GenerationRequest) -> Lease | None:
         """The kept session that holds most of the prompt, if it is not mostly about something else."""
         best, most = None, WORTH_IT - 1
-        for lease in [kept for kept in self._kept if kept.session.ring.lost]:
-            self._give_up(lease)  # its hops have gone, or their KV has, to another session
+        # Those of which the KV has gone everywhere, as to another session; else it is made whole with what is
+        # left of it.
+        rings = [(kept, kept.session.ring) for kept in self._kept]
+        for lease in [kept for kept, ring in rings if len(ring.lost) == len(ring.route)]:
+            self._give_up(lease)
         for lease in self._kept:
             ours = lease.owner == owner and lease.tokens >= asked.least_need
             ours = ours and not (lease.session.taken_up and asked.checked)
