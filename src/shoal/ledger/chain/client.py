@@ -86,7 +86,7 @@ class ChainClient:
         Raises:
             ChainError: down, other chain, or no contract.
         """
-        self._check_chain()
+        self.check_chain()
         for name in NAMES:
             self._check_code(name, self.deployment.contracts[name])
 
@@ -120,14 +120,35 @@ class ChainClient:
         Raises:
             ChainError: down.
         """
-        call = self._contract("Escrow").functions.channel(channel_id)
+        deposit, redeemed, closes_at = self.read(self._contract("Escrow").functions.channel(channel_id))
+        return EscrowState(deposit, redeemed, closes_at or None)
 
-        def state() -> EscrowState:
+    def read(self, call: Any) -> Any:
+        """What a contract says, in the newest block that is believed to stay.
+
+        Raises:
+            ChainError: down, or the contract refuses.
+        """
+
+        def answer() -> Any:
             block = max(0, self._w3.eth.block_number - self._confirmations + 1)
-            deposit, redeemed, closes_at = call.call(block_identifier=block)
-            return EscrowState(deposit, redeemed, closes_at or None)
+            return call.call(block_identifier=block)
 
-        return self._ask(state)
+        return self._ask(answer)
+
+    def contract_at(self, address: ChainAddress, abi: list[dict[str, Any]]) -> Any:
+        """Somebody else's contract, of which nothing is known but its interface.
+
+        Raises:
+            ChainError: down, or there is no contract.
+        """
+        if not self._ask(lambda: bytes(self._w3.eth.get_code(_shown(address)))):
+            raise ChainError(
+                f"at {show_address(address)} is no contract",
+                reason="no contract",
+                check="see that this is the chain on which it stands",
+            )
+        return self._w3.eth.contract(address=_shown(address), abi=abi)
 
     def deposited(self, payer: ChainAddress, first: int = 0) -> list[PaymentTerms]:
         """The terms of all payment channels that a wallet has paid into, read from its transactions.
@@ -212,7 +233,7 @@ class ChainClient:
                 ``nonsense``: nothing was sent. ``refused``: the node has never taken it. ``dropped``: it was
                 sent, and may still happen, unless another has taken its place.
         """
-        self._check_chain()
+        self.check_chain()
         sender = _shown(key.address)
         self._check_funds(key.address, value, value)
         gas = self._ask(lambda: call.estimate_gas({"from": sender, "value": value}, at))
@@ -331,7 +352,12 @@ class ChainClient:
                 next_command="shoal wallet show",
             )
 
-    def _check_chain(self) -> None:
+    def check_chain(self) -> None:
+        """See that the node is of our chain.
+
+        Raises:
+            ChainError: down, or other chain.
+        """
         found = self._ask(lambda: self._w3.eth.chain_id)
         if found != self.deployment.chain_id:
             raise ChainError(

@@ -46,6 +46,8 @@ class PayeeAccount(Struct, frozen=True, kw_only=True, tag="payee"):
     """What the chain has paid out."""
     closes_at: float | None = None
     """When the payer may take back what is left, by the chain's clock; ``None`` while it has not asked."""
+    told: Amount = 0
+    """What a payer that counts by what it is told was told that it owes (:mod:`shoal.ledger.x402.taking`)."""
 
     @property
     def owed(self) -> int:

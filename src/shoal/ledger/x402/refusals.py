@@ -1,0 +1,38 @@
+"""Why a payment is not taken, in the words that x402's clients know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from shoal.errors import PaymentError
+
+MISMATCH: Final = "invalid_batch_settlement_evm_cumulative_amount_mismatch"
+"""The one word to which a client answers by reading anew what it has been charged."""
+BUSY: Final = "invalid_batch_settlement_evm_channel_busy"
+UNKNOWN_CHANNEL: Final = "invalid_batch_settlement_evm_channel_not_found"
+OVER_DEPOSIT: Final = "invalid_batch_settlement_evm_cumulative_exceeds_balance"
+DEPOSIT_FAILED: Final = "invalid_batch_settlement_evm_deposit_transaction_failed"
+SMALL_DEPOSIT: Final = "invalid_batch_settlement_evm_deposit_below_min_deposit"
+WRONG_CHANNEL: Final = "invalid_batch_settlement_evm_channel_id_mismatch"
+SIGNATURE: Final = "invalid_batch_settlement_evm_voucher_signature"
+CLOSING: Final = "shoal_channel_is_closing"
+OTHER_OFFER: Final = "shoal_other_offer"
+NOTHING_LEFT: Final = "invalid_batch_settlement_evm_refund_no_balance"
+UNREADABLE: Final = "invalid_batch_settlement_evm_voucher_payload"
+
+OF_VOUCHERS: Mapping[str, str] = {
+    "other channel": WRONG_CHANNEL,
+    "overflow": OVER_DEPOSIT,
+    "over deposit": OVER_DEPOSIT,
+    "stale": MISMATCH,
+    "replayed": MISMATCH,
+    "signature": SIGNATURE,
+}
+"""What a refused voucher's reason is called there."""
+
+
+class PaymentNotTaken(PaymentError):
+    """``reason``: one of the words above. Nothing was charged."""
+
+    code = "payment_not_taken"
