@@ -335,6 +335,13 @@ class Settings:
             "are then the same at all of them. If empty, each machine has a file of its own."
         ),
     )
+    payment: str = field(
+        default="",
+        metadata=_about(
+            "File with what answers cost for callers without an API key, who pay over a test chain as x402's "
+            "clients do. docs/ledger.md says how it is written. If empty, nobody can pay."
+        ),
+    )
     store_days: int = field(
         default=30,
         metadata=_about(

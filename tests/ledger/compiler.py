@@ -37,22 +37,23 @@ def compiler() -> Path:
     return installed("vyper", HERE, ["compiler.txt"], install) / "venv/bin/vyper"
 
 
+def compiled(name: str, folder: Path) -> dict[str, Any]:
+    """One contract, as our files have it."""
+    done = subprocess.run(
+        [compiler(), "-f", "abi,bytecode,bytecode_runtime", f"{name}.vy"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    abi, creation, runtime = done.stdout.splitlines()
+    return {"abi": json.loads(abi), "creation": creation, "runtime": runtime}
+
+
 def compile_contracts() -> dict[str, Any]:
     """What the sources in the package come to, as its file has it."""
-    outputs = ("abi", "bytecode", "bytecode_runtime")
-    found: dict[str, Any] = {}
-    for name in NAMES:
-        done = subprocess.run(
-            [compiler(), "-f", ",".join(outputs), f"{name}.vy"],
-            cwd=SOURCES,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        abi, creation, runtime = done.stdout.splitlines()
-        found[name] = {"abi": json.loads(abi), "creation": creation, "runtime": runtime}
-    return found
+    return {name: compiled(name, SOURCES) for name in NAMES}
 
 
 if __name__ == "__main__":

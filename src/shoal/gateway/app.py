@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from prometheus_client.core import Metric
@@ -84,6 +84,24 @@ class Options:
     origins: tuple[str, ...] = ()
     keeping: Keeping = field(default_factory=Keeping)
     """How long responses, files and batches are kept for their callers."""
+    payment: PaidDoor | None = None
+    """Who lets in whoever pays; ``None``: nobody without a key."""
+
+
+class PaidDoor(Protocol):
+    """What stands between the guard and the routes where answers can be paid for."""
+
+    def is_paid(self, path: str) -> bool:
+        """Whether what is behind a path can be paid for."""
+        ...
+
+    def before(self, routes: ASGIApp) -> ASGIApp:
+        """The routes, for who has a key or has paid."""
+        ...
+
+    async def run(self) -> None:
+        """Until cancelled: claim what was paid."""
+        ...
 
 
 class Gateway:
@@ -129,9 +147,11 @@ class Gateway:
         )
         routes = self._routes()
         self._ask_route = asking(routes)
-        self.app: ASGIApp = GuardMiddleware(
-            TraceMiddleware(routes), AccessRules(self._is_open, options.origins), self.keys
-        )
+        self._payment = options.payment
+        rules = AccessRules(self._is_open, options.origins)
+        if self._payment is not None:
+            routes, rules = self._payment.before(routes), replace(rules, is_paid=self._payment.is_paid)
+        self.app: ASGIApp = GuardMiddleware(TraceMiddleware(routes), rules, self.keys)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what the routes need alive until cancelled.
@@ -153,6 +173,8 @@ class Gateway:
                         nursery.start_soon(self._sweep)
                         nursery.start_soon(self.batch_runner.run)
                         nursery.start_soon(self._load)
+                        if self._payment is not None:
+                            nursery.start_soon(self._payment.run)
                         task_status.started()
                 finally:
                     over.set()

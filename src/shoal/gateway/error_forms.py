@@ -19,6 +19,7 @@ OVERLOADED = 529
 """Anthropic's status where others say 429 or 503 to everybody."""
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",

@@ -45,6 +45,17 @@ class Unauthorized(HttpError):
     status = 401
 
 
+class PaymentNeeded(HttpError):
+    """``required`` is what the header ``PAYMENT-REQUIRED`` carries."""
+
+    code = "payment_required"
+    status = 402
+
+    def __init__(self, message: str, *, required: str, check: str = "") -> None:
+        super().__init__(message, check=check)
+        self.required = required
+
+
 class Forbidden(HttpError):
     code = "forbidden"
     status = 403
@@ -115,6 +126,7 @@ class _Told:
 _INVALID = "invalid_request_error"
 _TYPES = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -168,6 +180,8 @@ def headers_of(error: ShoalError) -> Mapping[str, str]:
     """What the status demands beside: ``Allow``, or ``Retry-After`` in whole seconds where it helps."""
     if isinstance(error, MethodNotAllowed):
         return {"allow": error.allow}
+    if isinstance(error, PaymentNeeded):
+        return {"payment-required": error.required}
     if isinstance(error, (LimitReached, Busy)):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
     if status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE:

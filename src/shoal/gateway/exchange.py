@@ -20,7 +20,7 @@ from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.access.usage import Usage
 from shoal.gateway.answers import Answers
-from shoal.gateway.api.request import GenerationRequest
+from shoal.gateway.api.request import GenerationRequest, affordable
 from shoal.gateway.error_forms import error_response
 from shoal.gateway.errors import AGAIN, MAYBE_AGAIN, status_of, told_to_callers
 from shoal.gateway.page.requests import Record
@@ -68,6 +68,8 @@ class Desk:
         """Charge the caller what a request has used since it was last charged for it."""
         owed = record.prompt_tokens + record.tokens - record.charged
         record.charged += owed  # before anything is waited for: it may be charged again meanwhile
+        if caller.spend is not None:
+            caller.spend(owed)
         await self.limits.charge(caller, owed)
 
     @asynccontextmanager
@@ -147,7 +149,7 @@ class Exchange:
             async with AsyncExitStack() as admitted:
                 try:
                     await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
-                    asked = await self._prepare()
+                    asked = affordable(await self._prepare(), self._caller.most_tokens)
                 except ShoalError as error:
                     await error_response(error, scope)(scope, receive, send)
                 else:

@@ -24,6 +24,7 @@ from shoal.tasks import one_error
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm
+    from shoal.gateway.app import PaidDoor
     from shoal.swarm.membership import Membership
 
 
@@ -54,6 +55,7 @@ async def gateway_on(
     Raises:
         PortInUse: the port is taken.
         OutOfResources: its database cannot be read.
+        UsageError, ChainError: it is to be paid, and that cannot be.
     """
     from shoal.gateway.app import Options, open_gateway
     from shoal.gateway.database.opening import database_at
@@ -66,6 +68,11 @@ async def gateway_on(
     def invite() -> Membership:
         return inside or reachable(settings, membership.load(settings.paths.swarms, settings.swarm))
 
+    payment: PaidDoor | None = None
+    if settings.payment:  # else nothing of chains is imported
+        from shoal.gateway.payment.opening import paid_door
+
+        payment = await trio.to_thread.run_sync(paid_door, settings)
     database = database_at(settings.database, settings.paths.gateway)
     wanted = Options(
         settings.model,
@@ -75,6 +82,7 @@ async def gateway_on(
         partial(_health, settings),
         settings.gateway_origins,
         Keeping(settings.store_days),
+        payment,
     )
     with one_error(), closing(database):
         async with open_gateway(swarm, wanted) as gateway, trio.open_nursery() as nursery:

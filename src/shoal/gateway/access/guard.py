@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
-from shoal.gateway.access.keys import LOCAL, Caller, KeyRing
+from shoal.gateway.access.keys import LOCAL, PAYING, Caller, KeyRing
 from shoal.gateway.access.protection import protected
 from shoal.gateway.error_forms import error_response, speaks_anthropic
 from shoal.gateway.errors import BadRequest, Forbidden, HttpError, NotFound, Unauthorized
@@ -39,7 +39,7 @@ sends it too."""
 CORS_METHODS = "GET, POST, DELETE"
 CORS_HEADERS = "authorization, content-type, x-api-key"
 """What a page may send where its preflight does not say what it is going to."""
-CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed"
+CORS_EXPOSED = "x-request-id, retry-after, x-shoal-relaxed, payment-required, payment-response"
 """What a page may read of an answer, beside what every page may."""
 PREFLIGHT_S = "600"
 MAX_PORT = 65535
@@ -59,6 +59,8 @@ class AccessRules:
     """Whether a path needs no key."""
     origins: Collection[str] = ()
     """Origins beside our own that a browser may call from, for example ``https://chat.example.org``."""
+    is_paid: Callable[[str], bool] = lambda path: False
+    """Whether what is behind a path is answered without a key, for whoever pays."""
 
     def knows_host(self, host: str) -> bool:
         """Whether a browser that resolved ``host`` may have meant us: an address, a name of ours."""
@@ -174,6 +176,8 @@ class GuardMiddleware:
             )
 
     def _without_key(self, request: Request) -> Caller:
+        if self._doors.is_paid(request.scope["path"]):
+            return PAYING
         if self._keys.any:
             raise _unknown_key()
         if self._keys.needed:

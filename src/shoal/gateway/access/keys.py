@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,10 @@ class Caller:
     """How the caller's answers are protected where a request does not say; ``None`` as the gateway is set."""
     background: bool = False
     """Whether nobody waits for the answer: it has limits of its own, and gives way to all others."""
+    most_tokens: int = 0
+    """Of one request, its prompt and its answer together; 0 is without limit."""
+    spend: Callable[[int], None] | None = None
+    """Is told of the tokens that a request has used, where they are paid for."""
 
     @property
     def attested(self) -> bool:
@@ -64,6 +68,8 @@ class Caller:
 
 LOCAL = Caller("local", "this machine", admin=True)
 """Who calls from this machine while there are no keys."""
+PAYING = Caller("paying", "whoever pays")
+"""Who calls without a key where answers can be paid for, before it has paid."""
 
 
 @dataclass(frozen=True, slots=True)

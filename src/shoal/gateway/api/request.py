@@ -146,6 +146,30 @@ def limited(model: Servable, prompt: Sequence[int], wanted: int | None) -> int:
     return min(DEFAULT_TOKENS if wanted is None else wanted, room)
 
 
+def affordable(asked: Sequence[GenerationRequest], most: int) -> Sequence[GenerationRequest]:
+    """The same with no more tokens than one request may use; answers without a limit of their own get one.
+
+    Args:
+        most: of all prompts and answers together; 0 is without limit.
+
+    Raises:
+        BadRequest: it asks for more.
+    """
+    prompts = sum(len(one.prompt) for one in asked)
+    wanted = prompts + sum(one.max_tokens * one.choices for one in asked)
+    if not most or wanted <= most:
+        return asked
+    choices = sum(one.choices for one in asked)
+    each = (most - prompts) // choices
+    if each < 1 or not all(one.open_ended for one in asked):
+        raise BadRequest(
+            f"this asks for {wanted} tokens, prompt and answer together; one request may use {most}",
+            check="set max_tokens lower, or shorten the prompt",
+            param="max_tokens",
+        )
+    return [replace(one, max_tokens=min(one.max_tokens, each)) for one in asked]
+
+
 def conversation(
     model: Servable,
     messages: Sequence[dict[str, Any]],

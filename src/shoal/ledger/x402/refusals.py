@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from shoal.errors import PaymentError
+from shoal.ledger.vouchers.payee import PayeeAccount
 
 MISMATCH: Final = "invalid_batch_settlement_evm_cumulative_amount_mismatch"
 """The one word to which a client answers by reading anew what it has been charged."""
@@ -33,6 +34,16 @@ OF_VOUCHERS: Mapping[str, str] = {
 
 
 class PaymentNotTaken(PaymentError):
-    """``reason``: one of the words above. Nothing was charged."""
+    """``reason``: one of the words above. Nothing was charged.
+
+    Args:
+        account: the payment channel, where its payer has shown itself and is to hear what it was charged.
+    """
 
     code = "payment_not_taken"
+
+    def __init__(
+        self, message: str, *, reason: str, check: str = "", account: PayeeAccount | None = None
+    ) -> None:
+        super().__init__(message, reason=reason, check=check)
+        self.account = account

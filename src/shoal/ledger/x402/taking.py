@@ -18,6 +18,7 @@ from shoal.ledger.x402.offer import Offer
 from shoal.ledger.x402.refusals import (
     CLOSING,
     MISMATCH,
+    NOTHING_LEFT,
     OF_VOUCHERS,
     OVER_DEPOSIT,
     SIGNATURE,
@@ -51,6 +52,7 @@ def pay_request(
             f" cost {offer.ceiling}",
             reason=MISMATCH,
             check="sign for all that was charged and the ceiling of one request, once for each",
+            account=account,
         )
     try:
         again = account.voucher is not None and voucher.amount == account.paid
@@ -89,3 +91,26 @@ def _spare(account: PayeeAccount, offer: Offer, under_way: int) -> int:
 def tell(account: PayeeAccount, charged: int) -> PayeeAccount:
     """The payer is told of so much more: to be on disk before it is."""
     return msgspec.structs.replace(account, told=account.told + charged)
+
+
+def check_refund(account: PayeeAccount, voucher: Voucher, recover: Recover) -> None:
+    """See that who wants its money back is the payer, and knows what it was charged.
+
+    Raises:
+        PaymentNotTaken: it is not, or does not; or nothing is left.
+    """
+    if recover(voucher.digest, voucher.signature) != account.terms.payer_signer:
+        message = "the payer of this payment channel has not signed this"
+        raise PaymentNotTaken(message, reason=SIGNATURE)
+    if voucher.amount != account.told:
+        message = f"this voucher is for {voucher.amount}, and {account.told} were charged"
+        raise PaymentNotTaken(message, reason=MISMATCH, account=account)
+    if account.deposit <= account.owed:
+        message = "nothing is left in this payment channel"
+        raise PaymentNotTaken(message, reason=NOTHING_LEFT)
+
+
+def begin_anew(account: PayeeAccount) -> PayeeAccount:
+    """All that was owed is claimed, and the rest given back: what counts is what the chain says."""
+    owed = account.owed
+    return msgspec.structs.replace(account, voucher=None, told=owed, owed_micro=owed * MICRO)

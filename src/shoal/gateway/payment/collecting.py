@@ -1,0 +1,70 @@
+"""Has what was served paid out, in time: when it is worth a transaction, and when the payer is closing."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+
+from shoal.errors import BadLedgerFile, ChainError, OutOfResources
+from shoal.gateway.errors import LimitReached
+from shoal.gateway.payment.till import Till
+from shoal.ledger.vouchers.payee import PayeeAccount
+
+LOOK_EVERY_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def claim_due(account: PayeeAccount, worth: int) -> bool:
+    """Whether to claim now. Pure.
+
+    Args:
+        worth: what is due at least, where nothing presses.
+    """
+    due = min(account.owed, account.paid) - account.redeemed
+    return due > 0 and (account.closes_at is not None or due >= worth)
+
+
+class Collector:
+    """Looks at each payment channel in which something is left, one after another."""
+
+    def __init__(self, till: Till) -> None:
+        self._till = till
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            await self.collect(self._till.offer.least_deposit)
+
+    async def collect(self, worth: int) -> int:
+        """Look once at all, and claim where it is due. Returns how many were claimed.
+
+        Args:
+            worth: what is due at least, where nothing presses.
+        """
+        claimed = 0
+        for channel_id in await trio.to_thread.run_sync(self._till.book.channel_ids):
+            try:
+                claimed += await self._till.on_chain(partial(self._look, channel_id, worth))
+            except (ChainError, OutOfResources, LimitReached) as error:
+                log.warning("payment channel %s: %s", channel_id.hex()[:16], error.message)
+        return claimed
+
+    def _look(self, channel_id: bytes, worth: int) -> bool:
+        till = self._till
+        try:
+            account = till.book.read(channel_id)
+        except BadLedgerFile as error:  # the others go on
+            log.warning("%s: it is passed over", error.message)
+            return False
+        if account.deposit <= account.redeemed:
+            return False
+        account = till.refresh(account)
+        if not claim_due(account, worth):
+            return False
+        till.client.claim(till.key, account)
+        till.refresh(account)
+        return True

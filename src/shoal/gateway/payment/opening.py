@@ -1,0 +1,87 @@
+"""A gateway that is paid, from its settings: the chain is looked at before anybody is asked for money."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shoal.config import Settings
+from shoal.errors import UsageError
+from shoal.gateway.payment.door import PaymentDoor
+from shoal.gateway.payment.terms import LEAST_REQUESTS, PaymentTermsFile, read_terms, smallest_units
+from shoal.gateway.payment.till import Till
+from shoal.ledger.chain.client import ChainClient
+from shoal.ledger.chain.deployment import Deployment
+from shoal.ledger.contracts.artefacts import NAMES
+from shoal.ledger.vouchers.book import PaymentBook
+from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.payee import PayeeAccount
+from shoal.ledger.vouchers.typed_data import ChainAddress
+from shoal.ledger.wallet import open_wallet
+from shoal.ledger.x402.offer import Offer
+from shoal.ledger.x402.settlement import SettlementClient, TokenFacts
+
+
+def paid_door(settings: Settings) -> PaymentDoor | None:
+    """What takes payments for answers, or ``None`` where none are asked. It waits: call it on a thread.
+
+    Raises:
+        UsageError: the file of the terms says what cannot be, or several gateways share a database.
+        NotAllowed, BadLedgerFile: the wallet cannot be opened.
+        ChainError: the chain does not answer, is another one, or x402's contracts are not there.
+        IncompatibleLibrary: the extra ``ledger`` is not installed.
+    """
+    if not settings.payment:
+        return None
+    if settings.database:
+        raise UsageError(
+            "gateways that share a database cannot be paid: each would take the same voucher",
+            check="leave out the setting database or the setting payment",
+        )
+    terms = read_terms(Path(settings.payment).expanduser())
+    key = open_wallet(settings.paths.data / "wallet.json", _password(terms.password_file))
+    nowhere = dict.fromkeys(NAMES, ChainAddress(bytes(20)))  # none of our own contracts is used
+    client = SettlementClient(ChainClient(Deployment(terms.url, terms.chain_id, nowhere)))
+    client.check(terms.token)
+    offer = offer_of(terms, client.token_facts(terms.token), key)
+    return PaymentDoor(Till(offer, client, key, accounts(settings.paths.data)))
+
+
+def accounts(folder: Path) -> PaymentBook[PayeeAccount]:
+    """Where what was paid is kept, beside the wallet's payment channels, which are at another contract."""
+    return PaymentBook(folder / "payments" / "x402", PayeeAccount)
+
+
+def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> Offer:
+    """What is asked for, in the token's smallest unit.
+
+    Raises:
+        UsageError: the price is less than can be told.
+    """
+    price = smallest_units(terms.price, token.decimals)
+    ceiling = -(-price * terms.most_tokens // 1_000_000)
+    if terms.least_deposit is None:
+        least = LEAST_REQUESTS * ceiling
+    else:
+        least = smallest_units(terms.least_deposit, token.decimals)
+    return Offer(
+        chain_id=terms.chain_id,
+        token=terms.token,
+        token_name=token.name,
+        token_version=token.version,
+        payee=terms.payee,
+        signer=key.address,
+        price=price,
+        most_tokens=terms.most_tokens,
+        least_deposit=max(least, ceiling),
+        delay_s=terms.delay_s,
+    )
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{file} cannot be read: {error}",
+            check="give password_file a file of one line, with the password of the wallet",
+        ) from error

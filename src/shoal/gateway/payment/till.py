@@ -1,0 +1,384 @@
+"""The payment channels over which this gateway is paid: who may ask, and what it was charged.
+
+All waiting for the disk and the chain is done on threads. What was signed, and what was told, is on the disk
+before it counts. One key sends all transactions, so they are sent one after another.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from shoal.errors import BadLedgerFile, ChainError, OutOfResources, UsageError
+from shoal.gateway.errors import LimitReached
+from shoal.ledger.vouchers.book import PaymentBook
+from shoal.ledger.vouchers.keys import ChainKey, recover
+from shoal.ledger.vouchers.payee import MICRO, PayeeAccount
+from shoal.ledger.vouchers.typed_data import show_address
+from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
+from shoal.ledger.x402.messages import (
+    DepositPayment,
+    Payment,
+    RefundRequest,
+    SignedVoucher,
+    encoded,
+    terms_of,
+)
+from shoal.ledger.x402.offer import Offer, response
+from shoal.ledger.x402.refusals import (
+    BUSY,
+    DEPOSIT_FAILED,
+    SMALL_DEPOSIT,
+    UNKNOWN_CHANNEL,
+    WRONG_CHANNEL,
+    PaymentNotTaken,
+)
+from shoal.ledger.x402.settlement import SettlementClient
+from shoal.ledger.x402.taking import (
+    begin_anew,
+    charge_after,
+    charge_before,
+    check_refund,
+    pay_request,
+    tell,
+)
+
+SENDING = 16
+"""Who wait for a transaction; one more is sent away."""
+RETRY_S = 5.0
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """What is going on over one payment channel."""
+
+    deciding: bool = False
+    """Whether a request is before its head, so that nobody knows yet what the next voucher is to be for."""
+    streams: int = 0
+    """Requests that were told and are not counted yet."""
+
+
+@dataclass(slots=True)
+class Purchase:
+    """One request that was paid for. ``spend`` counts its tokens; :meth:`Till.taken` closes it."""
+
+    till: Till
+    account: PayeeAccount
+    transaction: str
+    """Of the deposit that came with it, or nothing."""
+    tokens: int = 0
+    _told: bool = False
+    _counted: bool = False
+
+    @property
+    def channel_id(self) -> bytes:
+        """The payment channel over which it is paid."""
+        return self.account.channel_id
+
+    def spend(self, tokens: int) -> None:
+        """So many tokens more, of the prompt or the answer, were used."""
+        self.tokens = min(self.tokens + tokens, self.till.offer.most_tokens)
+
+    async def head(self, *, well: bool, streamed: bool) -> str:
+        """What the answer's head tells the client that it was charged: of ``PAYMENT-RESPONSE``.
+
+        Args:
+            well: whether it is answered; else nothing is charged.
+            streamed: whether its tokens are counted only later.
+        """
+        charged = 0
+        if well:
+            charged = await self.till.charge(self, streamed=streamed)
+        self._told, self._counted = well, not streamed or not well
+        self.till.decided(self.channel_id, streams=1 if well and streamed else 0)
+        return encoded(response(self.till.offer, self.account, charged, self.transaction))
+
+    async def end(self) -> None:
+        """Count what a stream has used, or forget a request that has said nothing."""
+        if self._told and not self._counted:
+            self._counted = True
+            await self.till.count(self)
+        elif not self._told and not self._counted:
+            self.till.decided(self.channel_id)
+
+
+@dataclass(slots=True)
+class Till:
+    """Takes payments. Once made, :meth:`shoal.gateway.payment.collecting.Collector.run` claims them."""
+
+    offer: Offer
+    client: SettlementClient
+    key: ChainKey
+    book: PaymentBook[PayeeAccount]
+    clock: Callable[[], float] = time.time
+    _open: dict[bytes, _UnderWay] = field(default_factory=dict[bytes, _UnderWay])
+    """As large as there are requests under way."""
+    _sending: trio.Lock = field(default_factory=trio.Lock)
+    _waiting: int = 0
+
+    @asynccontextmanager
+    async def taken(self, payment: Payment) -> AsyncGenerator[Purchase]:
+        """Take the payment of one request, which is answered in the block.
+
+        Raises:
+            PaymentNotTaken: it is not taken, in x402's words why. Nothing was charged.
+            LimitReached: too many wait for the chain.
+            OutOfResources: the chain or the accounts cannot be used now; the log says why.
+        """
+        self.offer.check_accepted(payment.accepted)
+        channel_id = self._channel(payment)
+        self._decide(channel_id)
+        try:
+            account, transaction = await self._paid(payment, channel_id)
+        except BaseException:
+            self.decided(channel_id)
+            raise
+        purchase = Purchase(self, account, transaction)
+        try:
+            yield purchase
+        finally:
+            with trio.CancelScope(shield=True):  # what was used is owed, whoever has gone
+                await purchase.end()
+
+    async def give_back(self, payment: Payment) -> str:
+        """Claim what was served, and give the payer the rest: what ``PAYMENT-RESPONSE`` says of it.
+
+        Raises:
+            PaymentNotTaken, LimitReached, OutOfResources: as :meth:`taken`.
+        """
+        channel_id = self._channel(payment)
+        self._decide(channel_id)
+        try:
+            if self._open[channel_id].streams:
+                raise _busy()
+            account = await self._kept(channel_id)
+            check_refund(account, self._voucher(payment.payload.voucher, channel_id), recover)
+            transaction = await self.on_chain(partial(self._return, account, payment.payload))
+            after = await self._change(channel_id, lambda now: now)
+            return encoded(response(self.offer, after, 0, transaction))
+        finally:
+            self.decided(channel_id)
+
+    def _return(self, account: PayeeAccount, request: Any) -> str:
+        if account.voucher is not None and account.owed > account.redeemed:
+            self.client.claim(self.key, account)
+        left = account.deposit - account.owed
+        asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else left
+        transaction = self.client.give_back(self.key, account.terms, min(asked, left))
+        self.refresh(account, begin_anew)
+        return transaction
+
+    def decided(self, channel_id: bytes, streams: int = 0) -> None:
+        """A request over a payment channel is beyond its head; so many are now counted later."""
+        found = self._open[channel_id]
+        found.deciding = False
+        found.streams += streams
+        self._forget(channel_id)
+
+    async def charge(self, purchase: Purchase, *, streamed: bool) -> int:
+        """Write down what a client is told that its request was charged. Returns that."""
+        others, micro = self._open[purchase.channel_id].streams, purchase.tokens * self.offer.price
+        charged = 0
+
+        def change(account: PayeeAccount) -> PayeeAccount:
+            nonlocal charged
+            if streamed:
+                charged = charge_before(account, self.offer, others)
+            else:
+                account = _owing(account, micro)
+                charged = charge_after(account, self.offer, others)
+            return tell(account, charged)
+
+        purchase.account = await self._change(purchase.channel_id, change)
+        return charged
+
+    async def count(self, purchase: Purchase) -> None:
+        """Write down what a stream has used."""
+        micro = purchase.tokens * self.offer.price
+        try:
+            await self._change(purchase.channel_id, lambda account: _owing(account, micro))
+        except OutOfResources as error:
+            # The answer is given, and nobody is left to be told: what it cost is lost to us.
+            log.warning("%d tokens of a paid answer are not counted: %s", purchase.tokens, error.message)
+        finally:
+            self._open[purchase.channel_id].streams -= 1
+            self._forget(purchase.channel_id)
+
+    async def on_chain(self, work: Callable[[], Result]) -> Result:
+        """Have a thread ask the chain, or send to it; one at a time.
+
+        Raises:
+            LimitReached: too many wait for it.
+            ChainError: ``reverted``: the contract refuses.
+            OutOfResources: the chain cannot be used now; the log says why.
+        """
+        if self._waiting >= SENDING:
+            raise LimitReached(f"{SENDING} others wait for the chain", retry_after_s=RETRY_S)
+        self._waiting += 1
+        try:
+            async with self._sending:
+                return await self._on_disk(work)
+        except ChainError as error:
+            if error.reason == "reverted":
+                raise
+            log.warning("the chain cannot be used: %s", error.message)
+            raise OutOfResources("the chain over which this gateway is paid cannot be used now") from error
+        finally:
+            self._waiting -= 1
+
+    def refresh(
+        self, account: PayeeAccount, after: Callable[[PayeeAccount], PayeeAccount] = lambda now: now
+    ) -> PayeeAccount:
+        """Note what the chain says of a payment channel; to be called in :meth:`on_chain` alone."""
+        state = self.client.state(account.terms, account.channel_id)
+
+        def note(now: PayeeAccount) -> PayeeAccount:
+            now = msgspec.structs.replace(
+                now, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
+            )
+            return after(now)
+
+        return self.book.change(account.channel_id, note)
+
+    def _channel(self, payment: Payment) -> bytes:
+        """The payment channel's name, which must be the hash of its terms; and they must be ours."""
+        terms = terms_of(payment)
+        self.offer.check_terms(terms)
+        channel_id = terms.channel_id(self.offer.domain)
+        if payment.payload.voucher.channel_id.lower() != "0x" + channel_id.hex():
+            message = "the name of the payment channel is not that of its terms"
+            raise PaymentNotTaken(message, reason=WRONG_CHANNEL)
+        return channel_id
+
+    def _decide(self, channel_id: bytes) -> None:
+        found = self._open.setdefault(channel_id, _UnderWay())
+        if found.deciding:
+            raise _busy()
+        found.deciding = True
+
+    def _forget(self, channel_id: bytes) -> None:
+        found = self._open[channel_id]
+        if not found.deciding and not found.streams:
+            del self._open[channel_id]
+
+    async def _paid(self, payment: Payment, channel_id: bytes) -> tuple[PayeeAccount, str]:
+        payload, transaction = payment.payload, ""
+        voucher = self._voucher(payload.voucher, channel_id)
+        pay = partial(pay_request, offer=self.offer, voucher=voucher, recover=recover, now=self.clock())
+        if isinstance(payload, DepositPayment):
+            transaction = await self._deposit(terms_of(payment), channel_id, payload, pay)
+        else:
+            await self._kept(channel_id)
+        return await self._change(channel_id, pay), transaction
+
+    async def _deposit(
+        self,
+        terms: PaymentTerms,
+        channel_id: bytes,
+        payment: DepositPayment,
+        pay: Callable[[PayeeAccount], PayeeAccount],
+    ) -> str:
+        """Put a payer's tokens into escrow, once it is certain that its request would be paid by them."""
+        amount = int(payment.deposit.amount)
+        if amount < self.offer.least_deposit:
+            raise PaymentNotTaken(
+                f"this deposit is of {amount}; at least {self.offer.least_deposit} are taken",
+                reason=SMALL_DEPOSIT,
+                check="deposit more at once",
+            )
+        kept = await self._find(channel_id)
+        account = kept or await self.on_chain(partial(self._begun, terms, channel_id))
+        pay(msgspec.structs.replace(account, deposit=account.deposit + amount))
+
+        def send() -> str:
+            done = self.client.deposit(self.key, terms, amount, payment.deposit.authorization.erc3009)
+            if kept is None:
+                self.book.add(account)
+            self.refresh(account)
+            return done
+
+        try:
+            done = await self.on_chain(send)
+        except ChainError as error:
+            raise PaymentNotTaken(
+                f"the deposit is refused: {error.message}",
+                reason=DEPOSIT_FAILED,
+                check="see that the payer has so many tokens, and sign a new authorization",
+            ) from error
+        log.info("%s has paid %d into escrow", show_address(terms.payer), amount)
+        return done
+
+    def _begun(self, terms: PaymentTerms, channel_id: bytes) -> PayeeAccount:
+        """A payment channel that is not kept here. The contract never forgets what it has paid out of it."""
+        state = self.client.state(terms, channel_id)
+        return PayeeAccount(
+            terms=terms,
+            domain=self.offer.domain,
+            channel_id=channel_id,
+            deposit=state.deposit,
+            window=0,
+            owed_micro=state.redeemed * MICRO,
+            redeemed=state.redeemed,
+            told=state.redeemed,
+        )
+
+    def _voucher(self, signed: SignedVoucher, channel_id: bytes) -> Voucher:
+        amount = signed.amount
+        encoded_amount = amount.to_bytes(max(1, (amount.bit_length() + 7) // 8), "big")
+        domain = self.offer.domain
+        return Voucher(domain.chain_id, domain.contract, channel_id, encoded_amount, signed.signature_bytes)
+
+    async def _kept(self, channel_id: bytes) -> PayeeAccount:
+        account = await self._find(channel_id)
+        if account is None:
+            raise PaymentNotTaken(
+                "this gateway knows nothing of this payment channel",
+                reason=UNKNOWN_CHANNEL,
+                check="pay a deposit with the first request",
+            )
+        return account
+
+    async def _find(self, channel_id: bytes) -> PayeeAccount | None:
+        return await self._on_disk(partial(self._look, channel_id))
+
+    def _look(self, channel_id: bytes) -> PayeeAccount | None:
+        try:
+            return self.book.read(channel_id)
+        except UsageError:
+            return None
+
+    async def _change(
+        self, channel_id: bytes, change: Callable[[PayeeAccount], PayeeAccount]
+    ) -> PayeeAccount:
+        return await self._on_disk(partial(self.book.change, channel_id, change))
+
+    async def _on_disk(self, work: Callable[[], Result]) -> Result:
+        """Raises OutOfResources without the paths of this machine, which are not for callers."""
+        try:
+            return await trio.to_thread.run_sync(work)
+        except (BadLedgerFile, OutOfResources, UsageError) as error:
+            log.warning("an account of a paid answer cannot be used: %s", error.message)
+            raise OutOfResources("the accounts of this gateway cannot be used now") from error
+
+
+def _owing(account: PayeeAccount, micro: int) -> PayeeAccount:
+    return msgspec.structs.replace(account, owed_micro=account.owed_micro + micro)
+
+
+def _busy() -> PaymentNotTaken:
+    return PaymentNotTaken(
+        "another request over this payment channel is not answered yet",
+        reason=BUSY,
+        check="wait for its answer, or open another payment channel with another salt",
+    )

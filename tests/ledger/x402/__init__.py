@@ -1,0 +1,1 @@
+"""x402's contracts, written anew after their interface, at the addresses that x402's clients sign for."""
