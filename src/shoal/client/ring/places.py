@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from shoal.client.ring.hop import HopLost, RingHop, RouteHop
-from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
+from shoal.errors import ChannelClosed, DeadlineExceeded, OutdatedPeer, RemoteProtocolError, ShoalError
 from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
@@ -91,7 +91,7 @@ class Places:
         ``KEEP_WITHIN_S``: one that is gone, or does not read, keeps nothing."""
 
         async def tell(hop: RingHop, channel: Channel) -> None:
-            with suppress(ChannelClosed):
+            with suppress(ChannelClosed, OutdatedPeer):
                 await channel.send(KeepCache(self._session, names_for(keys, hop.peer)))
 
         with trio.move_on_after(KEEP_WITHIN_S):
