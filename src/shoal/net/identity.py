@@ -108,6 +108,18 @@ class Identity:
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(data)
 
 
+def public_key(peer: PeerId) -> bytes:
+    """The 32 bytes of the ed25519 key that a peer id holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    raw = base58.b58decode(peer)
+    if len(raw) != len(_PUBLIC_PREFIX) + 32 or not raw.startswith(_PUBLIC_PREFIX):
+        raise ValueError(f"{peer[:64]!r} is no peer id with an ed25519 key")
+    return raw[len(_PUBLIC_PREFIX) :]
+
+
 @lru_cache(maxsize=1024)
 def verify(peer: PeerId, data: bytes, signature: bytes) -> bool:
     """Whether ``peer`` signed ``data``. Any nonsense is simply not a signature.

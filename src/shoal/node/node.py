@@ -18,6 +18,7 @@ from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import ComputeThread
+from shoal.ledger.delegate import countersigner
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
@@ -305,6 +306,7 @@ async def start_node(
         where=member.directory.address_of,
         adapters=[adapter.digest for adapter in adapters],
         train_tokens=settings.train_tokens if settings.train else 0,
+        countersign=countersigner(settings.paths.data),
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)

@@ -20,7 +20,7 @@ from shoal.node.hop import Hop
 from shoal.node.rerouting import NOT_YOURS
 from shoal.node.sessions import Sessions
 from shoal.trust.consensus import commitment
-from shoal.trust.receipt import Sign, Work, sign_windows, unsigned_receipts
+from shoal.trust.receipt import CounterSign, Sign, Work, sign_windows, unsigned_receipts
 from shoal.trust.signing import CommittedWork, WorkLog
 from shoal.types import Codec, PeerId, SessionId
 from shoal.wire.messages import MAX_WINDOWS, GetReceipts, Receipts, SignedWindow, shorten
@@ -41,6 +41,7 @@ class ReceiptDesk:
         sign: with this node's key.
         peer: this node.
         spawn: runs what takes long in a task of its own.
+        countersign: by the delegate of a node that has staked.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class ReceiptDesk:
         sign: Sign,
         peer: PeerId,
         spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        countersign: CounterSign,
     ) -> None:
+        self._countersign = countersign
         self._sessions = sessions
         self._sign = sign
         self._peer = peer
@@ -112,7 +115,7 @@ class ReceiptDesk:
         return await trio.to_thread.run_sync(run, limiter=self._limiter)
 
     def _signed(self, work: Work, tokens: int, log: WorkLog) -> list[SignedWindow]:
-        return sign_windows(work, tokens, log.came, log.went, self._sign)
+        return sign_windows(work, tokens, log.came, log.went, self._sign, self._countersign)
 
     def _commitment(self, work: Work, tokens: int, log: WorkLog) -> bytes:
         receipts = unsigned_receipts(work, tokens, log.came, log.went)

@@ -36,6 +36,7 @@ from shoal.node.sessions import Opening, Sessions
 from shoal.node.speed import Speed
 from shoal.node.tracing.turns import TurnDesk
 from shoal.tasks import ends_alone
+from shoal.trust.receipt import CounterSign
 from shoal.types import AdapterDigest, Codec, Digest, PeerId, SessionId, Span
 from shoal.wire.cache_names import KeepCache
 from shoal.wire.messages import (
@@ -75,10 +76,12 @@ class SpanServer:
         where: Where = lambda _: None,
         adapters: Sequence[AdapterDigest] = (),
         train_tokens: int = 0,
+        countersign: CounterSign = lambda receipt: b"",
     ) -> None:
         """
         Args:
             train_tokens: of the longest sequence that clients may train here; 0: they may train none.
+            countersign: receipts, by the delegate of a node that has staked.
         """
         self.digest = digest
         self._adapters = frozenset(adapters)
@@ -105,7 +108,7 @@ class SpanServer:
         )
         self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
-        self._receipts = ReceiptDesk(mine, network.sign, network.peer, self._spawn)
+        self._receipts = ReceiptDesk(mine, network.sign, network.peer, self._spawn, countersign)
         self._reveals = RevealDesk(mine, self._spawn)
         self._proofs = ProofDesk(mine, self._spawn)
         self._train_tokens = train_tokens

@@ -37,13 +37,19 @@ MAX_FILE = 64 << 20
 """Bytes of a kept answer: one of a million tokens has no more."""
 
 
-class KeptWindow(Struct, frozen=True):
+class KeptWindow(Struct, frozen=True, omit_defaults=True):
     """As :class:`SignedWindow`, by name."""
 
     sent: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
     came: Hash
     went: Hash
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    countersignature: Annotated[bytes, Meta(max_length=65)] = b""
+
+    @classmethod
+    def of(cls, one: SignedWindow) -> KeptWindow:
+        """As it came."""
+        return cls(one.sent, one.came, one.went, one.signature, one.countersignature)
 
 
 class HopReceipts(Struct, frozen=True):
@@ -159,7 +165,10 @@ def _unreadable(name: str, why: str) -> UsageError:
 
 def signed_windows(hop: HopReceipts) -> list[SignedWindow]:
     """Its receipts as they travel."""
-    return [SignedWindow(one.sent, one.came, one.went, one.signature) for one in hop.receipts]
+    return [
+        SignedWindow(one.sent, one.came, one.went, one.signature, one.countersignature)
+        for one in hop.receipts
+    ]
 
 
 ReceiptFaultKind = Literal["missing", "cut", "signature", "route", "sent", "received", "links"]
@@ -345,19 +354,22 @@ class Contradiction:
     peer: PeerId
     one: Receipt
     other: Receipt
+    countersignatures: tuple[bytes, bytes]
+    """Of the peer's delegate, for a contract to read; empty where it has none."""
 
 
 def find_contradiction(one: KeptAnswer, other: KeptAnswer, verify: VerifySignature) -> Contradiction | None:
     """The first two receipts of two kept answers that are proof against who signed them both."""
-    theirs: dict[tuple[str, bytes, bytes, bytes, int], Receipt] = {}
+    theirs: dict[tuple[str, bytes, bytes, bytes, int], tuple[Receipt, bytes]] = {}
     for index, hop in enumerate(other.hops):
-        for receipt in _signed_by(other, index, verify):
-            theirs[_question(hop.peer, receipt)] = receipt
+        for receipt, kept in zip(_signed_by(other, index, verify), hop.receipts, strict=False):
+            theirs[_question(hop.peer, receipt)] = receipt, kept.countersignature
     for index, hop in enumerate(one.hops):
-        for receipt in _signed_by(one, index, verify):
+        for receipt, kept in zip(_signed_by(one, index, verify), hop.receipts, strict=False):
             found = theirs.get(_question(hop.peer, receipt))
-            if found is not None and contradict(receipt, found):
-                return Contradiction(PeerId(hop.peer), receipt, found)
+            if found is not None and contradict(receipt, found[0]):
+                both = (kept.countersignature, found[1])
+                return Contradiction(PeerId(hop.peer), receipt, found[0], both)
     return None
 
 

@@ -72,18 +72,27 @@ class Receipt(Struct, frozen=True, array_like=True):
         return blake3(self.signed).digest()
 
 
+CounterSign = Callable[[Receipt], bytes]
 _encoder = msgspec.msgpack.Encoder()
 
 
-def sign_windows(work: Work, tokens: int, came: RowLog, went: RowLog, sign: Sign) -> list[SignedWindow]:
+def sign_windows(
+    work: Work,
+    tokens: int,
+    came: RowLog,
+    went: RowLog,
+    sign: Sign,
+    countersign: CounterSign = lambda receipt: b"",
+) -> list[SignedWindow]:
     """The receipts of the first ``tokens`` positions, without what they have in common.
 
     Args:
         came: what the hop was given.
         went: what it made of that.
+        countersign: for a contract to read, by the delegate of a node that has staked.
     """
     made = unsigned_receipts(work, tokens, came, went)
-    return [SignedWindow(one.sent, one.came, one.went, sign(one.signed)) for one in made]
+    return [SignedWindow(one.sent, one.came, one.went, sign(one.signed), countersign(one)) for one in made]
 
 
 def unsigned_receipts(work: Work, tokens: int, came: RowLog, went: RowLog) -> list[Receipt]:

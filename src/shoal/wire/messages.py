@@ -292,6 +292,8 @@ class SignedWindow(Struct, frozen=True, array_like=True, gc=False):
     came: Annotated[bytes, Meta(min_length=32, max_length=32)]
     went: Annotated[bytes, Meta(min_length=32, max_length=32)]
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    countersignature: Annotated[bytes, Meta(max_length=65)] = b""
+    """Of the delegate of a node that has staked, for a contract to read; else empty."""
 
 
 class Receipts(TaggedMessage, frozen=True, tag="receipts"):

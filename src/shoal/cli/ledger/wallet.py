@@ -14,7 +14,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from shoal.ledger.chain.client import ChainClient
     from shoal.ledger.settling import PaymentBooks
+    from shoal.ledger.vouchers.keys import ChainKey
     from shoal.ledger.vouchers.payee import PayeeAccount
     from shoal.ledger.vouchers.payer import PayerAccount
 
@@ -45,7 +47,7 @@ MOST_COST = "0.1"
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Pay and be paid over a test chain.", no_args_is_help=True)
-    for command in (create, show, deploy, fund, channels, withdraw, recover):
+    for command in (create, show, deploy, fund, channels, withdraw, recover, stake, unstake):
         group.command()(command)
     app.add_typer(group, name="wallet")
 
@@ -218,6 +220,62 @@ def recover(
     emit(
         {"channels": names}, as_json, lambda: shown or "nothing is left in a payment channel that is not kept"
     )
+
+
+def stake(
+    amount: AmountArgument,
+    most_cost: MostCostOption = MOST_COST,
+    password_file: PasswordFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Stake for this machine's node, or add to its stake.
+
+    From its next start on it counter-signs its receipts. Whoever shows that it signed two things about one
+    question takes the stake. It goes back to this wallet alone.
+    """
+    from shoal.ledger import staking
+    from shoal.ledger.chain.registry import stake_of
+    from shoal.ledger.vouchers.keys import ChainKey
+    from shoal.ledger.vouchers.typed_data import show_address
+    from shoal.net.identity import Identity, public_key
+
+    settings = options.settings()
+    wei = _wei(amount)
+    identity = Identity.load_or_create(settings.paths.identity)
+    client, key = opened(settings, most_cost, password_file)
+    found = staking.stake(client, key, settings.paths.data, public_key(identity.peer), wei)
+    address = ChainKey.from_secret(found.secret).address
+    total = stake_of(client, address).stake
+    data = {"delegate": show_address(address), "peer": identity.peer, "stake_wei": str(total)}
+    emit(data, as_json, lambda: f"{data['delegate']}  {_coins(total)} staked for {identity.peer}")
+
+
+def unstake(
+    most_cost: MostCostOption = MOST_COST,
+    password_file: PasswordFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Ask for the node's stake, and take it back a week later. Until then it can be lost as before."""
+    from shoal.ledger import staking
+
+    settings = options.settings()
+    client, key = opened(settings, most_cost, password_file)
+    done = staking.unstake(client, key, settings.paths.data)
+    emit({"done": done}, as_json, lambda: done)
+    if done != "taken back" and not as_json:
+        say("run the same command again a week after the request")
+
+
+def opened(settings: Settings, most_cost: str, password_file: Path | None) -> tuple[ChainClient, ChainKey]:
+    """The chain that is set up, and the wallet's key.
+
+    Raises:
+        UsageError, NotAllowed, BadLedgerFile: no chain, no wallet, or a wrong password.
+    """
+    from shoal.ledger.wallet import open_wallet
+
+    client = _client(settings, most_cost)
+    return client, open_wallet(_wallet(settings), _password(password_file))
 
 
 def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:

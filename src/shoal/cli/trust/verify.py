@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli import options
+from shoal.cli.ledger.wallet import PasswordFileOption
 from shoal.cli.output import emit, many, printable
 from shoal.cli.progress import working
 from shoal.config import Settings
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from shoal.models.store.local_model import LocalModel
     from shoal.models.store.store import ModelStore
     from shoal.progress import Progress
-    from shoal.trust.answer import KeptAnswer
+    from shoal.trust.answer import Contradiction, KeptAnswer
 
 WEIGHTS_NAMED = 8
 """Tensors that differ, named in one sentence."""
@@ -36,6 +37,13 @@ def verify(
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Look in two answers for receipts that cannot both be honest.")
     ] = False,
+    slash: Annotated[
+        bool,
+        typer.Option(
+            "--slash", help="With --evidence: take the stake of who signed both, over the test chain."
+        ),
+    ] = False,
+    password_file: PasswordFileOption = None,
     replay: Annotated[
         bool, typer.Option("--replay/--no-replay", help="Compute the answer again, if the model is here.")
     ] = True,
@@ -50,8 +58,12 @@ def verify(
     """
     if evidence != (other is not None):
         raise UsageError("--evidence needs two answers", next_command="shoal verify --evidence A.json B.json")
+    if slash and other is None:
+        raise UsageError(
+            "--slash needs evidence", next_command="shoal verify --evidence --slash A.json B.json"
+        )
     if other is not None:
-        found = _evidence(_read(answer), _read(other))
+        found = _evidence(_read(answer), _read(other), password_file, slash=slash)
     else:
         with working(f"checking {answer.name}") as report:
             settings = options.settings(threads=threads)
@@ -151,11 +163,18 @@ def _replay(
     found["said"].append(f"{again}{chosen}; the answer is valid")
 
 
-def _evidence(one: KeptAnswer, other: KeptAnswer) -> dict[str, Any]:
+def _evidence(
+    one: KeptAnswer, other: KeptAnswer, password_file: Path | None, *, slash: bool
+) -> dict[str, Any]:
     from shoal.net.identity import verify as verify_signature
     from shoal.trust.answer import find_contradiction
 
     found = find_contradiction(one, other, verify_signature)
+    if found is None and slash:
+        raise UsageError(
+            "no two receipts of one peer contradict each other: nothing was sent to the chain",
+            check="give the two answers in which one hop has signed two things about one question",
+        )
     if found is None:
         said = "no two receipts of one peer contradict each other"
         return {"valid": True, "said": [said], "peer": None, "window": None}
@@ -163,4 +182,29 @@ def _evidence(one: KeptAnswer, other: KeptAnswer) -> dict[str, Any]:
         f"{found.peer} has signed two different receipts for window {found.one.window} of one session and "
         "one question: proof that it lied"
     )
-    return {"valid": False, "said": [said], "peer": found.peer, "window": found.one.window}
+    shown: dict[str, Any] = {
+        "valid": False,
+        "said": [said],
+        "peer": found.peer,
+        "window": found.one.window,
+    }
+    if slash:
+        _slash(found, password_file, shown)
+    return shown
+
+
+def _slash(proof: Contradiction, password_file: Path | None, shown: dict[str, Any]) -> None:
+    from shoal.cli.ledger.wallet import MOST_COST, opened
+    from shoal.ledger import staking
+    from shoal.ledger.vouchers.typed_data import show_address
+
+    client, key = opened(options.settings(), MOST_COST, password_file)
+    done = staking.slash(client, key, proof)
+    shown["slashed"] = {
+        "delegate": show_address(done.delegate),
+        "stake_wei": str(done.stake),
+        "transaction": done.transaction,
+    }
+    shown["said"].append(
+        f"its stake of {done.stake} wei is lost, and half of it is yours: transaction {done.transaction}"
+    )

@@ -152,7 +152,7 @@ async def signed_text(
 
 
 def _kept(signed: Sequence[SignedWindow]) -> tuple[KeptWindow, ...]:
-    return tuple(KeptWindow(one.sent, one.came, one.went, one.signature) for one in signed)
+    return tuple(map(KeptWindow.of, signed))
 
 
 def _sampled(sampling: Sampling | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from shoal.errors import ChainError
 from shoal.ledger.chain.deployment import (
@@ -120,7 +120,7 @@ class ChainClient:
         Raises:
             ChainError: down.
         """
-        deposit, redeemed, closes_at = self.read(self._contract("Escrow").functions.channel(channel_id))
+        deposit, redeemed, closes_at = self.read(self.contract("Escrow").functions.channel(channel_id))
         return EscrowState(deposit, redeemed, closes_at or None)
 
     def read(self, call: Any) -> Any:
@@ -159,7 +159,7 @@ class ChainClient:
         Raises:
             ChainError: down, or the node refuses to look through even few blocks at once.
         """
-        event = self._contract("Escrow").events.Deposited
+        event = self.contract("Escrow").events.Deposited
         last = self._ask(lambda: int(self._w3.eth.block_number))
         found: dict[bytes, PaymentTerms] = {}
         span = max(1, last - first + 1)
@@ -193,31 +193,31 @@ class ChainClient:
 
     def deposit(self, key: ChainKey, terms: PaymentTerms, amount: int) -> Any:
         """Open a payment channel with ``amount`` wei, or add them. Raises as :meth:`transact`."""
-        return self.transact(key, self._contract("Escrow").functions.deposit(_tuple(terms)), amount)
+        return self.transact(key, self.contract("Escrow").functions.deposit(_tuple(terms)), amount)
 
     def redeem(self, key: ChainKey, terms: PaymentTerms, voucher: Voucher) -> Any:
         """Have a voucher paid out. Raises as :meth:`transact`."""
         r, s, v = split_signature(voucher.signature)
         arguments = (_tuple(terms), voucher.amount, r.to_bytes(32, "big"), s.to_bytes(32, "big"), v)
-        return self.transact(key, self._contract("Escrow").functions.redeem(*arguments))
+        return self.transact(key, self.contract("Escrow").functions.redeem(*arguments))
 
     def request_close(self, key: ChainKey, terms: PaymentTerms) -> Any:
         """Want back what is left. Raises as :meth:`transact`."""
-        return self.transact(key, self._contract("Escrow").functions.request_close(_tuple(terms)))
+        return self.transact(key, self.contract("Escrow").functions.request_close(_tuple(terms)))
 
     def take_back(self, key: ChainKey, terms: PaymentTerms) -> Any:
         """Have what is left, after the delay. Raises as :meth:`transact`; before, ``not yet``."""
-        call = self._contract("Escrow").functions.withdraw(_tuple(terms))
+        call = self.contract("Escrow").functions.withdraw(_tuple(terms))
         # As the next block would do it: the newest may be old where nothing happens, and not be late enough.
         return self.transact(key, call, at="pending")
 
     def slash(self, key: ChainKey, evidence: Equivocation) -> Any:
         """Report a node that said two things about one question. Raises as :meth:`transact`."""
-        return self.transact(key, self._contract("Registry").functions.slash(*evidence.arguments))
+        return self.transact(key, self.contract("Registry").functions.slash(*evidence.arguments))
 
     def anchor(self, key: ChainKey, root: bytes, count: int) -> Any:
         """Put a root into the chain. Raises as :meth:`transact`."""
-        return self.transact(key, self._contract("Anchor").functions.anchor(root, count))
+        return self.transact(key, self.contract("Anchor").functions.anchor(root, count))
 
     def transact(
         self, key: ChainKey, call: Any, value: int = 0, *, at: Literal["latest", "pending"] = "latest"
@@ -376,7 +376,16 @@ class ChainClient:
                 next_command="shoal wallet deploy --help",
             )
 
-    def _contract(self, name: ContractName) -> Any:
+    def estimate(self, transaction: dict[str, Any], at: str) -> int:
+        """The gas that a transaction would take in the state of a block.
+
+        Raises:
+            ChainError: down, or it would fail.
+        """
+        return self._ask(lambda: int(self._w3.eth.estimate_gas(cast(Any, transaction), cast(Any, at))))
+
+    def contract(self, name: ContractName) -> Any:
+        """One of ours."""
         return self._w3.eth.contract(address=_shown(self.deployment.contracts[name]), abi=artefact(name).abi)
 
     def _ask(self, question: Callable[[], Answered]) -> Answered:
