@@ -15,6 +15,10 @@ from shoal.client.sampling import Sampling
 from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.executor.engine import StepOutput
+from shoal.ledger.contracts import evidence
+from shoal.ledger.contracts.evidence import question_of, registry_domain
+from shoal.ledger.delegate import Delegate, delegate_file, write_delegate
+from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.net.identity import verify
 from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
@@ -255,3 +259,18 @@ async def test_a_hop_that_signs_other_rows_than_it_computed_is_at_odds_with_the_
         assert "at tokens 32 to 63" in fault.what
         blamed = [trust(swarm, hop.peer) for hop in found.kept.hops]
         assert blamed[0] > blamed[1] and blamed[0] > blamed[2]
+
+
+async def test_nodes_that_have_staked_counter_sign_what_they_sign(home: Path, checkpoint: Path) -> None:
+    key = ChainKey.from_secret(b"\x11" * 32)
+    write_delegate(delegate_file(home), Delegate(key.secret, 31337, b"\x22" * 20))
+    async with memory_swarm(home, checkpoint, THIRDS) as swarm:
+        _, found = await answered(swarm, checkpoint)
+    assert found.faults == ()
+    kept = read_kept_answer(found.kept.encoded(), "answer.json")
+    for index, hop in enumerate(kept.hops):
+        for receipt, one in zip(kept.receipts(index), hop.receipts, strict=True):
+            digest = evidence._digest(
+                registry_domain(31337, b"\x22" * 20), question_of(receipt), receipt.hash
+            )
+            assert recover(digest, one.countersignature) == key.address

@@ -156,7 +156,7 @@ def test_a_redeem_that_is_refused_after_it_was_sent_is_told_too(world: World) ->
 
     def overtake() -> None:
         # What empties the channel comes into the block first, by its higher tip.
-        world.client._contract("Escrow").functions.give_back(_tuple(terms)).transact(first)
+        world.client.contract("Escrow").functions.give_back(_tuple(terms)).transact(first)
         world.mine()
 
     world.at(10, overtake)

@@ -209,7 +209,7 @@ def test_what_is_in_escrow_comes_back_without_the_folder_of_payments(
     client = chain_client.ChainClient(
         chain_client.Deployment(str(node.w3.provider.endpoint_uri), 31337, contracts_of(home))
     )
-    node.send(client._contract("Escrow").functions.deposit(chain_client._tuple(strange)), node.rich, 1)
+    node.send(client.contract("Escrow").functions.deposit(chain_client._tuple(strange)), node.rich, 1)
     shutil.rmtree(home / "payments")
     assert "shoal wallet recover" in shoal("wallet", "withdraw", first, "--password-file", password).err
     assert sorted(shoal("wallet", "recover", "--json").data["channels"]) == sorted([first, second, third])
