@@ -15,10 +15,9 @@ from shoal.client.sampling import Sampling
 from shoal.client.speculation import gain, sources, speculation
 from shoal.client.speculation.controller import WindowPlan
 from shoal.executor.engine import StepOutput
-from shoal.ledger.contracts import evidence
-from shoal.ledger.contracts.evidence import question_of, registry_domain
+from shoal.ledger.contracts.evidence import countersign, registry_domain
 from shoal.ledger.delegate import Delegate, delegate_file, write_delegate
-from shoal.ledger.vouchers.keys import ChainKey, recover
+from shoal.ledger.vouchers.keys import ChainKey
 from shoal.net.identity import verify
 from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
@@ -268,9 +267,7 @@ async def test_nodes_that_have_staked_counter_sign_what_they_sign(home: Path, ch
         _, found = await answered(swarm, checkpoint)
     assert found.faults == ()
     kept = read_kept_answer(found.kept.encoded(), "answer.json")
+    domain = registry_domain(31337, b"\x22" * 20)
     for index, hop in enumerate(kept.hops):
         for receipt, one in zip(kept.receipts(index), hop.receipts, strict=True):
-            digest = evidence._digest(
-                registry_domain(31337, b"\x22" * 20), question_of(receipt), receipt.hash
-            )
-            assert recover(digest, one.countersignature) == key.address
+            assert one.countersignature == countersign(key, domain, receipt)
