@@ -50,6 +50,7 @@ class Commands(LazyGroup):
         "tune": Lazy("tune.tune", "Tune a LoRA adapter of MODEL through the nodes that serve it."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),
+        "market": Lazy("status.market", "List what the swarm offers, how fast and with which protection."),
         "ping": Lazy("status.status", "Measure latency to a peer."),
         "models": Lazy("models", "List, fetch, share, remove and show models."),
         "key": Lazy("key", "Create, list and revoke API keys."),
