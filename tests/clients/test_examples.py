@@ -18,6 +18,8 @@ from .conftest import EXAMPLES, Served
 pytestmark = pytest.mark.swarm
 GRAPHS = Path(__file__).parents[1] / "graph/test_examples.py"
 """Where the examples of graphs run."""
+PAYING = Path(__file__).parents[1] / "gateway/test_payment.py"
+"""Where the one that pays runs."""
 
 
 def answered(served: Served, *messages: tuple[str, str]) -> str:
@@ -40,7 +42,7 @@ SHOAL = ("user", "What is a shoal?")
 
 def test_every_example_is_listed_and_run_here() -> None:
     listed = (EXAMPLES / "README.md").read_text()
-    tests = Path(__file__).read_text() + GRAPHS.read_text()
+    tests = Path(__file__).read_text() + GRAPHS.read_text() + PAYING.read_text()
     for example in EXAMPLES.iterdir():
         if example.name != "README.md":
             assert f"({example.name})" in listed, example.name

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
+import os
 import sys
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trio
+from anyio.from_thread import start_blocking_portal
 from eth_account import Account
 from x402 import x402Client
 from x402.http.clients.httpx import x402_httpx_transport
@@ -22,6 +24,8 @@ from x402.mechanisms.evm.batch_settlement.client import (
 )
 from x402.mechanisms.evm.signers import EthAccountSigner
 
+from shoal.cli.gateway import process
+from shoal.gateway import app
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.gateway.payment.door import PaymentDoor
 from shoal.gateway.payment.opening import accounts
@@ -31,9 +35,11 @@ from shoal.ledger.chain.deployment import Deployment
 from shoal.ledger.chain.rpc import connect
 from shoal.ledger.contracts.artefacts import NAMES
 from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.x402.offer import Offer
 from shoal.ledger.x402.settlement import SettlementClient
+from shoal.types import Span
 from tests.ledger.engines import Engine
 from tests.ledger.x402.contracts import TOKEN, contract, engine_with_x402
 
@@ -45,6 +51,7 @@ MOST_TOKENS = 64
 CEILING = 128
 DELAY_S = 3600
 PAID = "payment-signature"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 KEY = ChainKey.from_secret(b"\x51" * 32)
 PAYEE = ChainAddress(b"\x52" * 20)
 
@@ -57,6 +64,8 @@ class Market:
     engine: Engine
     till: Till
     door: PaymentDoor
+    portal: Any = None
+    """Runs something in the gateway's own thread."""
 
     @property
     def token(self) -> Any:
@@ -66,16 +75,20 @@ class Market:
         shown = address if isinstance(address, str) else show_address(address)
         return self.token.functions.balanceOf(shown).call()
 
-    async def settled(self) -> Any:
-        """The one account, once all that was used is counted."""
+    async def settled(self, agent: Agent) -> PayeeAccount:
+        """The account of an agent, once all that was used is counted."""
         with trio.fail_after(5):
             while self.till._open:  # noqa: ASYNC110
                 await trio.sleep(0.005)
-        return self.account()
+        return self.account(agent)
 
-    def account(self) -> Any:
-        (channel_id,) = self.till.book.channel_ids()
-        return self.till.book.read(channel_id)
+    def account(self, agent: Agent) -> PayeeAccount:
+        kept = map(self.till.book.read, self.till.book.channel_ids())
+        (found,) = (one for one in kept if show_address(one.terms.payer) == agent.key.address)
+        return found
+
+    def collect(self, worth: int) -> int:
+        return self.portal.call(self.door._collector.collect, worth)
 
 
 class Agent:
@@ -130,11 +143,6 @@ class _Noting(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return engine_with_x402()
-
-
 @asynccontextmanager
 async def market_of(home: Any, checkpoint: Any, engine: Engine) -> Any:
     chain_id = engine.w3.eth.chain_id
@@ -157,14 +165,25 @@ async def market_of(home: Any, checkpoint: Any, engine: Engine) -> Any:
     )
     till = Till(offer, client, KEY, accounts(home))
     door = PaymentDoor(till)
-    async with served(home, checkpoint, payment=door) as gateway:
+    async with served(home, checkpoint, [Span(0, 6)], payment=door) as gateway:
         yield Market(gateway, engine, till, door)
 
 
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory, checkpoint):
+    """A market in a thread of its own, for all tests: each has an agent of its own."""
+    home = tmp_path_factory.mktemp("market")
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(market_of(home, checkpoint, engine_with_x402())) as found,
+    ):
+        yield replace(found, portal=portal)
+
+
 @pytest.fixture
-async def market(tmp_path, checkpoint, engine):
-    async with market_of(tmp_path, checkpoint, engine) as found:
-        yield found
+async def market(standing):
+    async with httpx.AsyncClient(base_url=standing.gateway.url, timeout=30, verify=False) as http:
+        yield replace(standing, gateway=replace(standing.gateway, http=http))
 
 
 def question(market: Market, stream: bool = True, **fields: Any) -> dict[str, Any]:
@@ -201,11 +220,11 @@ async def test_an_unmodified_client_pays_for_100_streams_over_one_channel_and_ba
             answer = await http.post("/v1/chat/completions", json=question(market))
             assert answer.status_code == 200, answer.text
             tokens += used(answer)
-    account = await market.settled()
+    account = await market.settled(agent)
     assert account.owed == 2 * tokens
     assert account.deposit == 10_000
     assert 0 <= account.told - account.owed <= CEILING + 100
-    await market.door._collector.collect(1)
+    market.collect(worth=1)
     assert market.has(PAYEE) - before == 2 * tokens
 
 
@@ -219,7 +238,7 @@ async def test_it_stops_at_its_budget_with_402(market):
     assert set(kinds[:well]) == {200}
     assert set(kinds[well:]) == {402}
     assert "in escrow" in answers[-1].json()["error"]["message"]
-    account = await market.settled()
+    account = await market.settled(agent)
     assert account.owed == 2 * sum(map(used, answers[:well])) <= account.deposit == 3 * CEILING
 
 
@@ -232,7 +251,7 @@ async def test_what_is_not_streamed_is_charged_to_the_token_in_its_own_head(mark
     for answer in (first, second):
         told = decoded(answer.headers["payment-response"])
         assert told["extra"]["chargedAmount"] == str(2 * used(answer))
-    account = await market.settled()
+    account = await market.settled(agent)
     assert account.told == account.owed == 2 * (used(first) + used(second))
 
 
@@ -242,7 +261,7 @@ async def test_replayed_stale_and_forged_vouchers_are_refused_and_cost_nothing(m
         for _ in range(2):
             assert (await http.post("/v1/chat/completions", json=question(market))).status_code == 200
     paid = [request.headers["payment-signature"] for request in agent.sent if PAID in request.headers]
-    before = await market.settled()
+    before = await market.settled(agent)
     older, newest = (decoded(header) for header in paid)
 
     async def send(payment):
@@ -268,7 +287,7 @@ async def test_replayed_stale_and_forged_vouchers_are_refused_and_cost_nothing(m
         # Only the payer hears what it has signed: whoever had its voucher might use it.
         shown = "voucherState" in decoded(answer.headers["payment-required"])["accepts"][0]["extra"]
         assert shown == (payment in (newest, older))
-    assert market.account() == before
+    assert market.account(agent) == before
 
 
 async def test_a_request_that_fails_is_not_charged_and_its_deposit_is_not_forgotten(market):
@@ -279,7 +298,7 @@ async def test_a_request_that_fails_is_not_charged_and_its_deposit_is_not_forgot
         assert "one request may use 64" in wrong.json()["error"]["message"]
         assert decoded(wrong.headers["payment-response"])["extra"]["chargedAmount"] == "0"
         assert (await http.post("/v1/chat/completions", json=question(market))).status_code == 200
-    assert (await market.settled()).deposit == 2000
+    assert (await market.settled(agent)).deposit == 2000
 
 
 async def test_an_answer_without_a_limit_gets_what_was_paid_for(market):
@@ -299,7 +318,7 @@ async def test_two_streams_at_once_are_both_covered_by_the_newest_voucher(market
             second = await http.post("/v1/chat/completions", json=question(market))
             await first.aread()
     assert second.status_code == 200
-    account = await market.settled()
+    account = await market.settled(agent)
     assert account.owed <= account.told <= account.paid
 
 
@@ -310,7 +329,7 @@ async def test_a_client_that_lost_its_state_reads_it_anew(market):
     again = Agent(market, budget=0, key=agent.key, reading=True)
     async with again.http(market.gateway.url) as http:
         assert (await http.post("/v1/chat/completions", json=question(market))).status_code == 200
-    account = await market.settled()
+    account = await market.settled(agent)
     assert account.deposit == 2000
     assert account.owed > 0
 
@@ -329,11 +348,11 @@ async def test_the_payer_has_back_what_is_left_when_it_asks(market):
         assert (await http.post("/v1/chat/completions", json=question(market))).status_code == 402
 
 
-async def test_what_is_owed_is_claimed_before_a_payer_that_closes_has_its_money_back(market):
+async def test_what_is_owed_is_claimed_before_a_payer_that_closes_has_its_money_back(market, monkeypatch):
     agent = Agent(market, budget=2000)
     async with agent.http(market.gateway.url) as http:
         answer = await http.post("/v1/chat/completions", json=question(market))
-    account = await market.settled()
+    account = await market.settled(agent)
     engine, payer = market.engine, agent.key
     engine.give(payer.address, 10**18)
     contract_of = engine.w3.eth.contract(
@@ -344,9 +363,10 @@ async def test_what_is_owed_is_claimed_before_a_payer_that_closes_has_its_money_
     signed = payer.sign_transaction(call.build_transaction(options))
     engine.receipt(engine.w3.eth.send_raw_transaction(signed.raw_transaction))
     before = market.has(PAYEE)
-    assert await market.door._collector.collect(worth=10**9) == 1
+    assert market.collect(worth=10**9) == 1
     assert market.has(PAYEE) - before == 2 * used(answer)
-    market.till.clock = lambda: engine.w3.eth.get_block("latest")["timestamp"] + DELAY_S / 2 + 1
+    later = engine.w3.eth.get_block("latest")["timestamp"] + DELAY_S / 2 + 1
+    monkeypatch.setattr(market.till, "clock", lambda: later)
     async with agent.http(market.gateway.url) as http:
         refused = await http.post("/v1/chat/completions", json=question(market))
     assert decoded(refused.headers["payment-required"])["error"] == "shoal_channel_is_closing"
@@ -361,9 +381,9 @@ async def test_only_answers_are_sold_and_who_has_a_key_pays_nothing(market):
     assert (await market.gateway.chat(headers={"x-api-key": "sk-shoal-unknown"})).status_code == 401
 
 
-async def test_a_chain_that_does_not_answer_is_a_503_without_its_address(market):
+async def test_a_chain_that_does_not_answer_is_a_503_without_its_address(market, monkeypatch):
     agent = Agent(market, budget=2000)
-    market.till.client.chain._w3 = connect("http://127.0.0.1:9")
+    monkeypatch.setattr(market.till.client.chain, "_w3", connect("http://127.0.0.1:9"))
     async with agent.http(market.gateway.url) as http:
         answer = await http.post("/v1/chat/completions", json=question(market))
     assert answer.status_code == 503
@@ -371,8 +391,30 @@ async def test_a_chain_that_does_not_answer_is_a_503_without_its_address(market)
 
 
 def test_without_the_setting_nothing_of_chains_is_imported():
-    program = "import sys, shoal.gateway.app, shoal.cli.gateway.process; print('shoal.ledger' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    """Neither by the gateway, outside of the room that is opened only then, nor by the command."""
+    room = Path(app.__file__).parent
+    outside = [path for path in room.rglob("*.py") if path.parent.name != "payment"]
+    assert len(outside) > 50
+    assert [path for path in outside if "shoal.ledger" in path.read_text()] == []
+    everywhere = [*outside, Path(process.__file__)]
+    lines = [line for path in everywhere for line in path.read_text().splitlines()]
+    opened = [line for line in lines if "gateway.payment" in line]
+    assert opened == ["        from shoal.gateway.payment.opening import paid_door"]
+
+
+async def test_the_agent_of_the_examples_buys_its_answers_and_stops_when_its_budget_is_spent(market):
+    agent = Agent(market, budget=3 * CEILING)
+    told = await trio.run_process(
+        [
+            *(sys.executable, EXAMPLES / "agent_with_budget.py"),
+            *(str(3 * CEILING), market.gateway.model, *["hello"] * 9),
+        ],
+        env=os.environ | {"SHOAL_GATEWAY": market.gateway.url, "AGENT_KEY": "0x" + agent.key.key.hex()},
+        capture_stdout=True,
     )
-    assert done.stdout.strip() == "False", done.stderr
+    *bought, last = told.stdout.decode().splitlines()
+    answers = [line for line in bought if line.startswith("hello  [")]
+    assert last == f"the budget is spent: {len(answers)} answers bought"
+    account = await market.settled(agent)
+    assert account.owed == sum(int(line.split("[")[1].split("]")[0]) for line in answers) > CEILING
+    assert account.owed + CEILING > account.deposit == 3 * CEILING
