@@ -47,7 +47,7 @@ MOST_COST = "0.1"
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Pay and be paid over a test chain.", no_args_is_help=True)
-    for command in (create, show, deploy, fund, channels, withdraw, recover, stake, unstake):
+    for command in (create, show, deploy, fund, channels, withdraw, recover, collect, stake, unstake):
         group.command()(command)
     app.add_typer(group, name="wallet")
 
@@ -220,6 +220,24 @@ def recover(
     emit(
         {"channels": names}, as_json, lambda: shown or "nothing is left in a payment channel that is not kept"
     )
+
+
+def collect(payment: options.PaymentOption = None, as_json: options.JsonOption = False) -> None:
+    """Have paid out what clients of a paid gateway owe, however little; its file of terms says where.
+
+    A gateway that runs does this by itself where it is worth it: use this when it has ended for good.
+    """
+    import trio
+
+    from shoal.gateway.payment.opening import paid_door
+
+    settings = options.settings(payment=payment)
+    door = paid_door(settings)
+    if door is None:
+        raise UsageError("no file says what answers cost", next_command="shoal wallet collect --payment FILE")
+    claimed = trio.run(door.collect)
+    several = "payment channel" if claimed == 1 else "payment channels"
+    emit({"claimed": claimed}, as_json, lambda: f"claimed over {claimed} {several}")
 
 
 def stake(

@@ -228,7 +228,9 @@ class Till:
         self._waiting += 1
         try:
             async with self._sending:
-                return await self._on_disk(work)
+                # A gateway that is to end does not wait for the chain, which may take hours. What was sent
+                # happens all the same, and a deposit that is not noted is found when its payer comes again.
+                return await self._on_disk(work, abandon=True)
         except ChainError as error:
             if error.reason == "reverted":
                 raise
@@ -363,10 +365,10 @@ class Till:
     ) -> PayeeAccount:
         return await self._on_disk(partial(self.book.change, channel_id, change))
 
-    async def _on_disk(self, work: Callable[[], Result]) -> Result:
+    async def _on_disk(self, work: Callable[[], Result], *, abandon: bool = False) -> Result:
         """Raises OutOfResources without the paths of this machine, which are not for callers."""
         try:
-            return await trio.to_thread.run_sync(work)
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=abandon)
         except (BadLedgerFile, OutOfResources, UsageError) as error:
             log.warning("an account of a paid answer cannot be used: %s", error.message)
             raise OutOfResources("the accounts of this gateway cannot be used now") from error
