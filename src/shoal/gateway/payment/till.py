@@ -32,7 +32,7 @@ from shoal.ledger.x402.messages import (
     encoded,
     terms_of,
 )
-from shoal.ledger.x402.offer import Offer, response
+from shoal.ledger.x402.offer import PaymentOffer, response
 from shoal.ledger.x402.refusals import (
     BUSY,
     DEPOSIT_FAILED,
@@ -117,7 +117,7 @@ class Purchase:
 class Till:
     """Takes payments. Once made, :meth:`shoal.gateway.payment.collecting.Collector.run` claims them."""
 
-    offer: Offer
+    offer: PaymentOffer
     client: SettlementClient
     key: ChainKey
     book: PaymentBook[PayeeAccount]

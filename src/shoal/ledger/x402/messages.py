@@ -23,8 +23,8 @@ SCHEME = "batch-settlement"
 MAX_HEADER = 16384
 """Characters: a payment with a deposit has about 3,000."""
 
-Address = Annotated[str, Meta(pattern="^0x[0-9a-fA-F]{40}$")]
-Number = Annotated[str, Meta(pattern="^[0-9]{1,39}$")]
+HexAddress = Annotated[str, Meta(pattern="^0x[0-9a-fA-F]{40}$")]
+DecimalText = Annotated[str, Meta(pattern="^[0-9]{1,39}$")]
 Word = Annotated[str, Meta(pattern="^0x[0-9a-fA-F]{64}$")]
 Signature = Annotated[str, Meta(pattern="^0x[0-9a-fA-F]{130}$")]
 
@@ -36,11 +36,11 @@ class _Message(Struct, frozen=True, rename="camel"):
 class ChannelConfig(_Message, frozen=True):
     """The terms of a payment channel, as x402 names them."""
 
-    payer: Address
-    payer_authorizer: Address
-    receiver: Address
-    receiver_authorizer: Address
-    token: Address
+    payer: HexAddress
+    payer_authorizer: HexAddress
+    receiver: HexAddress
+    receiver_authorizer: HexAddress
+    token: HexAddress
     withdraw_delay: Annotated[int, Meta(ge=MIN_DELAY_S, le=MAX_DELAY_S)]
     salt: Word
 
@@ -66,7 +66,7 @@ class SignedVoucher(_Message, frozen=True):
     """So much in all is the payee's."""
 
     channel_id: Word
-    max_claimable_amount: Number
+    max_claimable_amount: DecimalText
     signature: Signature
 
     @property
@@ -83,8 +83,8 @@ class SignedVoucher(_Message, frozen=True):
 class TokenAuthorization(_Message, frozen=True):
     """The payer lets the collector take its tokens, once (ERC-3009)."""
 
-    valid_after: Number
-    valid_before: Number
+    valid_after: DecimalText
+    valid_before: DecimalText
     salt: Word
     signature: Signature
 
@@ -105,7 +105,7 @@ class Authorizations(_Message, frozen=True):
 class Deposit(_Message, frozen=True):
     """What is to go into escrow."""
 
-    amount: Number
+    amount: DecimalText
     authorization: Authorizations
 
 
@@ -129,10 +129,10 @@ class RefundRequest(_Message, frozen=True, tag_field="type", tag="refund"):
 
     channel_config: ChannelConfig
     voucher: SignedVoucher
-    amount: Number | None = None
+    amount: DecimalText | None = None
 
 
-Payload: TypeAlias = DepositPayment | VoucherPayment | RefundRequest
+PaymentPayload: TypeAlias = DepositPayment | VoucherPayment | RefundRequest
 
 
 class Accepted(_Message, frozen=True):
@@ -140,9 +140,9 @@ class Accepted(_Message, frozen=True):
 
     scheme: str
     network: str
-    asset: Address
-    amount: Number
-    pay_to: Address
+    asset: HexAddress
+    amount: DecimalText
+    pay_to: HexAddress
 
 
 class Payment(_Message, frozen=True):
@@ -150,7 +150,7 @@ class Payment(_Message, frozen=True):
 
     x402_version: int
     accepted: Accepted
-    payload: Payload
+    payload: PaymentPayload
 
 
 _payments = msgspec.json.Decoder(Payment)
