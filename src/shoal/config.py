@@ -336,11 +336,7 @@ class Settings:
         ),
     )
     payment: str = field(
-        default="",
-        metadata=_about(
-            "File with what answers cost for callers without an API key, who pay over a test chain as x402's "
-            "clients do. docs/ledger.md says how it is written. If empty, nobody can pay."
-        ),
+        default="", metadata=_about("File with what who has no API key pays for answers; docs/ledger.md.")
     )
     store_days: int = field(
         default=30,
@@ -409,8 +405,7 @@ def child_environ(**changes: str) -> dict[str, str]:
 def bare_environ() -> dict[str, str]:
     """The environment for a process that reads what strangers wrote: no secrets, no network, one thread."""
     needed = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")  # to find libraries, to start on Windows, to be tidy
-    kept = {name: os.environ[name] for name in needed if name in os.environ}
-    return kept | {
+    return {name: os.environ[name] for name in needed if name in os.environ} | {
         "HF_HUB_OFFLINE": "1",
         "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MiB for each, which would count against its memory
         "OMP_NUM_THREADS": "1",
