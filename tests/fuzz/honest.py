@@ -293,6 +293,27 @@ def _receipts() -> bytes:
     return msgspec.structs.replace(empty, hops=(hop,)).encoded()
 
 
+def _payment(kind: str) -> bytes:
+    address, word = "0x" + "ab" * 20, "0x" + "cd" * 32
+    signature = "0x" + "ef" * 65
+    terms = {
+        **dict.fromkeys(("payer", "payerAuthorizer", "receiver", "receiverAuthorizer", "token"), address),
+        **{"withdrawDelay": 86400, "salt": word},
+    }
+    taking = {"validAfter": "0", "validBefore": "9", "salt": word, "signature": signature}
+    payload = {
+        "type": kind,
+        "channelConfig": terms,
+        "voucher": {"channelId": word, "maxClaimableAmount": "128", "signature": signature},
+        "deposit": {"amount": "1000", "authorization": {"erc3009Authorization": taking}},
+        "amount": "7",
+    }
+    accepted = {"scheme": "batch-settlement", "network": "eip155:1337", "asset": address, "payTo": address}
+    return msgspec.json.encode(
+        {"x402Version": 2, "accepted": accepted | {"amount": "128"}, "payload": payload}
+    )
+
+
 SEEDS: dict[str, list[bytes]] = {
     "image": [_image("PNG", "RGB"), _image("PNG", "P"), _image("JPEG", "L"), _image("JPEG", "RGB")],
     "recording": [_recording(1, 1), _recording(2, 2), _recording(3, 1), _recording(4, 8)],
@@ -339,6 +360,7 @@ SEEDS: dict[str, list[bytes]] = {
     "graph_manifest": [_graph()],
     "inference": [_inference()],
     "evidence": _evidence(),
+    "payment": [_payment("voucher"), _payment("deposit"), _payment("refund")],
     "receipts": [_receipts()],
     "gguf_header": [_gguf()],
     "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],

@@ -16,6 +16,9 @@ from shoal.client.vision.picture_files import open_picture
 from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
 from shoal.gateway.api.inference import read_infer
 from shoal.gateway.errors import BadRequest, BodyTooLarge
+from shoal.ledger.vouchers.voucher import escrow_domain
+from shoal.ledger.x402.messages import read_payment, terms_of
+from shoal.ledger.x402.refusals import PaymentNotTaken
 from shoal.models.adapters.adapter import MAX_RANK
 from shoal.models.adapters.peft_config import CONFIG as PEFT_CONFIG
 from shoal.models.adapters.peft_config import read_scale
@@ -282,6 +285,15 @@ def receipts(data: bytes) -> None:
             assert find_contradiction(answer, answer, verify) is None
 
 
+def payment(data: bytes) -> None:
+    """What a client of x402 sends for an answer: what is read of it stands for a payment channel's terms."""
+    with suppress(PaymentNotTaken):
+        found = read_payment(base64.b64encode(data).decode())
+        assert found.payload.voucher.amount < 1 << 128
+        assert len(found.payload.voucher.signature_bytes) == 65
+        assert len(terms_of(found).channel_id(escrow_domain(1337, bytes(20)))) == 32
+
+
 def recording(data: bytes) -> None:
     """A WAV file: its samples are numbers between -1 and 1, and no more than its bytes."""
     with suppress(UsageError):
@@ -321,6 +333,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         beside,
         tokenizer,
         evidence,
+        payment,
         receipts,
         recording,
         image,

@@ -47,6 +47,7 @@ from shoal.ledger.x402.taking import (
     charge_after,
     charge_before,
     check_refund,
+    check_signed,
     pay_request,
     tell,
 )
@@ -277,6 +278,7 @@ class Till:
     async def _paid(self, payment: Payment, channel_id: bytes) -> tuple[PayeeAccount, str]:
         payload, transaction = payment.payload, ""
         voucher = self._voucher(payload.voucher, channel_id)
+        check_signed(voucher, terms_of(payment), recover)
         pay = partial(pay_request, offer=self.offer, voucher=voucher, recover=recover, now=self.clock())
         if isinstance(payload, DepositPayment):
             transaction = await self._deposit(terms_of(payment), channel_id, payload, pay)

@@ -13,7 +13,7 @@ import msgspec
 
 from shoal.errors import PaymentRequired, VoucherRefused
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, Recover, check_credit, take_voucher
-from shoal.ledger.vouchers.voucher import Voucher
+from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.ledger.x402.offer import PaymentOffer
 from shoal.ledger.x402.refusals import (
     CLOSING,
@@ -43,9 +43,7 @@ def pay_request(
         PaymentNotTaken: says why, in x402's words. The account stands as it was.
     """
     # First: whoever is told what was charged is told the newest voucher too, and might use it.
-    if recover(voucher.digest, voucher.signature) != account.terms.payer_signer:
-        message = "the payer of this payment channel has not signed this"
-        raise PaymentNotTaken(message, reason=SIGNATURE)
+    check_signed(voucher, account.terms, recover)
     if voucher.amount != account.told + offer.ceiling:
         raise PaymentNotTaken(
             f"this voucher is for {voucher.amount}; {account.told} were charged before, and a request may"
@@ -65,6 +63,17 @@ def pay_request(
         reason = CLOSING if error.reason == "closing" else OVER_DEPOSIT
         raise PaymentNotTaken(error.message, reason=reason, check=error.check) from error
     return taken
+
+
+def check_signed(voucher: Voucher, terms: PaymentTerms, recover: Recover) -> None:
+    """See that a payment channel's payer has signed a voucher: before anything is looked up or told.
+
+    Raises:
+        PaymentNotTaken: it has not.
+    """
+    if recover(voucher.digest, voucher.signature) != terms.payer_signer:
+        message = "the payer of this payment channel has not signed this"
+        raise PaymentNotTaken(message, reason=SIGNATURE)
 
 
 def charge_before(account: PayeeAccount, offer: PaymentOffer, under_way: int) -> int:
@@ -99,9 +108,7 @@ def check_refund(account: PayeeAccount, voucher: Voucher, recover: Recover) -> N
     Raises:
         PaymentNotTaken: it is not, or does not; or nothing is left.
     """
-    if recover(voucher.digest, voucher.signature) != account.terms.payer_signer:
-        message = "the payer of this payment channel has not signed this"
-        raise PaymentNotTaken(message, reason=SIGNATURE)
+    check_signed(voucher, account.terms, recover)
     if voucher.amount != account.told:
         message = f"this voucher is for {voucher.amount}, and {account.told} were charged"
         raise PaymentNotTaken(message, reason=MISMATCH, account=account)
