@@ -122,3 +122,14 @@ async def test_the_page_is_told_what_programs_need_as_the_command_line_does_it(g
     assert [(one["id"], one["text"]) for one in told] == [(app.name, app.lines(place)) for app in APPS]
     for wrong in ({}, {"origin": "x"}, {"origin": "x" * 2000, "model": "m"}):
         assert (await gateway.http.get("/api/apps", params=wrong)).status_code == 400
+
+
+async def test_what_the_swarm_offers_is_told_as_the_command_line_does_it(gateway):
+    found = (await gateway.http.get("/api/market")).json()
+    (model,) = found["models"]
+    assert (model["name"], model["peers"], model["protection"]) == (gateway.model, 3, ["fast"])
+    assert [(span["start"], span["end"], span["found_out"]) for span in found["spans"]] == [
+        (0, 2, False),
+        (2, 3, False),
+        (3, 6, False),
+    ]

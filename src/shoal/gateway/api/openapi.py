@@ -47,6 +47,7 @@ PLAIN: dict[str, str] = {
     "/v2/health/live": "Whether the gateway runs",
     "/v2/health/ready": "Whether the gateway runs; each graph has a route of its own",
     "/api/swarm": "The swarm as this machine knows it",
+    "/api/market": "What the swarm offers: models, who serves them, how fast, with which protection",
     "/api/requests": "The last requests",
     "/api/health": "What the doctor found",
     "/api/history": "The last day of the swarm, a moment a minute",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import segno
 import trio
 from starlette.requests import Request
@@ -23,8 +24,10 @@ from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.page.apps import APPS, KEY_HINT, NO_KEY, GatewayAddress
 from shoal.gateway.page.feed import Feed
 from shoal.gateway.page.history import SwarmHistory
+from shoal.swarm.audit_book import AuditBook
 from shoal.swarm.invite import write_invite
 from shoal.swarm.join import here_only
+from shoal.swarm.market import market
 from shoal.swarm.membership import Membership
 
 MOST_CHARACTERS = 1024
@@ -49,6 +52,7 @@ class Live:
         return [
             Route("/api/events", self._events),
             Route("/api/swarm", self._swarm),
+            Route("/api/market", self._market),
             Route("/api/requests", self._requests),
             Route("/api/health", self._health),
             Route("/api/history", self._history),
@@ -64,6 +68,14 @@ class Live:
 
     async def _swarm(self, request: Request) -> Response:
         return Response(self._feed.swarm_now(), media_type="application/json")
+
+    async def _market(self, request: Request) -> Response:
+        """What the swarm offers, as `shoal market --json` prints it."""
+        swarm = self._feed.swarm
+        book, now = AuditBook(swarm.settings.paths.audits), swarm.member.clock.wall()
+        liars = await trio.to_thread.run_sync(book.liars, now)
+        found = market(self._feed.name, swarm.announcements(), liars)
+        return Response(msgspec.json.encode(found), media_type="application/json")
 
     async def _requests(self, request: Request) -> Response:
         return JSONResponse(self._feed.records.shown())
