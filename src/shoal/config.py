@@ -336,7 +336,7 @@ class Settings:
         ),
     )
     payment: str = field(
-        default="", metadata=_about("File with what who has no API key pays for answers; docs/ledger.md.")
+        default="", metadata=_about("File that says what answers cost without an API key: docs/ledger.md.")
     )
     store_days: int = field(
         default=30,
