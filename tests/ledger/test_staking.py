@@ -110,13 +110,13 @@ def test_a_lying_hop_loses_its_stake_and_a_forged_accusation_fails(staker: Stake
     ]
     for forged, told in forgeries:
         ran = staker.verify(answer(node, 2, honest), answer(node, 3, forged))
-        assert (ran.code, told in ran.err) == (2, True), ran.err
+        assert (ran.code, told in ran.out) == (2, True), ran.out
     stranger = staker.verify(
         *(answer(node, went, lambda receipt: countersign(other, delegate.domain, receipt)) for went in (2, 3))
     )
-    assert "has no stake in this registry" in stranger.err
+    assert "has no stake in this registry" in stranger.out
     same = staker.verify(answer(node, 2, honest), answer(node, 2, honest))
-    assert "nothing was sent to the chain" in same.err
+    assert "nothing was sent to the chain" in same.out
     assert staker.shoal("wallet", "stake", "0.01", *staker.asked).data["stake_wei"] == str(
         STAKE + ETHER // 100
     )
@@ -129,12 +129,12 @@ def test_a_lying_hop_loses_its_stake_and_a_forged_accusation_fails(staker: Stake
     gained = staker.engine.w3.eth.get_balance(staker.address) - before
     assert 0.9 * (STAKE // 2) < gained < 0.6 * (STAKE + ETHER // 100)
     again = staker.verify(answer(node, 2, honest), answer(node, 3, honest))
-    assert "has no stake in this registry" in again.err
+    assert "has no stake in this registry" in again.out
 
 
 def test_a_stake_goes_back_to_the_wallet_a_week_after_it_asked(staker: Staker) -> None:
-    assert "has not staked" in staker.shoal("wallet", "unstake", *staker.asked).err
-    assert "at least" in staker.shoal("wallet", "stake", "0.001", *staker.asked).err
+    assert "has not staked" in staker.shoal("wallet", "unstake", *staker.asked).out
+    assert "at least" in staker.shoal("wallet", "stake", "0.001", *staker.asked).out
     staker.shoal("wallet", "stake", "0.05", *staker.asked)
     unstake = ("wallet", "unstake", *staker.asked)
     assert [staker.shoal(*unstake).data["done"] for _ in range(2)] == ["asked for", "waiting"]
@@ -142,7 +142,7 @@ def test_a_stake_goes_back_to_the_wallet_a_week_after_it_asked(staker: Staker) -
     before = staker.engine.w3.eth.get_balance(staker.address)
     assert staker.shoal(*unstake).data["done"] == "taken back"
     assert staker.engine.w3.eth.get_balance(staker.address) > before
-    assert "no stake any more" in staker.shoal(*unstake).err
+    assert "no stake any more" in staker.shoal(*unstake).out
 
 
 def test_a_delegate_is_kept_for_its_owner_alone_and_a_damaged_one_is_told(tmp_path: Path) -> None:
