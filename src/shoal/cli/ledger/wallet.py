@@ -5,7 +5,6 @@ The key is never printed.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +21,7 @@ from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.config import Settings
 from shoal.errors import EXIT_FAILURE, BadLedgerFile, ChainError, UsageError
-
-WEI = 10**18
-LONGEST_AMOUNT = 64
+from shoal.option_values import parse_coins, show_coins
 
 PasswordFileOption = Annotated[
     Path | None,
@@ -90,7 +87,7 @@ def show(as_json: options.JsonOption = False) -> None:
         client.check()
         balance = client.balance(address)
         data |= {"chain_id": client.deployment.chain_id, "balance_wei": str(balance)}
-        lines += [f"chain    {client.deployment.chain_id}", f"balance  {_coins(balance)}"]
+        lines += [f"chain    {client.deployment.chain_id}", f"balance  {show_coins(balance)}"]
     emit(data, as_json, lambda: "\n".join(lines))
 
 
@@ -113,7 +110,7 @@ def deploy(
     settings = options.settings()
     path = _chain(settings)
     check_test_chain(chain_id)
-    most = _wei(most_cost)
+    most = parse_coins(most_cost)
     if path.exists():
         raise UsageError(f"{path} is there already", check="move it away if you want to deploy again")
     key = open_wallet(_wallet(settings), _password(password_file))
@@ -140,12 +137,12 @@ def fund(
     from shoal.ledger.wallet import open_wallet
 
     settings = options.settings()
-    to, wei = parse_address(payee), _wei(amount)
+    to, wei = parse_address(payee), parse_coins(amount)
     client = _client(settings, most_cost)
     key = open_wallet(_wallet(settings), _password(password_file))
     account = settling.fund(client, _books(settings), key, to, wei)
     data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
-    emit(data, as_json, lambda: f"{data['channel']}  {_coins(account.deposit)} in escrow")
+    emit(data, as_json, lambda: f"{data['channel']}  {show_coins(account.deposit)} in escrow")
 
 
 def channels(as_json: options.JsonOption = False) -> None:
@@ -214,7 +211,7 @@ def recover(
     address = wallet_address(_wallet(settings))
     found = settling.recover(_client(settings), _books(settings), address, from_block)
     names = [account.channel_id.hex() for account in found]
-    shown = "\n".join(f"{account.channel_id.hex()}  {_coins(account.deposit)}" for account in found)
+    shown = "\n".join(f"{account.channel_id.hex()}  {show_coins(account.deposit)}" for account in found)
     emit(
         {"channels": names}, as_json, lambda: shown or "nothing is left in a payment channel that is not kept"
     )
@@ -224,7 +221,7 @@ def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:
     from shoal.ledger.chain.client import ChainClient
     from shoal.ledger.chain.deployment import read_deployment
 
-    return ChainClient(read_deployment(_chain(settings)), most_cost=_wei(most_cost))
+    return ChainClient(read_deployment(_chain(settings)), most_cost=parse_coins(most_cost))
 
 
 def _wallet(settings: Settings) -> Path:
@@ -254,7 +251,7 @@ def _arrived(settings: Settings, books: PaymentBooks, account: PayerAccount) -> 
     try:
         return refresh_payer(_client(settings), books, account.channel_id)
     except (ChainError, UsageError) as error:
-        say(f"it is not known what has come of {_coins(account.on_the_way)} on the way: {error.message}")
+        say(f"it is not known what has come of {show_coins(account.on_the_way)} on the way: {error.message}")
         return account
 
 
@@ -281,26 +278,6 @@ def _password(file: Path | None, *, confirm: bool = False) -> str:
         return file.read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", check="give a file of one line") from error
-
-
-def _wei(amount: str) -> int:
-    """An amount in the smallest unit, to the last digit."""
-    try:
-        value = Decimal(amount) if len(amount) <= LONGEST_AMOUNT else Decimal(0)
-    except InvalidOperation:
-        value = Decimal(0)
-    # Compared before it is multiplied: comparing is exact, whatever the exponent.
-    if value.is_finite() and Decimal(1) / WEI <= value < 1 << 128:
-        with localcontext(prec=2 * LONGEST_AMOUNT):
-            wei = value * WEI
-            if wei == int(wei) and wei < 1 << 128:
-                return int(wei)
-    raise UsageError(f"{amount[:64]!r} is no amount", check="write a number above 0, for example 0.05")
-
-
-def _coins(wei: int) -> str:
-    with localcontext(prec=2 * LONGEST_AMOUNT):
-        return f"{Decimal(wei) / WEI:f}"
 
 
 def _paying(account: PayerAccount) -> dict[str, Any]:
@@ -342,10 +319,10 @@ def _table(rows: list[dict[str, Any]]) -> Table | str:
             table.add_row(row["channel"][:16], row["role"], "damaged")
             continue
         deposit, paid, redeemed = (
-            _coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed")
+            show_coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed")
         )
         if on_the_way := int(row.get("on_the_way_wei", 0)):
-            deposit += f" (and {_coins(on_the_way)} on the way)"
+            deposit += f" (and {show_coins(on_the_way)} on the way)"
         place = (str(row["chain_id"]), row["contract"])
         table.add_row(row["channel"][:16], row["role"], row["other"], *place, deposit, paid, redeemed)
     return table
