@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from shoal.client.audits.protection import FAST, Protection
 from shoal.client.ends import OwnSpan, SessionEnds
 from shoal.client.generate import Delta, FinishReason
@@ -14,7 +16,12 @@ from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.client.timing import Timing
-from shoal.types import CarrierName, PeerId, Span
+from shoal.errors import PromptTooLong
+from shoal.models.text.codec import TextCodec
+from shoal.models.text.prompt import ChatPrompt, encode_prompt
+from shoal.types import CarrierName, ModelShape, PeerId, Span
+
+Messages = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +106,28 @@ def route_stages(session: Session) -> tuple[RouteStage, ...]:
 
 def _median(values: list[int]) -> float:
     return float(sorted(values)[len(values) // 2]) if values else 0.0
+
+
+async def encode_into(
+    answer: Answer, codec: TextCodec | None, prompt: str | Sequence[int] | None, messages: Messages | None
+) -> list[int]:
+    """Token ids of what was asked, which the answer is told of, too."""
+    if codec is None or not (prompt is None or isinstance(prompt, str)):
+        token_ids = [int(token) for token in prompt or ()]
+    else:
+        given = answer.prompt if messages is None else ChatPrompt(messages)
+        made = await trio.to_thread.run_sync(encode_prompt, codec, given)
+        answer.prompt, token_ids = made.text, made.token_ids
+    answer.prompt_token_ids = token_ids
+    return token_ids
+
+
+def room_for(shape: ModelShape, prompt_tokens: int) -> int:
+    """Tokens that an answer may have. Raises PromptTooLong: none."""
+    room = shape.context - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
+            check="shorten the prompt: it is never cut for you",
+        )
+    return room

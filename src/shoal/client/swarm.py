@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from shoal.client.answer import Answer
+from shoal.client.answer import Answer, Messages, encode_into, room_for
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
 from shoal.client.embeddings import (
@@ -25,6 +25,7 @@ from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
+from shoal.client.paying.accounts import HopAccounts
 from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import check_answer_options, sampling_for
 from shoal.client.ring.opener import SessionOpener
@@ -49,7 +50,6 @@ from shoal.models.graph.graph_store import GraphStore
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.models.text.codec import TextCodec
-from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.net.network import Network
 from shoal.progress import Progress, silent
 from shoal.routing.route import routed_span
@@ -60,7 +60,6 @@ from shoal.swarm.member import Member
 from shoal.types import Digest, Format, ModelShape, PeerId, ProtectionLevel, Span
 
 DEFAULT_TOKENS = 1024
-Messages = Sequence[dict[str, str]]
 
 
 class Swarm:
@@ -68,6 +67,7 @@ class Swarm:
 
     Args:
         identity: under which peers are asked to audit others; without one, only this machine audits.
+        accounts: by which hops are told who asks, and are paid.
     """
 
     def __init__(
@@ -77,13 +77,14 @@ class Swarm:
         settings: Settings,
         store: ModelStore,
         identity: OtherIdentity | None = None,
+        accounts: HopAccounts | None = None,
     ) -> None:
         self.network = network
         self.member = member
         self.settings = settings
         self.store = store
         self.weights = PeerWeights(member, settings, store)
-        self.rings = Rings(network, member, settings)
+        self.rings = Rings(network, member, settings, accounts)
         if settings.attested:
             self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
         self.audits = Audits(self.rings, settings, store, identity)
@@ -253,8 +254,8 @@ class Swarm:
             local = await self.resolve(model)
             reads = await self._reads_first(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
-            token_ids = await _encode_into(answer, codec, prompt, messages)
-            limit = min(max_tokens, _room(local.shape, len(token_ids)))
+            token_ids = await encode_into(answer, codec, prompt, messages)
+            limit = min(max_tokens, room_for(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
             drafting = self.draft if guessing and draft else None
@@ -472,28 +473,3 @@ class Swarm:
                 self._ends[key] = await load_ends(local, format, self.settings, self._thread)
                 self.rings.ends.append(self._ends[key])
             return self._ends[key]
-
-
-async def _encode_into(
-    answer: Answer, codec: TextCodec | None, prompt: str | Sequence[int] | None, messages: Messages | None
-) -> list[int]:
-    """Token ids of what was asked, which the answer is told of, too."""
-    if codec is None or not (prompt is None or isinstance(prompt, str)):
-        token_ids = [int(token) for token in prompt or ()]
-    else:
-        given = answer.prompt if messages is None else ChatPrompt(messages)
-        made = await trio.to_thread.run_sync(encode_prompt, codec, given)
-        answer.prompt, token_ids = made.text, made.token_ids
-    answer.prompt_token_ids = token_ids
-    return token_ids
-
-
-def _room(shape: ModelShape, prompt_tokens: int) -> int:
-    """Tokens that an answer may have. Raises PromptTooLong: none."""
-    room = shape.context - prompt_tokens
-    if room < 1:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
-            check="shorten the prompt: it is never cut for you",
-        )
-    return room

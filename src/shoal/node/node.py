@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import ComputeThread
+from shoal.ledger.credits.credit_file import CreditFile
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.net.identity import verify
 from shoal.net.network import Network
 from shoal.node.adapters.read import read_adapters
 from shoal.node.admission import DRAIN_S, drain
@@ -29,6 +32,8 @@ from shoal.node.attestation.start import Attesting, attestation_desk, start_atte
 from shoal.node.formats import pick_format
 from shoal.node.owner.machine import MachineSensors, machine_of
 from shoal.node.owner.watch import OwnerWatch, Turned
+from shoal.node.paying.credit_desk import CreditDesk
+from shoal.node.paying.payment import PaymentDesk
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed, measure_speed
 from shoal.sharing.peer_weights import PeerWeights
@@ -191,6 +196,7 @@ class Node:
             link_bytes_s=self.server.channels.bytes_s,
             trains=self.server.trains,
             adapters=tuple(ServedAdapter(adapter.name, adapter.digest) for adapter in self.adapters),
+            price=self.server.payments.asked(len(self.span)) if self.server.payments else None,
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -254,6 +260,14 @@ def _weight_server(
     return weights
 
 
+def _credit_desk(network: Network, settings: Settings) -> CreditDesk | None:
+    """What keeps credits, where the settings want that."""
+    if not settings.credits:
+        return None
+    file = CreditFile.of(settings.paths.credits, settings.swarm)
+    return CreditDesk(file, network.peer, verify, time.time)
+
+
 @asynccontextmanager
 async def start_node(
     network: Network,
@@ -266,12 +280,14 @@ async def start_node(
     machine: MachineSensors | None = None,
     turned: Turned | None = None,
     attesting: Attesting | None = None,
+    payments: PaymentDesk | None = None,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
 
     Args:
         machine: what the node gives way to its owner by; by default the machine that this runs on.
         turned: told when it begins to, or has come back; by default that is logged.
+        payments: what asks for payment; by default, where the settings name a price, over their chain.
         attesting: what shows which machine this is, where the settings want that; by default its hardware.
 
     Raises:
@@ -280,6 +296,7 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
         DigestMismatch: an adapter was made for another model.
+        IncompatibleLibrary, BadLedgerFile, ChainError: a price is set, and no wallet or chain is there.
         QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
@@ -294,6 +311,11 @@ async def start_node(
     format = pick_format(model, settings, member, device).format
     memory = memory_budget(settings, device)
     loaded = await load_served_span(model, span, format, settings, device, memory, adapters)
+    credits = _credit_desk(network, settings)
+    if payments is None and settings.price:
+        from shoal.node.paying.start import payee_desk  # noqa: PLC0415  needs an extra
+
+        payments = await trio.to_thread.run_sync(payee_desk, settings)
     server = SpanServer(
         network,
         loaded.engine,
@@ -305,6 +327,8 @@ async def start_node(
         where=member.directory.address_of,
         adapters=[adapter.digest for adapter in adapters],
         train_tokens=settings.train_tokens if settings.train else 0,
+        credits=credits,
+        payments=payments,
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
@@ -318,6 +342,10 @@ async def start_node(
             await nursery.start(server.run)
             await nursery.start(_weight_server(network, server, store, model, settings).run)
             await nursery.start(desk.run)
+            if credits is not None:
+                await nursery.start(credits.run)
+            if payments is not None:
+                await nursery.start(payments.run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

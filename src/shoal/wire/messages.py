@@ -38,7 +38,8 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Messages of tuning are in :mod:`shoal.wire.training`.
+Messages of tuning are in :mod:`shoal.wire.training`, those of credits and vouchers in
+:mod:`shoal.wire.paying`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ from shoal.wire.fields import (
     TaggedMessage,
     Text,
 )
+from shoal.wire.paying import Acknowledged, Paid, PaymentDue, PaymentOffer, ShownCredit
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
 
@@ -132,6 +134,8 @@ class Open(TaggedMessage, frozen=True, tag="open"):
     """As ``next.noise_key``, of the channel over which steps come; empty where they come from the client."""
     adapter: Annotated[str, Meta(max_length=128)] = ""
     """The digest of the adapter with which the blocks are to be run; empty: as they are."""
+    credit: ShownCredit | None = None
+    payment: PaymentOffer | None = None
 
 
 class Opened(TaggedMessage, frozen=True, tag="opened"):
@@ -144,6 +148,8 @@ class Opened(TaggedMessage, frozen=True, tag="opened"):
     """Whether the session's cache can return to any earlier position without being built again."""
     opening: SessionBytes = bytes(16)
     """In all receipts of this session: new with each that the hop opens."""
+    credits: bool = False
+    """Whether the hop keeps credits, and so takes an ``Acknowledged``."""
 
 
 class Refused(TaggedMessage, frozen=True, tag="refused"):
@@ -428,6 +434,9 @@ Message = (
     | Train
     | Trained
     | NotTrained
+    | Acknowledged
+    | PaymentDue
+    | Paid
     | Ping
     | Pong
     | Resume

@@ -56,7 +56,7 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     from shoal.ledger.wallet import create_wallet
 
     settings = options.settings()
-    path = _wallet(settings)
+    path = settings.paths.wallet
     if path.exists():
         raise UsageError(f"{path} is there already", next_command="shoal wallet show")
     key = create_wallet(path, _password(password_file, confirm=True))
@@ -64,7 +64,7 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     emit({"address": address, "path": path}, as_json, lambda: address)
     if not as_json:
         say(f"keep a copy of {path} and its password: nobody else can replace them")
-        say(f"keep a copy of {_payments(settings)} too: terms and vouchers of payment channels are in it")
+        say(f"keep a copy of {settings.paths.payments} too: terms and vouchers of payment channels are in it")
         say("(what you paid into, shoal wallet recover finds again on the chain)")
 
 
@@ -79,11 +79,11 @@ def show(as_json: options.JsonOption = False) -> None:
     from shoal.ledger.wallet import wallet_address
 
     settings = options.settings()
-    address = wallet_address(_wallet(settings))
-    data: dict[str, Any] = {"address": show_address(address), "path": _wallet(settings)}
+    address = wallet_address(settings.paths.wallet)
+    data: dict[str, Any] = {"address": show_address(address), "path": settings.paths.wallet}
     lines = [f"address  {data['address']}"]
-    if _chain(settings).exists():
-        client = ChainClient(read_deployment(_chain(settings)))
+    if settings.paths.chain.exists():
+        client = ChainClient(read_deployment(settings.paths.chain))
         client.check()
         balance = client.balance(address)
         data |= {"chain_id": client.deployment.chain_id, "balance_wei": str(balance)}
@@ -108,12 +108,12 @@ def deploy(
     from shoal.ledger.wallet import open_wallet
 
     settings = options.settings()
-    path = _chain(settings)
+    path = settings.paths.chain
     check_test_chain(chain_id)
     most = parse_coins(most_cost)
     if path.exists():
         raise UsageError(f"{path} is there already", check="move it away if you want to deploy again")
-    key = open_wallet(_wallet(settings), _password(password_file))
+    key = open_wallet(settings.paths.wallet, _password(password_file))
     deployment = deploy_contracts(url, chain_id, key, most_cost=most)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(deployment.encoded())
@@ -139,7 +139,7 @@ def fund(
     settings = options.settings()
     to, wei = parse_address(payee), parse_coins(amount)
     client = _client(settings, most_cost)
-    key = open_wallet(_wallet(settings), _password(password_file))
+    key = open_wallet(settings.paths.wallet, _password(password_file))
     account = settling.fund(client, _books(settings), key, to, wei)
     data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
     emit(data, as_json, lambda: f"{data['channel']}  {show_coins(account.deposit)} in escrow")
@@ -166,7 +166,7 @@ def channels(as_json: options.JsonOption = False) -> None:
     emit({"channels": rows}, as_json, lambda: _table(rows))
     damaged = [row["damaged"] for row in rows if "damaged" in row]
     for message in damaged:
-        say(f"{message}; restore it from a copy of {_payments(settings)}")
+        say(f"{message}; restore it from a copy of {settings.paths.payments}")
     if damaged:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -189,7 +189,7 @@ def withdraw(
     books = _books(settings)
     channel_id = _named(books, channel)
     client = _client(settings, most_cost)
-    key = open_wallet(_wallet(settings), _password(password_file))
+    key = open_wallet(settings.paths.wallet, _password(password_file))
     done = settling.withdraw(client, books, key, channel_id)
     emit({"channel": channel_id.hex(), "done": done}, as_json, lambda: done)
     if done in ("close requested", "waiting") and not as_json:
@@ -208,7 +208,7 @@ def recover(
     from shoal.ledger.wallet import wallet_address
 
     settings = options.settings()
-    address = wallet_address(_wallet(settings))
+    address = wallet_address(settings.paths.wallet)
     found = settling.recover(_client(settings), _books(settings), address, from_block)
     names = [account.channel_id.hex() for account in found]
     shown = "\n".join(f"{account.channel_id.hex()}  {show_coins(account.deposit)}" for account in found)
@@ -221,25 +221,13 @@ def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:
     from shoal.ledger.chain.client import ChainClient
     from shoal.ledger.chain.deployment import read_deployment
 
-    return ChainClient(read_deployment(_chain(settings)), most_cost=parse_coins(most_cost))
-
-
-def _wallet(settings: Settings) -> Path:
-    return settings.paths.data / "wallet.json"
-
-
-def _chain(settings: Settings) -> Path:
-    return settings.paths.config / "chain.toml"
-
-
-def _payments(settings: Settings) -> Path:
-    return settings.paths.data / "payments"
+    return ChainClient(read_deployment(settings.paths.chain), most_cost=parse_coins(most_cost))
 
 
 def _books(settings: Settings) -> PaymentBooks:
     from shoal.ledger.settling import PaymentBooks
 
-    return PaymentBooks.below(_payments(settings))
+    return PaymentBooks.below(settings.paths.payments)
 
 
 def _arrived(settings: Settings, books: PaymentBooks, account: PayerAccount) -> PayerAccount:

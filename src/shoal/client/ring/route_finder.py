@@ -467,6 +467,7 @@ class RouteFinder:
                 promised_s(known[stage.peer], stage.span),
                 self.reputation.proven(stage.peer),
                 *self._shown_of(stage.peer),
+                price=served.price if (served := serving[stage.peer].served) else None,
             )
             for stage in stages
         ]
