@@ -15,12 +15,15 @@ from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import MICRO
+from shoal.ledger.vouchers.voucher import sign_voucher
 from shoal.node import hop
 from shoal.node.paying import payee_desk
 from shoal.node.paying.payee_desk import PayeeDesk
 from shoal.testing.escrow import PretendedChain
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
+from shoal.wire.messages import Open
+from shoal.wire.paying import Paid, PaymentOffer
 
 from .conftest import PROMPT
 
@@ -66,9 +69,8 @@ class Market:
 
     async def tokens(self, client, count=60):
         path = str(self.swarm.model.path)
-        return [
-            delta.token async for delta in client.generate(path, PROMPT, max_tokens=count, speculate=False)
-        ]
+        answer = client.generate(path, PROMPT, max_tokens=count, speculate=False)
+        return [delta.token async for delta in answer]
 
     def payers(self):
         accounts = [self.books.paying.read(one) for one in self.books.paying.channel_ids()]
@@ -91,7 +93,7 @@ async def market(tmp_path, checkpoint, spans):
 async def settled(market, desk):
     """Wait until a payee has the newest voucher that was signed for it."""
     with trio.fail_after(5):
-        while market.payee(desk).paid < market.payers()[desk._address].signed:
+        while market.payee(desk).paid < market.payers()[desk._address].signed:  # noqa: ASYNC110
             await trio.sleep(0.01)
     return market.payee(desk)
 
@@ -126,9 +128,7 @@ class Silent(VoucherPayer):
 async def test_a_payer_that_does_not_pay_is_stopped_at_the_window_and_told_what_it_owes(tmp_path, checkpoint):
     async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
         client = await there.client(there.payer(Silent))
-        with pytest.raises(
-            (PaymentRequired, NoCoverage), match="are owed and 0 paid: this node gives credit"
-        ):
+        with pytest.raises((PaymentRequired, NoCoverage), match="are owed and 0 paid: this node"):
             await there.tokens(client, 100)
         (desk,) = there.desks
         account = there.payee(desk)
@@ -180,7 +180,7 @@ async def test_a_payee_that_is_gone_has_had_no_more_than_a_window_too_much_and_t
 async def test_a_spent_budget_ends_a_session_and_says_so(tmp_path, checkpoint):
     async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
         client = await there.client(there.payer(budget=40 * 6 * TOKEN_BLOCK))
-        with pytest.raises((PaymentStopped, PaymentRequired, NoCoverage), match="spent|in escrow"):
+        with pytest.raises((PaymentStopped, PaymentRequired, NoCoverage), match=r"spent|in escrow"):
             await there.tokens(client, 100)
         account = there.payee(there.desks[0])
         assert account.owed <= account.deposit
@@ -223,10 +223,6 @@ class Heard:
 
 
 async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name(tmp_path):
-    from shoal.ledger.vouchers.voucher import sign_voucher
-    from shoal.wire.messages import Open
-    from shoal.wire.paying import Paid, PaymentOffer
-
     chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
     books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
     account = chain.fund(books, key, payee, 10**6)
@@ -238,7 +234,7 @@ async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name
         voucher = sign_voucher(signer, chain.domain, channel_id, amount)
         await desk._paid(channel, Paid(msgspec.msgpack.encode(voucher)), b"")
         with trio.move_on_after(2):
-            while desk._accounts[account.channel_id].taking:
+            while desk._accounts[account.channel_id].taking:  # noqa: ASYNC110
                 await trio.sleep(0.005)
         return [one.refused for one in channel.said[said:]]
 
