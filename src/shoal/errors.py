@@ -196,6 +196,18 @@ class RemoteProtocolError(ProtocolError):
     code = "remote_protocol"
 
 
+class OutdatedPeer(ProtocolError):
+    """A peer's release is too old for what is asked of it. It has done nothing wrong."""
+
+    code = "outdated_peer"
+
+
+class OutdatedRelease(ProtocolError):
+    """This machine's release is too old for a peer's."""
+
+    code = "outdated_release"
+
+
 class PaymentError(ShoalError):
     """``reason`` is a word or two that tests and programs may compare."""
 

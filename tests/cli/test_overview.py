@@ -11,6 +11,7 @@ from shoal.cli.status.overview import Overview, PeerReach, draw, overview, peers
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement, Served
 from shoal.types import Format, PeerId
+from shoal.wire.messages import AGENT
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -173,3 +174,20 @@ def test_of_very_many_peers_and_models_some_are_shown_and_all_are_counted() -> N
 def test_clocks_that_differ_are_told() -> None:
     view = overview("home", PeerId("me"), [], [], {}, now=1.0, clocks="the clock of X is wrong")
     assert "note: the clock of X is wrong" in shown(view)
+
+
+def test_releases_are_told_where_they_differ_and_that_this_machine_is_behind() -> None:
+    def of(agent: str, *names: str) -> list[Announcement]:
+        return [msgspec.structs.replace(announced(name, 0, 30), agent=agent) for name in names]
+
+    alike = seen(*of(AGENT, "a", "b"))
+    assert alike.releases == {AGENT: 2}
+    assert "release" not in shown(alike)
+    mixed = seen(*of("shoal/99.0", "a", "b"), *of(AGENT, "c"), *of("\x1b[2J", "d"))
+    assert list(mixed.releases)[:2] == ["shoal/99.0", AGENT]
+    assert f"releases: shoal/99.0 × 2, {AGENT} × 1" in shown(mixed)
+    assert "\x1b[2J" not in shown(mixed)
+    assert not mixed.behind  # two of four
+    late = seen(*of("shoal/99.0", "a", "b"), *of(AGENT, "c"))
+    assert "2 of 3 peers a newer release, such as 99.0: upgrade it" in shown(late)
+    assert not seen(*of("shoal/99.0", "a")).behind  # one peer alone sends nobody to upgrade

@@ -24,7 +24,7 @@ from shoal.testing.swarm import memory_swarm
 from shoal.types import PeerAddress, PeerId, Span
 from shoal.wire.fields import MAX_PAYLOAD, NextHop
 from shoal.wire.messages import (
-    PROTOCOL_VERSION,
+    NEWEST_VERSION,
     Close,
     Failed,
     Hello,
@@ -37,7 +37,7 @@ from shoal.wire.messages import (
 from tests.hostile.conftest import BLOCKS, PIECES, PROMPT, WIDTH, Attack, Reference, honest
 
 HELLO = fragment(
-    1, len(encode(Hello(PROTOCOL_VERSION))).to_bytes(4, "big") + bytes(4) + encode(Hello(PROTOCOL_VERSION))
+    1, len(encode(Hello(NEWEST_VERSION))).to_bytes(4, "big") + bytes(4) + encode(Hello(NEWEST_VERSION))
 )
 
 

@@ -39,7 +39,7 @@ from shoal.swarm.membership import Membership
 from shoal.testing.byhand import a_step, an_open, begun, by_hand, framed, rows
 from shoal.types import PeerAddress, Span
 from shoal.wire.fields import NextHop
-from shoal.wire.messages import PROTOCOL_VERSION, Hello, Opened, Refused, encode
+from shoal.wire.messages import NEWEST_VERSION, Hello, Opened, Refused, encode
 from tests.hostile.conftest import BLOCKS, WIDTH, Reference, unharmed
 
 GARBAGE = [
@@ -160,7 +160,7 @@ async def test_14_a_reader_that_never_reads_is_hung_up_on(
         pipe = await evil.open_pipe(
             address if direct else PeerAddress(address.peer, address.libp2p), deadline_s=3
         )
-        await pipe.send_all(framed(encode(Hello(PROTOCOL_VERSION))) + framed(encode(opened)))
+        await pipe.send_all(framed(encode(Hello(NEWEST_VERSION))) + framed(encode(opened)))
 
         async def ask_and_ask() -> None:
             with suppress(ChannelClosed):

@@ -20,7 +20,7 @@ import trio
 from shoal.testing.byhand import THEIRS, framed, rows
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
-    PROTOCOL_VERSION,
+    NEWEST_VERSION,
     Close,
     Failed,
     Hello,
@@ -51,7 +51,7 @@ async def hung_up(attack: Attack, data: bytes) -> None:
     """Send bytes on a pipe of their own, after a hello, and wait until the node hangs up."""
     network = attack.swarm.world.network()
     pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
-    await pipe.send_all(framed(encode(Hello(PROTOCOL_VERSION))) + data)
+    await pipe.send_all(framed(encode(Hello(NEWEST_VERSION))) + data)
     with trio.fail_after(5):
         while await pipe.receive_some():
             pass

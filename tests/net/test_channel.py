@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from shoal.errors import ChannelClosed
+from shoal.errors import ChannelClosed, OutdatedPeer
 from shoal.net import outbox
 from shoal.net.channel import HELLO_WITHIN_S, SENT_WITHIN_S, Channel
 from shoal.net.link_speed import ENOUGH
@@ -22,12 +22,23 @@ from shoal.net.outbox import CONTROL_LIMIT, RECORD
 from shoal.testing.memory import MemoryPipe, pipe_pair
 from shoal.types import PeerId
 from shoal.wire.framing import Assembler, Outgoing
-from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message, Ping, Pong, Step
+from shoal.wire.messages import (
+    NEWEST_VERSION,
+    NONCE_BYTES,
+    OLDEST_VERSION,
+    Attest,
+    Close,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Step,
+)
 from shoal.wire.payload import hidden_states
 
 A, B = PeerId("A"), PeerId("B")
 ONE, TWO = b"1" * 16, b"2" * 16
-HELLO = Hello(PROTOCOL_VERSION)
+HELLO = Hello(NEWEST_VERSION)
 
 
 @pytest.fixture
@@ -286,11 +297,31 @@ async def test_who_sends_faster_than_the_pipe_waits_and_a_close_wakes_him(
 # --- a peer that breaks the rules ------------------------------------------------------------------------
 
 
-async def test_another_version_is_refused_by_name(autojump_clock: MockClock):
+@pytest.mark.parametrize(
+    ("hello", "why"),
+    [
+        (Hello(OLDEST_VERSION - 1), "the peer's release is too old"),
+        (Hello(NEWEST_VERSION + 1), "this machine's release is too old"),
+    ],
+)
+async def test_a_release_too_far_away_is_refused_by_name(autojump_clock: MockClock, hello: Hello, why: str):
     async with rogue() as peer:
-        await peer.say(Hello(PROTOCOL_VERSION + 1))
-        with pytest.raises(ChannelClosed, match=f"version {PROTOCOL_VERSION + 1}"):
+        await peer.say(hello)
+        with pytest.raises(ChannelClosed, match=why):
             await peer.channel.wait_ready(1)
+
+
+async def test_a_peer_of_an_older_release_is_not_sent_what_it_does_not_know(autojump_clock: MockClock):
+    async with rogue() as peer:
+        await peer.say(Hello(OLDEST_VERSION))
+        await peer.channel.wait_ready(1)
+        with pytest.raises(OutdatedPeer, match="does not know what is asked of it \\(Attest\\)"):
+            await peer.channel.send(Attest(1, bytes(NONCE_BYTES)))
+        await peer.channel.send(Close(ONE))
+        await trio.sleep(0.1)
+        peer.channel.close()
+        heard = [type(message) for message in await peer.hear()]
+    assert Close in heard and Attest not in heard
 
 
 async def test_nothing_is_taken_before_the_hello(autojump_clock: MockClock):

@@ -20,7 +20,7 @@ from shoal.net.moving.resume import message_bytes
 from shoal.net.pool import PER_PEER_LIMIT, ChannelPool
 from shoal.testing.memory import MemoryNetwork, MemoryPipe, World
 from shoal.types import PeerAddress
-from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Message, Step
+from shoal.wire.messages import NEWEST_VERSION, Close, Hello, Message, Step
 from shoal.wire.payload import hidden_states
 
 SESSION = b"s" * 16
@@ -206,7 +206,7 @@ async def test_one_peer_holds_only_so_many_channels_open(autojump_clock: MockClo
         ]
         await trio.sleep(0.1)
         assert len(node.pool.all()) == PER_PEER_LIMIT
-        await pipes[0].send_all(message_bytes(Hello(PROTOCOL_VERSION)))
+        await pipes[0].send_all(message_bytes(Hello(NEWEST_VERSION)))
         assert await pipes[0].receive_some() != b""
         assert [await pipe.receive_some() for pipe in pipes[PER_PEER_LIMIT:]] == [b""] * 5
         async with trio.open_nursery() as nursery:

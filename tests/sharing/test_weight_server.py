@@ -30,7 +30,7 @@ from shoal.testing.byhand import framed
 from shoal.testing.memory import World
 from shoal.wire.messages import (
     MAX_PIECE,
-    PROTOCOL_VERSION,
+    NEWEST_VERSION,
     Fetch,
     Fetched,
     FetchPart,
@@ -183,7 +183,7 @@ async def test_who_asks_and_does_not_read_refusals_is_hung_up_on_and_others_are_
 ) -> None:
     async with serving(whole.shared, WeightServer(SharePace(0))) as s:
         pipe = await s.world.network().open_pipe(s.network.address, deadline_s=1)
-        await pipe.send_all(framed(encode(Hello(PROTOCOL_VERSION))))
+        await pipe.send_all(framed(encode(Hello(NEWEST_VERSION))))
         with pytest.raises(ChannelClosed), trio.fail_after(60):
             for number in range(10 * CONTROL_LIMIT):
                 ask = Fetch(number, "sha256:" + "0" * 64, "manifest", 0, 0)

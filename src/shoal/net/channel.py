@@ -28,7 +28,7 @@ from functools import partial
 
 import trio
 
-from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.errors import ChannelClosed, ProtocolError, RemoteProtocolError
 from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
 from shoal.net.moving.liveness import Liveness
 from shoal.net.moving.moving_pipe import MovingPipe
@@ -39,7 +39,8 @@ from shoal.net.receive_budget import ReceiveBudget
 from shoal.tasks import ends_alone
 from shoal.types import CarrierName, PeerId, Way
 from shoal.wire.framing import Assembler, Payload
-from shoal.wire.messages import AGENT, PROTOCOL_VERSION, Goodbye, Hello, Message, Ping, Pong, Resumed
+from shoal.wire.messages import NEWEST_VERSION, Goodbye, Hello, Message, Ping, Pong, Resumed
+from shoal.wire.versions import check_known, our_hello, spoken
 
 GOODBYE_WITHIN_S = 0.25
 HELLO_WITHIN_S = 5.0
@@ -78,6 +79,8 @@ class Channel:
         """The peer's own name of it; empty until it has told one, and where it cannot move."""
         self.moves = 0
         """How often it has gone on over another pipe."""
+        self.version = NEWEST_VERSION
+        """Of the protocol, as both ends speak it; known once the peer has said hello."""
         self._revive = revive
         self._nursery: trio.Nursery | None = None
         self._opening = trio.CancelScope()  # the wait for the first message of an accepted pipe
@@ -177,6 +180,7 @@ class Channel:
 
         Raises:
             ChannelClosed: the channel is closed; nothing was sent.
+            OutdatedPeer: the peer's release does not know such a message; nothing was sent.
         """
         self._note_use(message)
         with self._lock:
@@ -349,7 +353,7 @@ class Channel:
         with ends_alone(log, f"a channel of {self.peer}"):
             try:
                 await task()
-            except (ChannelClosed, RemoteProtocolError) as error:
+            except (ChannelClosed, ProtocolError) as error:
                 self.close(error.message)
             return
         self.close("an error of ours")
@@ -370,6 +374,7 @@ class Channel:
             How many are gathered.
         """
         self._check_open()
+        check_known(message, self.version)
         gathered = self._outbox.gather(message, payload, queue)
         if self._speed.may_time(len(payload)):
             nonce, before = secrets.randbits(62), self._outbox.queued_bytes
@@ -415,7 +420,7 @@ class Channel:
             return fragment
 
     async def _greet(self) -> None:
-        self.send_now(Hello(PROTOCOL_VERSION, AGENT, self.name))
+        self.send_now(our_hello(self.name))
 
     async def _pump(self) -> None:
         while True:
@@ -447,10 +452,7 @@ class Channel:
 
     async def _take(self, handle: Handler, message: Message, payload: bytes) -> None:
         if isinstance(message, Hello):
-            if message.version != PROTOCOL_VERSION:
-                raise RemoteProtocolError(
-                    f"the peer speaks version {message.version} of the protocol, we speak {PROTOCOL_VERSION}"
-                )
+            self.version = spoken(message)
             self.peers_name = message.channel if self.name and len(message.channel) == len(self.name) else b""
             self._pipe.settle(can_move=bool(self.peers_name))
             self._ready.set()

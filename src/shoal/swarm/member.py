@@ -33,6 +33,7 @@ from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
 from shoal.swarm.failure.detector import FailureDetector
 from shoal.swarm.failure.probe import NeighbourProbe
+from shoal.swarm.releases import behind
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.messages import AGENT
 
@@ -94,6 +95,7 @@ class Member:
         """The time that the directory goes by."""
         self._announce_s = announce_s
         self._expiry_s = expiry_s
+        self._said_behind = False
         self._bootstrap = tuple(bootstrap)
         self._sequence = 0
         self._warn_at = -math.inf
@@ -357,6 +359,7 @@ class Member:
         while True:
             if self.served is not None:
                 await self.announce()
+            self._note_release()
             # By chance a little sooner or later, so that members do not all speak at the same moment.
             every_s = gossip_rate.refresh_s(self._announce_s, len(self.directory))
             every_s *= self._random.uniform(0.9, 1.1)
@@ -364,6 +367,16 @@ class Member:
             await trio.sleep(every_s * MOVED_SHARE)
             with trio.move_on_after(every_s * (1 - MOVED_SHARE)):
                 await self.network.wait_moved()
+
+    def _note_release(self) -> None:
+        """Say once that most others run a newer release."""
+        if not self._said_behind and (said := self.behind()):
+            log.warning("%s", said)
+            self._said_behind = True
+
+    def behind(self) -> str:
+        """That most peers run a newer release than this machine, in a sentence; empty where they do not."""
+        return behind(AGENT, (a.agent for a in self.alive() if a.peer != self.network.peer))
 
     async def _provide_forever(self) -> None:
         while True:

@@ -38,8 +38,7 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Messages of tuning are in :mod:`shoal.wire.training`, those of credits and vouchers in
-:mod:`shoal.wire.paying`.
+Messages of tuning are in :mod:`shoal.wire.training`, of payment in :mod:`shoal.wire.paying`.
 """
 
 from __future__ import annotations
@@ -67,13 +66,15 @@ from shoal.wire.fields import (
     TaggedMessage,
     Text,
 )
-from shoal.wire.paying import Acknowledged, Paid, PaymentDue, PaymentOffer, ShownCredit
+from shoal.wire.paying import PayingMessage, PaymentOffer, ShownCredit
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
 
-PROTOCOL_VERSION = 9
-"""A channel between two versions closes at the hello: who does not know a message cannot pass it over."""
-AGENT = "shoal/0.1"
+NEWEST_VERSION = 10
+"""Of the protocol, as this release speaks it: :mod:`shoal.wire.versions`."""
+OLDEST_VERSION = 7
+"""What this release still speaks with others."""
+AGENT = "shoal/0.2"
 """This program, as it names itself to others."""
 
 MAX_HEADER = 32 << 10
@@ -103,10 +104,13 @@ an item's chunks; a chunk."""
 class Hello(TaggedMessage, frozen=True, tag="hello"):
     """The first message each way."""
 
-    version: Annotated[int, Meta(ge=0, le=1 << 16)]
+    oldest: Annotated[int, Meta(ge=0, le=1 << 16)]
+    """The first version that the sender speaks. Before 9 it was the only one, the same at both ends."""
     agent: Annotated[str, Meta(max_length=128)] = ""
     channel: Annotated[bytes, Meta(max_length=16)] = b""
     """How this end names the channel, so that it can go on over another pipe; empty where it cannot."""
+    newest: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    """The last one; 0 from releases before there was a choice."""
 
 
 class Open(TaggedMessage, frozen=True, tag="open"):
@@ -434,9 +438,7 @@ Message = (
     | Train
     | Trained
     | NotTrained
-    | Acknowledged
-    | PaymentDue
-    | Paid
+    | PayingMessage
     | Ping
     | Pong
     | Resume

@@ -74,3 +74,6 @@ class Paid(TaggedMessage, frozen=True, tag="paid"):
     """A voucher: worth all before it."""
 
     voucher: Word
+
+
+PayingMessage = Acknowledged | PaymentDue | Paid

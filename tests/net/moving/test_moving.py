@@ -16,7 +16,7 @@ from shoal.net.moving.moving_pipe import AWAY_S, TAIL_HELD_S, MovingPipe
 from shoal.net.moving.resume import message_bytes
 from shoal.net.moving.schedule import RESCUES, SOON_S
 from shoal.testing.memory import World
-from shoal.wire.messages import PROTOCOL_VERSION, Close, Hello, Ping, Pong, Resume
+from shoal.wire.messages import NEWEST_VERSION, Close, Hello, Ping, Pong, Resume
 from tests.net.test_channel import ONE, step
 from tests.net.test_pool import Peer, peers
 
@@ -220,7 +220,7 @@ async def test_who_knows_nothing_of_this_has_a_channel_as_ever(autojump_clock: M
     async with peers(True) as (node,):
         world = node.network._world  # pyright: ignore[reportPrivateUsage]
         pipe = await world.network().open_pipe(node.network.address, deadline_s=5)
-        await pipe.send_all(message_bytes(Hello(PROTOCOL_VERSION)) + message_bytes(Ping(7)))
+        await pipe.send_all(message_bytes(Hello(NEWEST_VERSION)) + message_bytes(Ping(7)))
         heard = b""
         while message_bytes(Pong(7))[9:] not in heard:
             heard += await pipe.receive_some()
@@ -241,7 +241,7 @@ async def test_who_has_acknowledged_what_was_never_sent_is_hung_up_on(autojump_c
     async with peers(True) as (node,):
         world = node.network._world  # pyright: ignore[reportPrivateUsage]
         pipe = await world.network().open_pipe(node.network.address, deadline_s=5)
-        hello = Hello(PROTOCOL_VERSION, "", b"n" * 16)
+        hello = Hello(NEWEST_VERSION, "", b"n" * 16)
         await pipe.send_all(message_bytes(hello) + message_bytes(Pong(7, 1 << 40)))
         while await pipe.receive_some():
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,9 @@ from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
+from shoal.swarm.releases import behind, releases
 from shoal.types import Digest, ModelShape, NatKind, PeerId, Span, Way, gaps
+from shoal.wire.messages import AGENT
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -24,6 +27,7 @@ MODELS_SHOWN = 16
 RUNS_SHOWN = 256
 """Of a model: neighbouring blocks with as many peers."""
 GAPS_SHOWN = 32
+RELEASES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class PeerView:
     format: str
     numerics: str
     """By what it computes; empty where it does not say."""
+    release: str
+    """Of Shoal, as it says."""
     device: str
     """What it computes on, as it says; empty when it does not."""
     device_memory: int
@@ -118,6 +124,10 @@ class Overview:
     """That clocks differ, in a sentence; empty where none do."""
     nat: NatKind = "unknown"
     """What kind of router this machine is behind."""
+    releases: dict[str, int] = field(default_factory=dict[str, int])
+    """How many peers run each release of Shoal, the newest first."""
+    behind: str = ""
+    """That most run a newer one than this machine, in a sentence; empty where they do not."""
 
 
 def overview(
@@ -152,7 +162,19 @@ def overview(
     ]
     in_all = len({a.served.digest for a in alive if a.served})
     lost = {peer for peer, found in reached.items() if found.way == "none"}
-    return Overview(swarm, ourselves, peers, _models(alive, known, lost), len(alive), in_all, clocks, nat)
+    agents = [a.agent for a in alive]
+    return Overview(
+        swarm,
+        ourselves,
+        peers,
+        _models(alive, known, lost),
+        len(alive),
+        in_all,
+        clocks,
+        nat,
+        dict(itertools.islice(releases(map(printable, agents)).items(), RELEASES_SHOWN)),
+        behind(AGENT, agents),
+    )
 
 
 def _peer(
@@ -175,6 +197,7 @@ def _peer(
         end=served.end if served else 0,
         format=served.format if served else "",
         numerics=served.numerics if served else "",
+        release=a.agent,
         device=served.device if served else "",
         device_memory=served.device_memory if served else 0,
         share=served.share if served else 1.0,
@@ -269,6 +292,10 @@ def status_page(view: Overview) -> Group:
         )
     if view.models_in_all > len(view.models):
         lines.append(Text(f"{view.models_in_all - len(view.models)} more models are not shown"))
+    if len(view.releases) > 1:
+        lines.append(Text("releases: " + ", ".join(f"{agent} × {n}" for agent, n in view.releases.items())))
+    if view.behind:
+        lines.append(Text(f"note: {view.behind}", style="yellow"))
     if view.clocks:
         lines.append(Text(f"note: {view.clocks}", style="yellow"))
     if not view.models:
@@ -289,11 +316,13 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
     energy = any(peer.token_joules for peer in peers)
     share = any(peer.share < 1 for peer in peers)
     asked = any(peer.attested for peer in peers)
+    unlike = len({peer.release for peer in peers}) > 1
     # Few peers say the first and the second is for some hours: without them, the rest has more room.
     optional = (*(["share"] if share else []), *(["J/token"] if energy else []))
     for heading in ("rtt", "tok/s", *optional, "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
-    for heading in (*(["attested"] if asked else []), *(["id"] if ids else [])):
+    last = (*(["release"] if unlike else []), *(["attested"] if asked else []), *(["id"] if ids else []))
+    for heading in last:
         rows.add_column(heading, overflow="fold")
     for peer in peers:
         cells = (
@@ -309,6 +338,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
             *([f"{peer.token_joules:.3g}" if peer.token_joules else "-"] if energy else []),
             str(peer.sessions),
             str(peer.tokens_free),
+            *([peer.release or "-"] if unlike else []),
             *([peer.attested or "shows nothing"] if asked else []),
             *([peer.peer] if ids else []),
         )

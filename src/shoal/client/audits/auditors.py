@@ -20,7 +20,7 @@ from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.results import Returned
 from shoal.client.ring.rings import Rings
 from shoal.config import Settings
-from shoal.errors import DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
+from shoal.errors import DeadlineExceeded, NotAllowed, OutdatedPeer, RemoteProtocolError, ShoalError
 from shoal.executor.arrays import join
 from shoal.executor.codecs import decode, encode, join_rows, split_rows
 from shoal.executor.device.device import cpu, memory_budget
@@ -250,6 +250,8 @@ def fault_share(error: ShoalError, had_s: float, late: float = REFUSAL) -> float
     """
     if isinstance(error, RemoteProtocolError):
         return SHARED_FAULT  # it did something else instead
+    if isinstance(error, OutdatedPeer):
+        return 0.0  # it does not know how
     if not isinstance(error, DeadlineExceeded):
         return REFUSAL
     return late if had_s >= ENOUGH_S else 0.0

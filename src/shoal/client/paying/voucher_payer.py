@@ -28,6 +28,10 @@ from shoal.option_values import show_coins
 from shoal.swarm.announcement import AskedPrice
 from shoal.wire.paying import Paid, PaymentDue, PaymentOffer
 
+LOOK_AGAIN_S = 0.05
+RESULTS_WITHIN_S = 15.0
+"""How long a hop may wait for a voucher until what it claims has come back."""
+
 log = logging.getLogger(__name__)
 
 _voucher = msgspec.msgpack.Decoder(Voucher)
@@ -107,6 +111,7 @@ class VoucherPayer:
     async def pay_due(self, channel_id: bytes, bills: Sequence[HopBill]) -> PaymentStopped | None:
         """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting."""
         paying, stopped = self._paying[channel_id], None
+        until = trio.current_time() + RESULTS_WITHIN_S
         try:
             while paying.pending is not None:
                 (channel, message), paying.pending = paying.pending, None
@@ -114,6 +119,10 @@ class VoucherPayer:
                     stopped = await self._pay(paying, channel, message, bills)
                 except PaymentStopped as error:
                     stopped = error
+                if stopped is not None and stopped.reason == "overcharged" and trio.current_time() < until:
+                    # Most often its results are on their way yet, or with a slower hop.
+                    await trio.sleep(LOOK_AGAIN_S)
+                    paying.pending = paying.pending or (channel, message)
         finally:
             paying.busy = False
         return stopped

@@ -1,0 +1,89 @@
+"""Which version of the protocol two ends of a channel speak, so that unlike releases serve each other.
+
+Both ends say in their hello from which version on and up to which they speak, and then speak the newest that
+both know. What that version does not know is not sent: whoever asked gets an error and asks another peer. So
+nobody has to upgrade on the same day. ``CONTRIBUTING.md`` says how a message or a field is added and retired.
+"""
+
+from __future__ import annotations
+
+from shoal.errors import OutdatedPeer, OutdatedRelease
+from shoal.wire.messages import (
+    AGENT,
+    NEWEST_VERSION,
+    OLDEST_VERSION,
+    Attest,
+    Attested,
+    GetReceipts,
+    Hello,
+    Message,
+    Open,
+    Reveal,
+    Revealed,
+)
+from shoal.wire.paying import Acknowledged, Paid, PaymentDue
+from shoal.wire.training import NotTrained, Train, Trained
+
+SINCE: dict[type[Message], int] = {
+    Reveal: 8,
+    Revealed: 8,
+    Attest: 8,
+    Attested: 8,
+    Train: 9,
+    Trained: 9,
+    NotTrained: 9,
+    Acknowledged: 10,
+    PaymentDue: 10,
+    Paid: 10,
+}
+"""The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
+
+
+def our_hello(channel: bytes = b"") -> Hello:
+    """What this end of a channel says first; ``channel`` as :attr:`Hello.channel`."""
+    return Hello(OLDEST_VERSION, AGENT, channel, NEWEST_VERSION)
+
+
+def spoken(hello: Hello) -> int:
+    """The version that is spoken with who says this hello.
+
+    Raises:
+        OutdatedPeer: the peer's release is too old for this one.
+        OutdatedRelease: this one is too old for the peer's.
+    """
+    newest = max(hello.newest, hello.oldest)  # before version 9 there was one number
+    if newest < OLDEST_VERSION:
+        raise OutdatedPeer(
+            f"the peer's release is too old: it speaks version {newest} of the protocol, this machine's "
+            f"{OLDEST_VERSION} to {NEWEST_VERSION}. Its owner must upgrade it"
+        )
+    if hello.oldest > NEWEST_VERSION:
+        raise OutdatedRelease(
+            f"this machine's release is too old: it speaks version {OLDEST_VERSION} to {NEWEST_VERSION} of "
+            f"the protocol, the peer {hello.oldest} to {newest}. Upgrade Shoal here"
+        )
+    return min(newest, NEWEST_VERSION)
+
+
+def check_known(message: Message, version: int) -> None:
+    """That a peer that speaks ``version`` knows what a message asks for.
+
+    Raises:
+        OutdatedPeer: it does not; the message is not to be sent.
+    """
+    # Between ends of one release, which is the rule, this costs a comparison.
+    if version < NEWEST_VERSION and (since := _since(message)) > version:
+        raise OutdatedPeer(
+            f"the peer's release does not know what is asked of it ({type(message).__name__}): it speaks "
+            f"version {version} of the protocol, and that came with {since}. Ask another peer, or have its "
+            "owner upgrade"
+        )
+
+
+def _since(message: Message) -> int:
+    # Fields without which the message means something else.
+    if isinstance(message, GetReceipts) and message.commit:
+        return 8
+    if isinstance(message, Open) and message.adapter:
+        return 9
+    return SINCE.get(type(message), OLDEST_VERSION)
