@@ -56,6 +56,10 @@ class ServedAdapter(Struct, frozen=True, array_like=True):
     digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
+PRICED_TOKENS = 10**6
+"""Of one block, for which prices are."""
+
+
 class AskedPrice(Struct, frozen=True, array_like=True):
     """What a node asks for its work, and where it is paid: over payment channels of one escrow contract."""
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from shoal.client.paying.work import HopWork
 from shoal.errors import PaymentStopped
 from shoal.net.channel import Channel
-from shoal.swarm.announcement import AskedPrice
+from shoal.swarm.announcement import PRICED_TOKENS, AskedPrice
 from shoal.types import PeerId, Span
 from shoal.wire.paying import PaymentDue, PaymentOffer, ShownCredit
 
@@ -43,7 +43,7 @@ class HopBill:
     @property
     def step_tokens(self) -> int:
         """Of one step: a fourth of what it gives credit for, so that it need not wait between two."""
-        return max(1, self.price.window * 1_000_000 // self.token_micro // 4)
+        return max(1, self.price.window * PRICED_TOKENS // self.token_micro // 4)
 
     @property
     def came_micro(self) -> int:
@@ -71,8 +71,14 @@ class Payer(Protocol):
         """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run."""
         ...
 
-    async def pay_due(self, channel_id: bytes, bills: Sequence[HopBill]) -> PaymentStopped | None:
-        """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting."""
+    async def pay_due(
+        self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
+    ) -> PaymentStopped | None:
+        """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting.
+
+        Args:
+            bills: of all sessions that are open by then.
+        """
         ...
 
     async def settle(self, bills: Sequence[HopBill], live: Sequence[HopBill]) -> None:

@@ -7,7 +7,7 @@ back bounds it, with one window beyond. What is signed is on the disk before it 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -108,7 +108,9 @@ class VoucherPayer:
         paying.busy = True
         return True
 
-    async def pay_due(self, channel_id: bytes, bills: Sequence[HopBill]) -> PaymentStopped | None:
+    async def pay_due(
+        self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
+    ) -> PaymentStopped | None:
         """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting."""
         paying, stopped = self._paying[channel_id], None
         until = trio.current_time() + RESULTS_WITHIN_S
@@ -116,7 +118,7 @@ class VoucherPayer:
             while paying.pending is not None:
                 (channel, message), paying.pending = paying.pending, None
                 try:
-                    stopped = await self._pay(paying, channel, message, bills)
+                    stopped = await self._pay(paying, channel, message, bills())
                 except PaymentStopped as error:
                     stopped = error
                 if stopped is not None and stopped.reason == "overcharged" and trio.current_time() < until:

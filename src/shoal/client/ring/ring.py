@@ -445,7 +445,6 @@ class Ring:
     def _returned(
         self, hop: int, message: Step, payload: bytes, came: float, token: int | None = None
     ) -> None:
-        self.work.came_back(message.number)
         if hop != len(self._places.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         try:
@@ -459,6 +458,7 @@ class Ring:
             # Each hop passes on what it was given, so any of them may have written this.
             self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
+        self.work.came_back(message.number)
         if issued is not None:
             took_s = self._times.returned(issued, message.times, came)
             self._results.add(

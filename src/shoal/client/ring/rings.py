@@ -361,7 +361,7 @@ class Rings:
     async def _pay(self, payer: Payer, channel_id: bytes, channel: Channel) -> None:
         """Pay what a hop says is due; where that is not to be paid, its sessions end with why."""
         with ends_alone(log, "paying a hop"):
-            stopped = await payer.pay_due(channel_id, self._bills)
+            stopped = await payer.pay_due(channel_id, lambda: self._bills)
             for ring in list(self._rings.values()) if stopped is not None else ():
                 if stopped is not None and ring.uses(channel):
                     ring.stop(stopped)

@@ -52,6 +52,8 @@ LOOK_AGAIN_S = 2.0
 MAX_CHANNELS = 1024
 """Payment channels in memory; others are read again."""
 CHAIN_WITHIN_S = 8.0
+ADMIT_WITHIN_S = 2.0
+"""How long a new session waits until what is owed from before is paid."""
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +121,11 @@ class PaidSession:
 
     def covers_next(self) -> bool:
         # Each session of the channel may be about to run one.
-        return self._fits(self.account.sessions)
+        return self.covers(self.account.sessions)
 
     def reserve(self, tokens: int) -> bool:
         with self.account.lock:
-            if not self._fits(tokens):
+            if not self.covers(tokens):
                 return False
             self.account.reserved_micro += tokens * self._micro
             return True
@@ -163,7 +165,8 @@ class PaidSession:
         self.account.waiting = True
         self._desk.tell(self.account, waiting=True)
 
-    def _fits(self, tokens: int) -> bool:
+    def covers(self, tokens: int) -> bool:
+        """Whether ``tokens`` more would be paid for."""
         try:
             self.check(tokens)
         except PaymentRequired:
@@ -241,14 +244,19 @@ class PayeeDesk:
         async with self._opening:
             account = await self._opened(terms, channel, asked.window)
         session = PaidSession(self, account, len(span) * offer.price)
-        try:
-            session.check(1)
-        except PaymentRequired:
-            self.tell(account, waiting=True)
-            raise
+        await self._wait_paid(session)
         account.sessions += 1
         self._sessions[message.session] = session
         return session
+
+    async def _wait_paid(self, session: PaidSession) -> None:
+        """Give a client that owes much a moment to pay. Raises PaymentRequired: it has not."""
+        with trio.move_on_after(ADMIT_WITHIN_S):
+            while not session.covers(1):
+                news = session.news
+                session.wait_told()
+                await news.wait()
+        session.check(1)
 
     def ended(self, session: bytes) -> None:
         """A session is over: what is owed for it is written, and its client is told."""
