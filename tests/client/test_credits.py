@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AsyncExitStack
 
 import pytest
@@ -32,6 +33,13 @@ async def answered(client, model):
     return [delta.token async for delta in answer]
 
 
+def machine(swarm, name):
+    """A home of its own, in which the model is known: to describe it again takes seconds."""
+    home = swarm.settings.paths.data.parent / name
+    shutil.copytree(swarm.settings.paths.models, home / "models")
+    return home
+
+
 async def until(found):
     """Wait until something is so."""
     with trio.fail_after(10):
@@ -42,10 +50,10 @@ async def until(found):
 async def test_with_a_full_node_who_gives_goes_before_who_takes_and_a_new_name_is_of_no_use(
     tmp_path, checkpoint
 ):
-    ours, giver, taker = (tmp_path / name for name in ("ours", "giver", "taker"))
     async with memory_swarm(tmp_path / "home", checkpoint, []) as swarm, AsyncExitStack() as held:
+        ours, giver, taker, other = (machine(swarm, name) for name in ("ours", "giver", "taker", "other"))
         node = await swarm.add_node(WHOLE, home=ours, credits=True, max_sessions=4)
-        other = await swarm.add_node(WHOLE, home=giver, credits=True)
+        giving = await swarm.add_node(WHOLE, home=giver, credits=True)
         here, there = (network.peer for network in swarm.networks)
 
         # A client of our machine is served by the giver's node, and signs for it.
@@ -54,6 +62,7 @@ async def test_with_a_full_node_who_gives_goes_before_who_takes_and_a_new_name_i
         own = CreditFile.of(ours / "credits", "home").read().book.peers[there]
         assert own.given >= 6 * len(PROMPT)
         assert own.taken == 0
+        await until(lambda: there in node.server.credits.book.peers)
         await until(lambda: here in CreditFile.of(giver / "credits", "home").read().words)
 
         async def client(home):
@@ -72,17 +81,17 @@ async def test_with_a_full_node_who_gives_goes_before_who_takes_and_a_new_name_i
         with pytest.raises(Busy, match="serves those first who serve others"):
             await hold(takes)
         # By another name it is no newcomer.
-        renamed = await client(tmp_path / "renamed")
+        renamed = await client(other)
         with pytest.raises(Busy, match="serves those first who serve others"):
             await hold(renamed)
         gives = await client(giver)
         await hold(gives)
-        assert other.server.sessions == 0
+        assert giving.server.sessions == 0
 
 
 async def test_what_was_given_and_taken_is_there_after_a_restart(tmp_path, checkpoint):
-    ours, giver = tmp_path / "ours", tmp_path / "giver"
     async with memory_swarm(tmp_path / "home", checkpoint, []) as swarm:
+        ours, giver = machine(swarm, "ours"), machine(swarm, "giver")
         await swarm.add_node(WHOLE, home=giver, credits=True)
         (there,) = (network.peer for network in swarm.networks)
         client = await swarm.add_client(ours, credits=True)

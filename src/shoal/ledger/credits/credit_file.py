@@ -98,6 +98,15 @@ class CreditFile:
         except OSError as error:
             raise self._unusable(error) from error
 
+    def mark(self) -> int:
+        """Another one each time that the file has changed; 0 where there is none."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def served_by(self, peer: PeerId, units: int) -> int:
         """A peer has served us. Returns what it has in all. Raises as :meth:`change`."""
         kept = self.change(lambda now: msgspec.structs.replace(now, book=now.book.gave_us(peer, units)))

@@ -78,6 +78,7 @@ class CreditDesk:
         self._verify = verify
         self._wall = wall
         self._kept = KeptCredits()
+        self._mark = 0
         self._parties: OrderedDict[PeerId, tuple[ShownCredit | None, Party]] = OrderedDict()
         self._sessions: dict[bytes, SessionWork] = {}
         self._over: list[SessionWork] = []
@@ -192,6 +193,7 @@ class CreditDesk:
         self._charge()
         due, words = self._due, [read_word(one.word) for one in self._words.values()]
         if not due and not words:
+            await self._read_again()
             return
         self._due, self._words = {}, {}
         now = self._wall()
@@ -210,6 +212,22 @@ class CreditDesk:
             return
         # What was charged meanwhile is in memory alone yet; what clients of this machine wrote is here now.
         self._kept = _taken(kept, self._due, self._wall())
+
+    async def _read_again(self) -> None:
+        """Take over what clients of this machine have written."""
+
+        def read() -> tuple[int, KeptCredits] | None:
+            mark = self._file.mark()
+            return None if mark == self._mark else (mark, self._file.read())
+
+        try:
+            found = await trio.to_thread.run_sync(read)
+        except ShoalError as error:
+            log.warning("credits were not read, and are the next time: %s", error.message)
+            return
+        if found is not None:
+            self._mark, kept = found
+            self._kept = _taken(kept, self._due, self._wall())
 
 
 def _taken(kept: KeptCredits, due: Mapping[Party, int], now: float) -> KeptCredits:
