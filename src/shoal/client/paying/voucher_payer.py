@@ -56,6 +56,7 @@ class _Paying:
         self.most_micro = self.received_micro + account.under_way * MICRO
         """What their hops may ask for them."""
         self.window = window
+        self.last_claim = -1
         self.pending: tuple[Channel, PaymentDue] | None = None
         self.busy = False
         self.signing = trio.Lock()
@@ -164,6 +165,9 @@ class VoucherPayer:
             with suppress(ChannelClosed):
                 await channel.send(Paid(msgspec.msgpack.encode(voucher)))
         account, owed = paying.account, claimed // MICRO
+        again, paying.last_claim = claimed == paying.last_claim, claimed
+        if message.waiting and again and account.ceiling - account.signed < paying.window:
+            return self._spent(account)  # it is paid, and waits for more than there is
         if not message.waiting or account.signed >= owed:
             return None
         if claimed > most:
@@ -236,7 +240,11 @@ class VoucherPayer:
         return max(found, key=lambda one: one.ceiling - one.signed, default=None)
 
     def _spent(self, account: PayerAccount | None) -> PaymentStopped:
-        what = "nothing may be paid" if account is None else f"all of {show_coins(account.ceiling)} are spent"
+        what = "nothing is to be paid"
+        if account is not None:
+            what = (
+                f"of {show_coins(account.ceiling)} too little is left: {show_coins(account.signed)} are spent"
+            )
         return PaymentStopped(
             f"{what} over the payment channel to this node",
             reason="budget spent",
