@@ -268,6 +268,15 @@ def _credit_desk(network: Network, settings: Settings) -> CreditDesk | None:
     return CreditDesk(file, network.peer, verify, time.time)
 
 
+async def _payment_desk(settings: Settings) -> PaymentDesk | None:
+    """What asks for payment, where the settings name a price."""
+    if not settings.price:
+        return None
+    from shoal.node.paying.start import payee_desk  # noqa: PLC0415  needs an extra
+
+    return await trio.to_thread.run_sync(payee_desk, settings)
+
+
 @asynccontextmanager
 async def start_node(
     network: Network,
@@ -300,6 +309,7 @@ async def start_node(
         QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
+    payments = payments or await _payment_desk(settings)
     adapters = await trio.to_thread.run_sync(read_adapters, settings.adapter, model)
     attesting = attesting or await start_attesting(settings)
     member.directory.know([model.shape])
@@ -311,11 +321,6 @@ async def start_node(
     format = pick_format(model, settings, member, device).format
     memory = memory_budget(settings, device)
     loaded = await load_served_span(model, span, format, settings, device, memory, adapters)
-    credits = _credit_desk(network, settings)
-    if payments is None and settings.price:
-        from shoal.node.paying.start import payee_desk  # noqa: PLC0415  needs an extra
-
-        payments = await trio.to_thread.run_sync(payee_desk, settings)
     server = SpanServer(
         network,
         loaded.engine,
@@ -327,25 +332,20 @@ async def start_node(
         where=member.directory.address_of,
         adapters=[adapter.digest for adapter in adapters],
         train_tokens=settings.train_tokens if settings.train else 0,
-        credits=credits,
+        credits=_credit_desk(network, settings),
         payments=payments,
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
-    desk = attestation_desk(attesting, network, server)
     node = Node(model, loaded, server, member, settings, device, watch, weights, attesting.kind, adapters)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with
     try:
         async with watching, trio.open_nursery() as nursery:
+            await nursery.start(attestation_desk(attesting, network, server).run)
             await nursery.start(server.run)
             await nursery.start(_weight_server(network, server, store, model, settings).run)
-            await nursery.start(desk.run)
-            if credits is not None:
-                await nursery.start(credits.run)
-            if payments is not None:
-                await nursery.start(payments.run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

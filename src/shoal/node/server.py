@@ -74,8 +74,8 @@ class SpanServer:
     ) -> None:
         """
         Args:
-            credits: by which some are let in before others; its ``run`` must be running, too.
-            payments: what asks for payment; likewise.
+            credits: by which some are let in before others; run with the server.
+            payments: what asks for payment; run with the server.
             train_tokens: of the longest sequence that clients may train here; 0: they may train none.
         """
         self.digest = digest
@@ -180,6 +180,9 @@ class SpanServer:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for desk in (self.credits, self.payments):
+                if desk is not None:
+                    await nursery.start(desk.run)
             await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
 
