@@ -179,7 +179,7 @@ class Settings:
     credits: bool = field(
         default=False,
         metadata=_about(
-            "Serve those first who serve others: on or off. No chain is needed. Peers that have it learn "
+            "Serve those first who serve others: on or off. No chain is needed. Hops then learn "
             "which node a client of the same machine belongs to."
         ),
     )
