@@ -96,6 +96,7 @@ async def test_what_was_given_and_taken_is_there_after_a_restart(tmp_path, check
         (there,) = (network.peer for network in swarm.networks)
         client = await swarm.add_client(ours, credits=True)
         said = await answered(client, swarm.model)
+        await until(lambda: CreditFile.of(giver / "credits", "home").read().words)
     # The node has ended: what it had not written yet, it wrote then.
     theirs = CreditFile.of(giver / "credits", "home").read()
     mine = CreditFile.of(ours / "credits", "home").read()
