@@ -30,7 +30,7 @@ def small_and_soon(monkeypatch):
 
 async def answered(client, model):
     answer = client.generate(str(model.path), PROMPT, max_tokens=8)
-    return [delta.token async for delta in answer]
+    return [token async for delta in answer for token in delta.token_ids]
 
 
 def machine(swarm, name):
@@ -104,4 +104,4 @@ async def test_what_was_given_and_taken_is_there_after_a_restart(tmp_path, check
     assert word.units == mine.book.peers[there].given
     assert word.units >= 6 * (len(PROMPT) + len(said) - 1)
     (debt,) = theirs.book.hosts.values()
-    assert debt.units >= word.units
+    assert debt.units == pytest.approx(word.units, abs=1 + 6)  # and perhaps a step behind the last token

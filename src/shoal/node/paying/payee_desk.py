@@ -52,6 +52,7 @@ LOOK_AGAIN_S = 2.0
 MAX_CHANNELS = 1024
 """Payment channels in memory; others are read again."""
 CHAIN_WITHIN_S = 8.0
+WRITE_WITHIN_S = 2.0
 ADMIT_WITHIN_S = 2.0
 """How long a new session waits until what is owed from before is paid."""
 
@@ -218,9 +219,15 @@ class PayeeDesk:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what sessions have left owing, and take vouchers, until cancelled."""
         self._loop = trio.lowlevel.current_trio_token()
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            with trio.move_on_after(WRITE_WITHIN_S, shield=True):
+                for account in self._accounts.values():
+                    await self._write(account)
 
     async def admit(self, channel: Channel, message: Open) -> PaidSession:
         """How a session will be paid for. See :class:`~shoal.node.paying.payment.PaymentDesk`."""
