@@ -12,9 +12,10 @@ import trio
 from shoal.client.paying.accounts import HopAccounts
 from shoal.client.paying.voucher_payer import VoucherPayer
 from shoal.client.ring import route_finder
-from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped
+from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped, VoucherRefused
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.offer import offer_payment
 from shoal.ledger.vouchers.payee import MICRO
 from shoal.ledger.vouchers.voucher import sign_voucher
 from shoal.node import hop
@@ -24,7 +25,7 @@ from shoal.testing.escrow import PretendedChain
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 from shoal.wire.messages import Open
-from shoal.wire.paying import Paid, PaymentOffer
+from shoal.wire.paying import Paid
 
 from .conftest import PROMPT
 
@@ -65,10 +66,12 @@ class Market:
 
     def payer(self, kind=VoucherPayer, budget=BUDGET):
         fund = partial(self.chain.fund, self.books, self.key)
-        return kind(self.key, self.books, fund, self.chain.domain, budget)
+        return lambda peer: HopAccounts(
+            None, kind(peer, self.key, self.books, fund, self.chain.domain, budget)
+        )
 
     async def client(self, payer):
-        return await self.swarm.add_client(accounts=HopAccounts(None, payer), max_price="1", resume_s=1.0)
+        return await self.swarm.add_client(accounts=payer, max_price="1", resume_s=1.0)
 
     async def tokens(self, client, count):
         path = str(self.swarm.model.path)
@@ -245,9 +248,25 @@ async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name
 
     async with trio.open_nursery() as nursery:
         await nursery.start(desk.run)
-        offer = PaymentOffer(PRICE, 31337, b"e" * 20, msgspec.msgpack.encode(account.terms))
         opened = Open(b"s" * 16, "sha256:m", "fp32", 0, 6, 64, 0, None, None, "n1/fp32/auto/modules")
-        await desk.admit(channel, msgspec.structs.replace(opened, payment=offer))
+
+        def offered(client="client", signer=key, **changes):
+            terms = msgspec.structs.replace(account.terms, **changes)
+            offer = offer_payment(signer, chain.domain, terms, client, PRICE)
+            return msgspec.structs.replace(opened, payment=offer)
+
+        for change in ({"payee": key.address}, {"payee_signer": key.address}, {"token": b"t" * 20}):
+            with pytest.raises(VoucherRefused, match="pays somebody else"):
+                await desk.admit(channel, offered(**change))
+        # Who only knows the terms, as all who read the chain do, has nothing done at the payer's cost.
+        for thief in (offered(signer=ChainKey.generate()), offered(client="another")):
+            with pytest.raises(VoucherRefused, match="has not let this client"):
+                await desk.admit(channel, thief)
+        for change in ({"chain_id": 1}, {"contract": b"x" * 20}):
+            foreign = msgspec.structs.replace(offered().payment, **change)
+            with pytest.raises(VoucherRefused, match="this node is paid"):
+                await desk.admit(channel, msgspec.structs.replace(opened, payment=foreign))
+        await desk.admit(channel, offered())
         assert await pay(1000) == []
         assert await pay(1000) == ["a voucher for 1000 is here already"]
         (stale,) = await pay(999)

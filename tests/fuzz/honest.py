@@ -89,7 +89,7 @@ HONEST: list[Message] = [
         NextHop("you", ("/ip4/1.2.3.4/tcp/1",)),
         "n1/int8/auto/rows",
         credit=ShownCredit("me", NOW + 60, b"s" * 64, (b"word",)),
-        payment=PaymentOffer(5, 31337, b"c" * 20, b"terms"),
+        payment=PaymentOffer(5, 31337, b"c" * 20, b"terms", b"s" * 65),
     ),
     Opened(S, 7),
     Refused(S, "busy", "no room", 2.5, 3),

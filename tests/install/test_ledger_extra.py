@@ -66,9 +66,9 @@ home = pathlib.Path(tempfile.mkdtemp())
 given = {"price": "1", "pay_budget": "1", "pay_password_file": str(home / "password")}
 settings = config.load(given, {"SHOAL_HOME": str(home)})
 (home / "chain.toml").write_text(CHAIN)
-for start in (wallet_payer, payee_desk):
+for start, given in ((wallet_payer, ("client",)), (payee_desk, ())):
     try:
-        start(settings)
+        start(*given, settings)
     except IncompatibleLibrary as error:
         print(error.next_command)
 """

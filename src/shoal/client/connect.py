@@ -103,7 +103,7 @@ async def accounts_for(client: PeerId, settings: Settings) -> HopAccounts:
         return HopAccounts(named)
     from shoal.client.paying.start import wallet_payer  # noqa: PLC0415  needs an extra
 
-    return HopAccounts(named, await trio.to_thread.run_sync(wallet_payer, settings))
+    return HopAccounts(named, await trio.to_thread.run_sync(wallet_payer, client, settings))
 
 
 def _another_identity(settings: Settings, member_of: Membership) -> AbstractAsyncContextManager[Network]:

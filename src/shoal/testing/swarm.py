@@ -26,7 +26,7 @@ from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
-from shoal.types import Span
+from shoal.types import PeerId, Span
 
 NodeT = TypeVar("NodeT")
 Start = Callable[[MemoryNetwork, Member, Settings], AbstractAsyncContextManager[NodeT]]
@@ -50,19 +50,22 @@ class MemoryPeers(Generic[NodeT]):
         self.world.kill(self.networks[index].peer)
 
     async def add_client(
-        self, home: Path | None = None, accounts: HopAccounts | None = None, **options: Any
+        self,
+        home: Path | None = None,
+        accounts: Callable[[PeerId], HopAccounts] | None = None,
+        **options: Any,
     ) -> Swarm:
         """One more client, with a home of its own if one is given.
 
         Args:
-            accounts: by which it pays; by default as the options say.
+            accounts: by which it pays, of the peer that it is; by default as the options say.
         """
         network = self.world.network()
         settings = memory_settings(home or self.settings.paths.data, **options)
         store = ModelStore(settings.paths.models)
-        accounts = accounts or await accounts_for(network.peer, settings)
-        member = await self._member(network)
-        swarm = Swarm(network, member, settings, store, self._another_identity, accounts)
+        peer, member = network.peer, await self._member(network)
+        found = await accounts_for(peer, settings) if accounts is None else accounts(peer)
+        swarm = Swarm(network, member, settings, store, self._another_identity, found)
         await self.nursery.start(swarm.move_messages)
         return swarm
 

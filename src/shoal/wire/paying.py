@@ -48,6 +48,8 @@ class PaymentOffer(Struct, frozen=True, array_like=True, gc=False):
     contract: Annotated[bytes, Meta(min_length=20, max_length=20)]
     terms: Word
     """Of the payment channel."""
+    signature: Annotated[bytes, Meta(min_length=65, max_length=65)]
+    """Of who signs its vouchers: this client may have it pay, at this price."""
 
 
 class Acknowledged(TaggedMessage, frozen=True, tag="acknowledged"):

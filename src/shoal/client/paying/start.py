@@ -13,10 +13,13 @@ from shoal.ledger.chain.deployment import read_deployment
 from shoal.ledger.settling import PaymentBooks, fund
 from shoal.ledger.wallet import open_wallet
 from shoal.option_values import price_of
+from shoal.types import PeerId
 
 
-def wallet_payer(settings: Settings) -> VoucherPayer:
-    """To be called from a thread: it takes a second for the password, and asks the chain's node.
+def wallet_payer(client: PeerId, settings: Settings) -> VoucherPayer:
+    """What pays for ``client``.
+
+    To be called from a thread: it takes a second for the password, and asks the chain's node.
 
     Raises:
         UsageError: there is no wallet, no ``chain.toml``, or no password.
@@ -37,8 +40,8 @@ def wallet_payer(settings: Settings) -> VoucherPayer:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", check="give a file of one line") from error
     key = open_wallet(settings.paths.wallet, password)
-    client = ChainClient(read_deployment(settings.paths.chain))
-    client.check()
+    chain = ChainClient(read_deployment(settings.paths.chain))
+    chain.check()
     books = PaymentBooks.below(settings.paths.payments)
-    domain = client.deployment.escrow
-    return VoucherPayer(key, books, partial(fund, client, books, key), domain, price_of(settings.pay_budget))
+    pay_in, budget = partial(fund, chain, books, key), price_of(settings.pay_budget)
+    return VoucherPayer(client, key, books, pay_in, chain.deployment.escrow, budget)

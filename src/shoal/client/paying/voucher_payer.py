@@ -19,6 +19,7 @@ from shoal.client.paying.terms import HopBill
 from shoal.errors import BadLedgerFile, ChannelClosed, PaymentStopped, RemoteProtocolError, ShoalError
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey, recover
+from shoal.ledger.vouchers.offer import offer_payment
 from shoal.ledger.vouchers.payee import MICRO
 from shoal.ledger.vouchers.payer import PayerAccount, catch_up, note_signed
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
@@ -26,6 +27,7 @@ from shoal.ledger.vouchers.voucher import Voucher, sign_voucher
 from shoal.net.channel import Channel
 from shoal.option_values import show_coins
 from shoal.swarm.announcement import AskedPrice
+from shoal.types import PeerId
 from shoal.wire.paying import Paid, PaymentDue, PaymentOffer
 
 LOOK_AGAIN_S = 0.05
@@ -66,13 +68,21 @@ class VoucherPayer:
     """A :class:`~shoal.client.paying.terms.Payer`.
 
     Args:
+        client: the peer that asks.
         budget: what is paid into a payment channel, in the smallest unit.
         domain: the escrow contract that it pays over.
     """
 
     def __init__(
-        self, key: ChainKey, books: PaymentBooks, fund: Funding, domain: SigningDomain, budget: int
+        self,
+        client: PeerId,
+        key: ChainKey,
+        books: PaymentBooks,
+        fund: Funding,
+        domain: SigningDomain,
+        budget: int,
     ) -> None:
+        self._client = client
         self._key = key
         self._book = books.paying
         self._fund = fund
@@ -94,9 +104,10 @@ class VoucherPayer:
             paying = self._to.get(price.payee)
             if paying is None or paying.account.signed >= paying.account.ceiling:
                 paying = await self._opened(price)
-        account = paying.account
-        terms = msgspec.msgpack.encode(account.terms)
-        return PaymentOffer(price.amount, price.chain_id, price.contract, terms)
+        made = partial(
+            offer_payment, self._key, self._domain, paying.account.terms, self._client, price.amount
+        )
+        return await trio.to_thread.run_sync(made)
 
     def note_due(self, channel: Channel, message: PaymentDue) -> bool:
         """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run."""

@@ -28,6 +28,7 @@ from shoal.errors import (
 )
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import recover
+from shoal.ledger.vouchers.offer import check_offer
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, charge, check_credit, take_voucher
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
@@ -58,7 +59,6 @@ ADMIT_WITHIN_S = 2.0
 
 log = logging.getLogger(__name__)
 
-_terms = msgspec.msgpack.Decoder(PaymentTerms)
 _voucher = msgspec.msgpack.Decoder(Voucher)
 
 
@@ -132,24 +132,25 @@ class PaidSession:
             return True
 
     def settle(self, tokens: int, *, done: bool) -> None:
-        account = self.account
-        with account.lock:
-            account.reserved_micro = max(0, account.reserved_micro - tokens * self._micro)
-        if done:
-            self.charge(tokens)
-        if account.waiting:
-            self._desk.soon(account.wake)
+        self._count(tokens, reserved=tokens, done=done)
 
     def charge(self, tokens: int) -> None:
+        self._count(tokens, reserved=0, done=True)
+
+    def _count(self, tokens: int, *, reserved: int, done: bool) -> None:
         account = self.account
         with account.lock:
-            account.kept = charge(account.kept, tokens * self._micro)
+            account.reserved_micro = max(0, account.reserved_micro - reserved * self._micro)
+            if done:
+                account.kept = charge(account.kept, tokens * self._micro)
             kept = account.kept
             ask = kept.owed_micro - account.told_micro >= kept.window * MICRO // ASK_AT
             if ask:
                 account.told_micro = kept.owed_micro
         if ask:
             self._desk.soon(partial(self._desk.tell, account))
+        if account.waiting:
+            self._desk.soon(account.wake)
 
     def check(self, tokens: int) -> None:
         account, micro = self.account, tokens * self._micro
@@ -222,12 +223,25 @@ class PayeeDesk:
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
-                await trio.sleep_forever()
+                while True:
+                    await trio.sleep(LOOK_S)
+                    await self._look()
         finally:
             self._nursery = None
             with trio.move_on_after(WRITE_WITHIN_S, shield=True):
                 for account in self._accounts.values():
                     await self._write(account)
+
+    async def _look(self) -> None:
+        """See whether payers of open sessions are closing their payment channels: no more is served then."""
+        for account in [one for one in self._accounts.values() if one.sessions]:
+            name = account.kept.channel_id.hex()
+            try:
+                self._adopt(account, await self._looked(account.kept.channel_id, account.kept.terms))
+            except ShoalError as error:
+                log.warning("it is not known what is in the payment channel %s: %s", name, error.message)
+            if account.kept.closes_at is not None:
+                log.warning("%s is being closed: shoal wallet withdraw %s takes what is paid", name, name)
 
     async def admit(self, channel: Channel, message: Open) -> PaidSession:
         """How a session will be paid for. See :class:`~shoal.node.paying.payment.PaymentDesk`."""
@@ -240,14 +254,7 @@ class PayeeDesk:
                 reason="price raised" if offer else "unpaid",
                 check="let more be paid with max-price, from a wallet and with pay-budget",
             )
-        if offer.chain_id != self._domain.chain_id:
-            message_ = f"this node is paid on chain {self._domain.chain_id}, not on {offer.chain_id}"
-            raise VoucherRefused(message_, reason="other chain")
-        if offer.contract != self._domain.contract:
-            raise VoucherRefused("this node is paid at another contract", reason="other contract")
-        terms = _read_terms(offer.terms)
-        if terms.payee != self._address:
-            raise VoucherRefused("this payment channel pays somebody else", reason="other channel")
+        terms = check_offer(offer, channel.peer, self._domain, self._address, recover)
         async with self._opening:
             account = await self._opened(terms, channel, asked.window)
         session = PaidSession(self, account, len(span) * offer.price)
@@ -345,7 +352,7 @@ class PayeeDesk:
                 deposit=kept.deposit,
                 redeemed=kept.redeemed,
                 closes_at=kept.closes_at,
-                voucher=kept.voucher,
+                voucher=kept.voucher if kept.paid > account.kept.paid else account.kept.voucher,
             )
         account.looked_at = trio.current_time()
         account.wake()
@@ -419,10 +426,3 @@ def _seen(state: Escrowed, account: PayeeAccount) -> PayeeAccount:
     return msgspec.structs.replace(
         account, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
     )
-
-
-def _read_terms(data: bytes) -> PaymentTerms:
-    try:
-        return _terms.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RemoteProtocolError(f"no terms of a payment channel: {error}") from error
