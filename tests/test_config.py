@@ -73,6 +73,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "train": ("on", True),
         "adapter": ("a,b=c", ("a", "b=c")),
         "share_rate": ("20MB", 20_000_000),
+        "credits": ("on", True),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),

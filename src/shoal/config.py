@@ -16,8 +16,9 @@ from typing import Any, Literal, get_type_hints
 
 import platformdirs
 
+from shoal.config_file import read_config_file
 from shoal.errors import UsageError
-from shoal.option_values import WORDS, check_values, option_value, read_toml
+from shoal.option_values import WORDS, check_values, option_value
 from shoal.types import (
     Codec,
     Format,
@@ -67,15 +68,12 @@ class Settings:
         metadata=_about("Pass on traffic of peers behind routers: on or off. Only public nodes are asked."),
     )
     port_map: bool = field(
-        default=True,
-        metadata=_about("Ask the router for a public port, by NAT-PMP, UPnP or PCP: on or off."),
+        default=True, metadata=_about("Ask the router for a public port, by NAT-PMP, UPnP or PCP: on or off.")
     )
     mdns: bool = field(default=True, metadata=_about("Find peers on the local network."))
     bootstrap: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
-            "Multiaddrs to join through, besides those of the invite; repeat the flag to give several."
-        ),
+        metadata=_about("Multiaddrs to join through, besides the invite's; repeat the flag to give several."),
     )
     format: Format | Literal["auto"] = field(
         default="auto",
@@ -89,9 +87,7 @@ class Settings:
     )
     kv: Literal["auto", "int8"] = field(
         default="auto",
-        metadata=_about(
-            "Format of the KV cache: auto or int8. With auto it is what the weights' format computes in."
-        ),
+        metadata=_about("Format of the KV cache: auto, as the weights' format has it, or int8."),
     )
     wire: Codec | Literal["auto"] = field(
         default="auto",
@@ -163,9 +159,7 @@ class Settings:
     )
     speculate: Literal["auto", "off"] = field(
         default="auto",
-        metadata=_about(
-            "Guess tokens ahead where that is faster: auto or off. The tokens are the same either way."
-        ),
+        metadata=_about("Guess tokens ahead, where that is faster: auto or off. The tokens stay the same."),
     )
     draft: str = field(
         default="",
@@ -179,8 +173,39 @@ class Settings:
         default="latency",
         metadata=_about(
             "What routes are optimised for: latency, the speed of one session; throughput, that of many "
-            "sessions together; cost, the fewest bytes between machines."
+            "sessions together; cost, the least money, then the fewest bytes between machines."
         ),
+    )
+    credits: bool = field(
+        default=False,
+        metadata=_about(
+            "Serve those first who serve others: on or off. No chain is needed. Hops then learn "
+            "which node a client of the same machine belongs to."
+        ),
+    )
+    price: str = field(
+        default="",
+        metadata=_about(
+            "What the node asks for a million tokens of one block, in its test chain's coin, for example "
+            "0.002; empty asks nothing. It needs a wallet, a chain.toml and the extra ledger."
+        ),
+    )
+    max_price: str = field(
+        default="",
+        metadata=_about(
+            "The most that a hop may ask for a million tokens of one block, in the test chain's coin; with "
+            "none, routes go over nodes that ask nothing."
+        ),
+    )
+    pay_budget: str = field(
+        default="",
+        metadata=_about(
+            "What a client pays into a payment channel to each node that it pays, and no more, in the test "
+            "chain's coin. It needs pay-password-file, as it pays without asking."
+        ),
+    )
+    pay_password_file: str = field(
+        default="", metadata=_about("File with the wallet's password, for clients that pay.")
     )
     pin: tuple[str, ...] = field(
         default=(), metadata=_about("Ids of peers that routes must use wherever they serve.")
@@ -299,8 +324,7 @@ class Settings:
         metadata=_about("Interface at which a node serves metrics for Prometheus; none turns them off."),
     )
     metrics_port: int = field(
-        default=0,
-        metadata=_about("TCP port for metrics; 0 picks a free one, which shoal status finds."),
+        default=0, metadata=_about("TCP port for metrics; 0 picks a free one, which shoal status finds.")
     )
     otlp_endpoint: str = field(
         default="", metadata=_about("Collector for traces, as http://127.0.0.1:4318; needs the extra otel.")
@@ -456,7 +480,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     environ = os.environ if environ is None else environ
     paths = default_paths(environ)
     values: dict[str, Any] = {}
-    for name, value in _read_file(paths.config_file).items():
+    for name, value in read_config_file(paths.config_file, OPTIONS).items():
         values[name] = _read(name, value, f"{paths.config_file}")
     for option in OPTIONS:
         variable = f"SHOAL_{option.upper()}"
@@ -475,16 +499,6 @@ def _read(name: str, value: Any, source: str) -> Any:
         return option_value(value, _TYPES[name], size=name in _SIZES)
     except ValueError as error:
         raise UsageError(f"{source} has {value!r} for {name}, which needs {error}") from error
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    values = read_toml(path)
-    unknown = sorted(set(values) - set(OPTIONS))
-    if unknown:
-        raise UsageError(
-            f"{path} has an unknown option {unknown[0]!r}", check=f"use one of: {', '.join(OPTIONS)}"
-        )
-    return values
 
 
 _SIZES = ("memory", "share_rate")

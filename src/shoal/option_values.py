@@ -6,6 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -50,6 +51,43 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is not valid TOML: {error}", check="correct the line that the message names"
         ) from error
+
+
+COIN_UNITS = 10**18
+"""Smallest units, wei, of a chain's coin."""
+LONGEST_AMOUNT = 64
+MAX_PRICE = (1 << 63) - 1
+"""In the smallest unit: what an announcement can hold."""
+
+
+def parse_coins(amount: str) -> int:
+    """An amount of a chain's coin in its smallest unit, to the last digit.
+
+    Raises:
+        UsageError: it is none above 0.
+    """
+    try:
+        value = Decimal(amount) if len(amount) <= LONGEST_AMOUNT else Decimal(0)
+    except InvalidOperation:
+        value = Decimal(0)
+    # Compared before it is multiplied: comparing is exact, whatever the exponent.
+    if value.is_finite() and Decimal(1) / COIN_UNITS <= value < 1 << 128:
+        with localcontext(prec=2 * LONGEST_AMOUNT):
+            units = value * COIN_UNITS
+            if units == int(units) and units < 1 << 128:
+                return int(units)
+    raise UsageError(f"{amount[:64]!r} is no amount", check="write a number above 0, for example 0.05")
+
+
+def show_coins(units: int) -> str:
+    """An amount as :func:`parse_coins` reads it."""
+    with localcontext(prec=2 * LONGEST_AMOUNT):
+        return f"{Decimal(units) / COIN_UNITS:f}"
+
+
+def price_of(text: str) -> int:
+    """An option's price, in the smallest unit; 0 where it is empty. Raises as :func:`parse_coins`."""
+    return parse_coins(text) if text else 0
 
 
 def option_value(value: Any, kind: Any, *, size: bool = False) -> Any:
@@ -227,6 +265,10 @@ def check_values(values: Mapping[str, Any]) -> None:
             f"private_ends is {values['private_ends']!r}",
             check="set it to two numbers of blocks, the first and the last, for example 2:2",
         ) from error
+    for name in ("price", "max_price"):
+        if price_of(values[name]) > MAX_PRICE:
+            raise UsageError(f"{name} is {values[name]}", check=f"set it to {show_coins(MAX_PRICE)} or less")
+    price_of(values["pay_budget"])
     if values["database"]:
         database_parameters(values["database"])
     for name, words in WORDS.items():

@@ -355,6 +355,26 @@ class Paths:
         return self.data / "audits.json"
 
     @property
+    def credits(self) -> Path:
+        """Who has given and taken how much, a file for each swarm."""
+        return self.data / "credits"
+
+    @property
+    def wallet(self) -> Path:
+        """The key of a chain, under a password."""
+        return self.data / "wallet.json"
+
+    @property
+    def chain(self) -> Path:
+        """The test chain, and where its contracts are."""
+        return self.config / "chain.toml"
+
+    @property
+    def payments(self) -> Path:
+        """Terms and vouchers of payment channels."""
+        return self.data / "payments"
+
+    @property
     def nodes(self) -> Path:
         """One small file per node process that runs on this machine."""
         return self.data / "nodes"

@@ -70,6 +70,7 @@ from shoal.wire.messages import (
     encode,
     payload_bytes,
 )
+from shoal.wire.paying import Acknowledged, Paid, PaymentDue, PaymentOffer, ShownCredit
 from shoal.wire.proofs import Prove, Proved
 from shoal.wire.training import NotTrained, Train, Trained, TunedLayer
 
@@ -90,6 +91,8 @@ HONEST: list[Message] = [
         "me",
         NextHop("you", ("/ip4/1.2.3.4/tcp/1",)),
         "n1/int8/auto/rows",
+        credit=ShownCredit("me", NOW + 60, b"s" * 64, (b"word",)),
+        payment=PaymentOffer(5, 31337, b"c" * 20, b"terms", b"s" * 65),
     ),
     Opened(S, 7),
     Refused(S, "busy", "no room", 2.5, 3),
@@ -117,6 +120,9 @@ HONEST: list[Message] = [
     ),
     Trained(5, 0, 12),
     NotTrained(5, "busy", "later"),
+    Acknowledged(b"word"),
+    PaymentDue(b"i" * 32, b"\x05", b"", True, "stale"),
+    Paid(b"voucher"),
     Ping(9),
 ]
 

@@ -16,7 +16,15 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 """
-FACES = "import shoal.cli.main, shoal.node.node, shoal.client.swarm, shoal.gateway.app"
+FACES = """
+import shoal.cli.main, shoal.node.node, shoal.client.swarm, shoal.client.connect, shoal.gateway.app
+import shoal.cli.ledger.credits, shoal.node.paying.credit_desk, shoal.client.paying.acknowledging
+"""
+
+
+CHAIN = 'url = "http://127.0.0.1:9"\nchain_id = 31337\n' + "".join(
+    f'{name} = "0x{"11" * 20}"\n' for name in ("escrow", "registry", "anchor")
+)
 
 
 def run(program: str) -> str:
@@ -32,6 +40,40 @@ def test_a_node_a_client_and_a_gateway_import_nothing_that_needs_the_extra() -> 
     assert not {name for name in said.split() if not name.startswith("shoal.ledger.credits")} - {
         "shoal.ledger"
     }
+
+
+def test_who_pays_and_who_is_paid_is_imported_only_where_a_price_or_a_budget_is_set() -> None:
+    said = run(FACES + "\nprint(*sys.modules)").split()
+    assert {"shoal.node.paying.payment", "shoal.client.paying.accounts"} <= set(said)
+    needing = {f"shoal.node.paying.{name}" for name in ("payee_desk", "start")}
+    needing |= {f"shoal.client.paying.{name}" for name in ("voucher_payer", "start")}
+    assert not needing & set(said)
+
+
+def test_a_node_with_a_price_and_a_client_with_a_budget_are_told_how_to_get_it() -> None:
+    program = """
+import pathlib, tempfile
+from shoal import config
+from shoal.errors import IncompatibleLibrary
+from shoal.client.paying.start import wallet_payer
+from shoal.node.paying.start import payee_desk
+home = pathlib.Path(tempfile.mkdtemp())
+(home / "wallet.json").touch(mode=0o600)
+(home / "wallet.json").write_text(
+    '{"version": 3, "crypto": {"kdfparams": {}}, "address": "' + "11" * 20 + '"}'
+)
+(home / "password").write_text("long enough")
+given = {"price": "1", "pay_budget": "1", "pay_password_file": str(home / "password")}
+settings = config.load(given, {"SHOAL_HOME": str(home)})
+(home / "chain.toml").write_text(CHAIN)
+for start, given in ((wallet_payer, ("client",)), (payee_desk, ())):
+    try:
+        start(*given, settings)
+    except IncompatibleLibrary as error:
+        print(error.next_command)
+"""
+    told = run(f"CHAIN = {CHAIN!r}\n" + program).splitlines()
+    assert told == ["pip install 'shoal[ledger]'"] * 2
 
 
 def test_every_part_of_the_ledger_can_be_imported_without_it() -> None:

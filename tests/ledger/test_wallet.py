@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from shoal.cli.ledger import wallet as commands
 from shoal.errors import BadLedgerFile, NotAllowed, OutOfResources, UsageError
 from shoal.ledger import wallet as module
 from shoal.ledger.chain import client as chain_client
@@ -23,6 +22,7 @@ from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
 from shoal.ledger.wallet import create_wallet, open_wallet, wallet_address
+from shoal.option_values import parse_coins, show_coins
 from tests.cli.conftest import Shoal, home, shoal
 from tests.ledger.engines import Engine, anvil
 
@@ -310,9 +310,9 @@ def test_what_is_no_amount_is_refused(shoal: Shoal, amount: str) -> None:
 
 
 def test_an_amount_is_taken_to_its_last_digit() -> None:
-    assert commands._wei("12345678901234.567890123456789012") == 12345678901234567890123456789012
-    assert commands._coins(12345678901234567890123456789012) == "12345678901234.567890123456789012"
-    assert commands._wei("5e-2") == ETHER // 20
+    assert parse_coins("12345678901234.567890123456789012") == 12345678901234567890123456789012
+    assert show_coins(12345678901234567890123456789012) == "12345678901234.567890123456789012"
+    assert parse_coins("5e-2") == ETHER // 20
 
 
 def test_what_a_transaction_may_cost_can_be_set(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import Busy, NoCoverage
-from shoal.routing.prices import HOP_S, JITTER, Candidate, price
+from shoal.routing.prices import HOP_S, JITTER, Candidate, price, within_price
 from shoal.routing.route import Stage, choose_route, who_may
 from shoal.routing.shortest_path import Prices, cheapest
 from shoal.types import PeerId, Span
@@ -429,3 +429,25 @@ def test_whoever_has_the_same_affinity_finds_the_same_of_several_that_are_alike(
     left = [offer for offer in alike if offer.peer != "peer3"]
     stay = {affinity: peer for affinity, peer in chosen.items() if peer != "peer3"}
     assert all(found(left, affinity) == peer for affinity, peer in stay.items())
+
+
+def test_for_cost_money_comes_before_hops_and_hops_before_time():
+    cheap = [offer("a", 0, 15, price=2), offer("b", 15, 30, price=2)]
+    dear = offer("dear", 0, 30, price=3, step_s=0.001)
+    assert peers(choose_route([*cheap, dear], 30, 1, objective="cost")) == ["a", "b"]
+    free = [offer("slow", 0, 30, step_s=9.0), offer("c", 0, 15), offer("d", 15, 30)]
+    assert peers(choose_route([*cheap, dear, *free], 30, 1, objective="cost")) == ["slow"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 1000), min_size=2, max_size=6))
+def test_by_chance_nobody_pays_more(seed, prices):
+    offers = [offer(f"p{i}", 0, 30, price=asked) for i, asked in enumerate(prices)]
+    (chosen,) = choose_route(offers, 30, 1, objective="cost", rng=Random(seed))
+    assert prices[int(chosen.peer[1:])] == min(prices)
+
+
+def test_who_asks_more_than_may_be_paid_is_no_candidate():
+    offers = [offer("free", 0, 30), offer("fair", 0, 30, price=5), offer("dear", 0, 30, price=6)]
+    assert [one.peer for one in within_price(offers, 5)] == ["free", "fair"]
+    assert [one.peer for one in within_price(offers, 0)] == ["free"]

@@ -16,6 +16,7 @@ from shoal.swarm.announcement import (
     CLOCK_SKEW_S,
     MAX_ANNOUNCEMENT,
     Announcement,
+    AskedPrice,
     Served,
     ServedAdapter,
     candidate,
@@ -63,6 +64,19 @@ def test_one_from_before_numerics_had_a_name_is_read_and_no_route_goes_over_it()
     old = msgspec.convert(fields[:-later], Served)
     assert (old.numerics, numerics_of(old)) == ("", None)
     assert not Numerics("fp32", "auto", "any").admits(numerics_of(old))
+
+
+def test_a_price_is_part_of_it_and_one_from_before_there_were_prices_asks_nothing():
+    asked = AskedPrice(2_000, 500, b"p" * 20, 31337, b"c" * 20)
+    read = unseal(seal(announcement(served=served(price=asked)), ALICE.sign), NOW, verify)
+    assert read.served is not None
+    assert read.served.price == asked
+    assert candidate(PeerId("a"), read.served, None).price == 2_000
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(served(price=asked)))
+    assert msgspec.convert(fields[:-1], Served).price is None
+    for broken in (msgspec.structs.replace(asked, amount=0), msgspec.structs.replace(asked, payee=b"short")):
+        with pytest.raises(RemoteProtocolError, match="not an announcement"):
+            unseal(seal(announcement(served=served(price=broken)), ALICE.sign), NOW, verify)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Commands(LazyGroup):
         "ping": Lazy("status.status", "Measure latency to a peer."),
         "models": Lazy("models", "List, fetch, share, remove and show models."),
         "key": Lazy("key", "Create, list and revoke API keys."),
+        "credits": Lazy("ledger.credits", "Show what peers of the swarm gave this machine and took from it."),
         "wallet": Lazy("ledger.wallet", "Pay and be paid over a test chain."),
         "identity": Lazy("identity", "Show or create this machine's identity."),
         "doctor": Lazy("doctor.doctor", "Check this machine's setup."),

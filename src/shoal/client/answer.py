@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shoal.client.audits.protection import FAST, Protection
 from shoal.client.ends import OwnSpan, SessionEnds
@@ -14,7 +15,10 @@ from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.client.timing import Timing
-from shoal.types import CarrierName, PeerId, Span
+from shoal.errors import PromptTooLong
+from shoal.types import CarrierName, ModelShape, PeerId, Span
+
+Messages = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +105,14 @@ def route_stages(session: Session) -> tuple[RouteStage, ...]:
 
 def _median(values: list[int]) -> float:
     return float(sorted(values)[len(values) // 2]) if values else 0.0
+
+
+def room_for(shape: ModelShape, prompt_tokens: int) -> int:
+    """Tokens that an answer may have. Raises PromptTooLong: none."""
+    room = shape.context - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
+            check="shorten the prompt: it is never cut for you",
+        )
+    return room

@@ -15,6 +15,7 @@ thread that runs it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -27,9 +28,12 @@ import trio
 from anyio.from_thread import start_blocking_portal
 
 from shoal import config
+from shoal.client.paying.accounts import HopAccounts
+from shoal.client.paying.acknowledging import Acknowledging
 from shoal.client.portal import AsyncioSwarm, SyncSwarm
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
+from shoal.ledger.credits.credit_file import CreditFile
 from shoal.models.store.store import ModelStore
 from shoal.net.identity import Identity
 from shoal.net.network import Network
@@ -38,6 +42,7 @@ from shoal.swarm.invite import read_invite
 from shoal.swarm.join import enter_network, join_swarm
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error
+from shoal.types import PeerId
 
 
 def connect(swarm: str | None = None, *, invite: str | None = None, **options: Any) -> Connection:
@@ -71,12 +76,34 @@ async def open_swarm(settings: Settings, member_of: Membership) -> AsyncGenerato
             join_swarm(settings, member_of, Identity.ephemeral(), listen=False) as (network, member),
             trio.open_nursery() as nursery,
         ):
-            swarm = Swarm(network, member, settings, store, partial(_another_identity, settings, member_of))
+            another = partial(_another_identity, settings, member_of)
+            accounts = await accounts_for(network.peer, settings)
+            swarm = Swarm(network, member, settings, store, another, accounts)
             await nursery.start(swarm.move_messages)
             try:
                 yield swarm
             finally:
                 nursery.cancel_scope.cancel()
+
+
+async def accounts_for(client: PeerId, settings: Settings) -> HopAccounts:
+    """In whose name a client asks, and from which wallet it pays, as the settings want it.
+
+    Raises:
+        NotAllowed, BadLedgerFile, ShoalError: the node's key, or the wallet, cannot be used.
+        UsageError: a payment needs what is not set, or not here.
+        ChainError: the chain's node is away, or is of another chain.
+    """
+    named = None
+    if settings.credits:
+        identity = Identity.load_or_create(settings.paths.identity)
+        file = CreditFile.of(settings.paths.credits, settings.swarm)
+        named = Acknowledging(file, identity, client, time.time)
+    if not settings.pay_budget:
+        return HopAccounts(named)
+    from shoal.client.paying.start import wallet_payer  # noqa: PLC0415  needs an extra
+
+    return HopAccounts(named, await trio.to_thread.run_sync(wallet_payer, client, settings))
 
 
 def _another_identity(settings: Settings, member_of: Membership) -> AbstractAsyncContextManager[Network]:

@@ -299,6 +299,8 @@ class Session:
         if self.ends.stateless:
             chunk = len(token_ids)  # each of its tokens sees all others
         chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages, thin=self.ring.thin)
+        if (most := self.ring.most_step_tokens) is not None and not (self.ends.stateless or goes_on):
+            chunk = min(chunk, most)
         pieces = transcript.divide(token_ids, chunk, sequence_length, self.ends.pictures.uncut)
         self._heard = trio.current_time()
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from shoal.client.answer import Answer
+from shoal.client.answer import Answer, Messages, room_for
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
 from shoal.client.embeddings import (
@@ -25,6 +25,7 @@ from shoal.client.generate import Delta, generate
 from shoal.client.graph.graph_client import GraphClient
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
+from shoal.client.paying.accounts import HopAccounts
 from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import check_answer_options, sampling_for
 from shoal.client.ring.opener import SessionOpener
@@ -62,7 +63,6 @@ from shoal.types import Digest, Format, ModelShape, PeerId, ProtectionLevel, Spa
 from shoal.wire.cache_names import Beginning
 
 DEFAULT_TOKENS = 1024
-Messages = Sequence[dict[str, Any]]
 
 
 class Swarm:
@@ -70,6 +70,7 @@ class Swarm:
 
     Args:
         identity: under which peers are asked to audit others; without one, only this machine audits.
+        accounts: by which hops are told who asks, and are paid.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class Swarm:
         settings: Settings,
         store: ModelStore,
         identity: OtherIdentity | None = None,
+        accounts: HopAccounts | None = None,
     ) -> None:
         self.network = network
         self.member = member
         self.settings = settings
         self.store = store
         self.weights = PeerWeights(member, settings, store)
-        self.rings = Rings(network, member, settings)
+        self.rings = Rings(network, member, settings, accounts)
         if settings.attested:
             self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
         self.audits = Audits(self.rings, settings, store, identity)
@@ -255,7 +257,7 @@ class Swarm:
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             asked = prompt, messages, images
             token_ids, seen = await encode_into(answer, self.looking, local, codec, *asked)
-            limit = min(max_tokens, _room(local.shape, len(token_ids)))
+            limit = min(max_tokens, room_for(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
             drafting = await self._checked_draft(local) if guessing and draft else None
@@ -478,14 +480,3 @@ class Swarm:
                 self._ends[key] = await load_ends(local, format, self.settings, self._thread)
                 self.rings.ends.append(self._ends[key])
             return self._ends[key]
-
-
-def _room(shape: ModelShape, prompt_tokens: int) -> int:
-    """Tokens that an answer may have. Raises PromptTooLong: none."""
-    room = shape.context - prompt_tokens
-    if room < 1:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
-            check="shorten the prompt: it is never cut for you",
-        )
-    return room

@@ -29,6 +29,8 @@ from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
+from shoal.node.paying.credit_desk import CreditDesk
+from shoal.node.paying.payment import PaymentDesk
 from shoal.node.resend_buffer import ResendBudget
 from shoal.node.sessions import Opening, Sessions
 from shoal.swarm.member import Member
@@ -184,6 +186,8 @@ class Admission:
     Args:
         measured: told of each step that a session computes, with its blocks, on the engine's thread.
         wire: the codec that sessions are asked to have; with ``auto`` by the way onward.
+        credits: by which some are let in before others; ``None``: all are alike.
+        payments: what asks for payment; ``None``: nothing is asked.
     """
 
     def __init__(
@@ -193,7 +197,11 @@ class Admission:
         load: LoadMeter,
         measured: Callable[[Engine, Span, Step, StepOutput], None],
         wire: Codec | Literal["auto"],
+        credits: CreditDesk | None = None,
+        payments: PaymentDesk | None = None,
     ) -> None:
+        self._payments = payments
+        self._credits = credits
         self._sessions = sessions
         self._channels = channels
         self._load = load
@@ -209,6 +217,9 @@ class Admission:
         """
         try:
             check_open(message, service)
+            if self._credits is not None:
+                for free, total in (self._sessions.places, (engine.tokens_free, engine.tokens)):
+                    self._credits.check(channel, message, free=free, total=total)
             # Taken note of before the first await: a second Open of the same id finds it.
             return self._sessions.begin(SessionId(message.session), channel, engine, message.tokens)
         except ShoalError as error:
@@ -256,6 +267,7 @@ class Admission:
 
     async def _make_hop(self, channel: Channel, message: Open, session: SessionId, engine: Engine) -> Hop:
         span = Span(message.start, message.end)
+        payment = await self._payments.admit(channel, message) if self._payments is not None else None
         self._sessions.use(engine)  # before anything is waited for: a node that moves closes what is unused
         found = self._sessions.take_kept(engine, message)
         try:
@@ -274,16 +286,20 @@ class Admission:
             engine.close(session)
             self._sessions.unuse(engine)
             raise
+        measured: Callable[[Step, StepOutput], None] = partial(self._measured, engine, span)
+        if self._credits is not None:
+            measured = self._credits.metered(channel, message, measured)
         hop = Hop(
             opened=message,
             client=channel,
             next=onward,
             engine=engine,
-            measured=partial(self._measured, engine, span),
+            measured=measured,
             room=self._room,
             grow=self._sessions.grow,
             found=found,
             failed=self._load.note_failure,
+            payment=payment,
         )
         self._sessions.add(hop)
         return hop

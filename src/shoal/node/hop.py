@@ -27,6 +27,7 @@ from shoal.errors import (
     ChannelClosed,
     LocalProtocolError,
     OutdatedPeer,
+    PaymentRequired,
     ShoalError,
     Superseded,
     UnknownSession,
@@ -36,6 +37,7 @@ from shoal.executor.kernels.decode_steps import RanStep, RanTimes
 from shoal.executor.pages import PAGE
 from shoal.net.channel import Channel
 from shoal.node.kept_caches import FoundCache, KeptCache, fitting
+from shoal.node.paying.payment import SessionPayment
 from shoal.node.resend_buffer import ResendBudget, ResendBuffer
 from shoal.node.tracing.hop_turn import HopTurn
 from shoal.trust.signing import Signing, WorkLog
@@ -47,6 +49,9 @@ from shoal.wire.payload import hidden_states
 
 IDLE_S = 900.0
 """How long a session may be without a step, where nobody wants its room."""
+UNPAID_S = 20.0
+"""How long a session waits until what is owed for it is paid."""
+TELL_AGAIN_S = 2.0
 FIRST_STEP_S = 20.0
 """The same for one that has never had a step: before it gets one, the hops before this one compute theirs."""
 
@@ -69,6 +74,8 @@ class Hop:
     """Where what was sent on is kept."""
     grow: Callable[[Hop, int], None]
     """Reserves KV for so many tokens in all; raises ``Busy``."""
+    payment: SessionPayment | None = None
+    """How it is paid for; ``None``: not at all."""
     failed: Callable[[ShoalError], None] = lambda _: None
     """Told of each step, and of a session, that came to nothing."""
     found: FoundCache | None = None
@@ -142,9 +149,12 @@ class Hop:
             return
         now = trio.current_time()
         self.scope.deadline = now + IDLE_S
-        if self.queue.put(step, payload, now, room=not self.onward.full):
+        covered = self.payment is None or self.payment.reserve(step.tokens)
+        if self.queue.put(step, payload, now, room=covered and not self.onward.full):
             self._submit(step, payload)
         else:
+            if covered and self.payment is not None:
+                self.payment.settle(step.tokens, done=False)  # it is reserved when its turn has come
             self._stalled.set()
 
     async def run(self) -> None:
@@ -155,7 +165,7 @@ class Hop:
                 while self.queue.held:
                     await self.onward.wait_room()
                     # What was held may have been superseded meanwhile, by a step that found room.
-                    if self.queue.held:
+                    if self.queue.held and await self._paid_for():
                         self._submit(*self.queue.next_held())
                 # No await since nothing was found held: a step that comes now finds the new event.
                 self._stalled = trio.Event()
@@ -164,6 +174,28 @@ class Hop:
             idle_s = trio.current_time() - self.queue.since
             self.names = ()
             self.fail(None, UnknownSession(f"no step for {idle_s:.0f} s: its room is for others"))
+
+    async def _paid_for(self) -> bool:
+        """Wait until the step that is held first is paid for; ``False`` where another may be first by now.
+
+        A client that does not pay in time loses its session, and is told what it owes.
+        """
+        payment, until = self.payment, trio.current_time() + UNPAID_S
+        while payment is not None and (step := self.queue.first_held) is not None:
+            news = payment.news
+            if payment.reserve(step.tokens):
+                return True
+            if trio.current_time() >= until:
+                try:
+                    payment.check(step.tokens)
+                except PaymentRequired as error:
+                    self.fail(None, error)
+                    self.end()
+                    await trio.lowlevel.checkpoint()
+            payment.wait_told()
+            with trio.move_on_after(TELL_AGAIN_S):
+                await news.wait()
+        return payment is None
 
     def reroute(self, message: Reroute, onward: Channel | None) -> bool:
         """Take other neighbours, and send the next one again what it is to have cached.
@@ -269,6 +301,8 @@ class Hop:
         self.queue.sent(step)
         if self.next is not None:
             self._kept.add(step, ran.codec, ran.payload)
+        if self.payment is not None:
+            self.payment.charge(step.tokens)
         output = StepOutput(ran.payload, times.compute_us, times.waiting_us)
         self.measured(step, output)
         if self._turn is not None:
@@ -308,6 +342,8 @@ class Hop:
         if self._seat is None or codec is None:
             return
         if not self.came_over or self._cut or not self.queue.idle or way.full:
+            return
+        if self.payment is not None and not self.payment.covers_next():
             return
         self.engine.prepare(
             self._seat,
@@ -349,6 +385,8 @@ class Hop:
         """
         # First of all: whatever becomes of the result, the step no longer waits.
         self.queue.done(step)
+        if self.payment is not None:
+            self.payment.settle(step.tokens, done=not isinstance(result, ShoalError))
         # What was prepared for after the step before is out of date, if this one came at that moment.
         self._hold()
         if isinstance(result, Superseded):

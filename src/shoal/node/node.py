@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from shoal.executor.engine import Engine
 from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import ComputeThread
+from shoal.ledger.credits.credit_file import CreditFile
 from shoal.ledger.delegate import countersigner
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.net.identity import verify
 from shoal.net.network import Network
 from shoal.node.adapters.read import read_adapters
 from shoal.node.admission import DRAIN_S, drain
@@ -30,6 +33,8 @@ from shoal.node.attestation.start import Attesting, attestation_desk, start_atte
 from shoal.node.formats import pick_format
 from shoal.node.owner.machine import MachineSensors, machine_of
 from shoal.node.owner.watch import OwnerWatch, Turned
+from shoal.node.paying.credit_desk import CreditDesk
+from shoal.node.paying.payment import PaymentDesk
 from shoal.node.server import SpanServer
 from shoal.node.speed import Speed, measure_speed
 from shoal.sharing.peer_weights import PeerWeights
@@ -192,6 +197,7 @@ class Node:
             link_bytes_s=self.server.channels.bytes_s,
             trains=self.server.trains,
             adapters=tuple(ServedAdapter(adapter.name, adapter.digest) for adapter in self.adapters),
+            price=self.server.payments.asked(len(self.span)) if self.server.payments else None,
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -255,6 +261,23 @@ def _weight_server(
     return weights
 
 
+def _credit_desk(network: Network, settings: Settings) -> CreditDesk | None:
+    """What keeps credits, where the settings want that."""
+    if not settings.credits:
+        return None
+    file = CreditFile.of(settings.paths.credits, settings.swarm)
+    return CreditDesk(file, network.peer, verify, time.time)
+
+
+async def _payment_desk(settings: Settings) -> PaymentDesk | None:
+    """What asks for payment, where the settings name a price."""
+    if not settings.price:
+        return None
+    from shoal.node.paying.start import payee_desk  # noqa: PLC0415  needs an extra
+
+    return await trio.to_thread.run_sync(payee_desk, settings)
+
+
 @asynccontextmanager
 async def start_node(
     network: Network,
@@ -267,12 +290,14 @@ async def start_node(
     machine: MachineSensors | None = None,
     turned: Turned | None = None,
     attesting: Attesting | None = None,
+    payments: PaymentDesk | None = None,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
 
     Args:
         machine: what the node gives way to its owner by; by default the machine that this runs on.
         turned: told when it begins to, or has come back; by default that is logged.
+        payments: what asks for payment; by default, where the settings name a price, over their chain.
         attesting: what shows which machine this is, where the settings want that; by default its hardware.
 
     Raises:
@@ -281,9 +306,11 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
         DigestMismatch: an adapter was made for another model.
+        IncompatibleLibrary, BadLedgerFile, ChainError: a price is set, and no wallet or chain is there.
         QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
+    payments = payments or await _payment_desk(settings)
     adapters = await trio.to_thread.run_sync(read_adapters, settings.adapter, model)
     attesting = attesting or await start_attesting(settings)
     member.directory.know([model.shape])
@@ -307,19 +334,20 @@ async def start_node(
         adapters=[adapter.digest for adapter in adapters],
         train_tokens=settings.train_tokens if settings.train else 0,
         countersign=countersigner(settings.paths.data),
+        credits=_credit_desk(network, settings),
+        payments=payments,
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
-    desk = attestation_desk(attesting, network, server)
     node = Node(model, loaded, server, member, settings, device, watch, weights, attesting.kind, adapters)
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with
     try:
         async with watching, trio.open_nursery() as nursery:
+            await nursery.start(attestation_desk(attesting, network, server).run)
             await nursery.start(server.run)
             await nursery.start(_weight_server(network, server, store, model, settings).run)
-            await nursery.start(desk.run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

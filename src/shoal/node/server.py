@@ -30,6 +30,8 @@ from shoal.node.handlers import Handlers
 from shoal.node.hop import Hop
 from shoal.node.load import LoadMeter
 from shoal.node.owner.handover import HeldSession
+from shoal.node.paying.credit_desk import CreditDesk
+from shoal.node.paying.payment import PaymentDesk
 from shoal.node.receipts import ReceiptDesk
 from shoal.node.rerouting import NOT_YOURS, Rerouting
 from shoal.node.sessions import Opening, Sessions
@@ -77,9 +79,13 @@ class SpanServer:
         adapters: Sequence[AdapterDigest] = (),
         train_tokens: int = 0,
         countersign: CounterSign = lambda receipt: b"",
+        credits: CreditDesk | None = None,
+        payments: PaymentDesk | None = None,
     ) -> None:
         """
         Args:
+            credits: by which some are let in before others; run with the server.
+            payments: what asks for payment; run with the server.
             train_tokens: of the longest sequence that clients may train here; 0: they may train none.
             countersign: receipts, by the delegate of a node that has staked.
         """
@@ -106,13 +112,17 @@ class SpanServer:
             where=where,
             at_once=self._at_once,
         )
-        self._admission = Admission(mine, self.channels, self.load, self._measured, wire)
+        self._admission = Admission(mine, self.channels, self.load, self._measured, wire, credits, payments)
         self._rerouting = Rerouting(mine, self.channels, self.load, self._peer, self._spawn)
         self._receipts = ReceiptDesk(mine, network.sign, network.peer, self._spawn, countersign)
         self._reveals = RevealDesk(mine, self._spawn)
         self._proofs = ProofDesk(mine, self._spawn)
         self._train_tokens = train_tokens
         self._training = TrainingDesk(self._trained, self._spawn)
+        self.credits = credits
+        """Who is served first; ``None``: all are alike."""
+        self.payments = payments
+        """What asks for payment."""
         self._nursery: trio.Nursery | None = None
         self._register()
 
@@ -125,6 +135,10 @@ class SpanServer:
         self._proofs.register(self.handlers)
         self._training.register(self.handlers)
         TurnDesk(self._sessions).register(self.handlers)
+        if self.credits is not None:
+            self.credits.register(self.handlers)
+        if self.payments is not None:
+            self.payments.register(self.handlers)
         self.handlers.register(Close, self._close)
         self.handlers.register(KeepCache, self._keep)
         for answer in (Failed, Opened, Refused, Rerouted, Located, Receipts, Revealed, Proved):
@@ -186,6 +200,9 @@ class SpanServer:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for desk in (self.credits, self.payments):
+                if desk is not None:
+                    await nursery.start(desk.run)
             await nursery.start(partial(self.channels.run, accept=True))
             task_status.started()
             while True:
@@ -234,13 +251,24 @@ class SpanServer:
             self._spawn(partial(self._run_session, channel, message, opening))
 
     async def _run_session(self, channel: Channel, message: Open, opening: Opening) -> None:
-        hop = await self._admission.open(channel, message, opening, self.engine)
-        if hop is None:
-            return
+        try:
+            hop = await self._admission.open(channel, message, opening, self.engine)
+            if hop is not None:
+                await self._run_hop(channel, message, hop)
+        finally:
+            if self.credits is not None:
+                self.credits.ended(message.session)
+            if self.payments is not None:
+                self.payments.ended(message.session)
+
+    async def _run_hop(self, channel: Channel, message: Open, hop: Hop) -> None:
         try:
             with suppress(ChannelClosed):  # the client is gone
                 codec, rolls_back = self._admission.codec(hop), hop.engine.capabilities.roll_back
-                opened = Opened(message.session, self.tokens_free, codec, rolls_back, hop.opening)
+                keeps = self.credits is not None
+                opened = Opened(
+                    message.session, self.tokens_free, codec, rolls_back, hop.opening, credits=keeps
+                )
                 if (found := hop.found) is not None:
                     opened = msgspec.structs.replace(opened, held=found.tokens, held_codec=found.cache.codec)
                 await channel.send(opened)

@@ -67,6 +67,11 @@ class Sessions:
         """Those that are open."""
         return iter(list(self._hops.values()))
 
+    @property
+    def places(self) -> tuple[int, int]:
+        """How many more there may be, open or about to be, and how many in all."""
+        return self._places - len(self._hops) - len(self._opening), self._places
+
     def get(self, session: SessionId) -> Hop | None:
         """An open session."""
         return self._hops.get(session)

@@ -29,6 +29,8 @@ class StageCost:
     """Whether its step was measured, or is taken for a usual one."""
     sessions: int
     tokens_free: int
+    price: int = 0
+    """What a million tokens cost over its blocks, in the smallest unit of its chain's coin."""
 
     @property
     def seconds(self) -> float:
@@ -58,6 +60,11 @@ class Choice:
     """One for each stage, in its order."""
     own: tuple[Span, ...] = ()
     """Blocks that the client runs itself, and of which no cost is counted here."""
+
+    @property
+    def price(self) -> int:
+        """What a million tokens cost, in the smallest unit of the chain's coin."""
+        return sum(stage.price for stage in self.stages)
 
     @property
     def seconds(self) -> float:
@@ -109,6 +116,7 @@ def _costs(path: PeerPath, counted: Sequence[Candidate]) -> tuple[tuple[StageCos
             counted[part.peer].step_s > 0,
             counted[part.peer].sessions,
             counted[part.peer].tokens_free,
+            counted[part.peer].price * (part.end - part.start),
         )
         for part, way_s in zip(path.parts, into, strict=True)
     )

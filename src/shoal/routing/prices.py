@@ -7,8 +7,9 @@
     cheapest route at such prices come close to the most that all peers can carry together (Awerbuch, Azar and
     Plotkin, 1993, "Throughput-competitive on-line routing").
 ``cost``
-    What travels between machines: every hop takes and sends each token's hidden states once, all of one size,
-    so the fewest hops are the fewest bytes. Among those the fastest. Nobody asks for money yet.
+    First money, as each hop asks it for a block. Then what travels between machines: every hop takes and
+    sends each token's hidden states once, all of one size, so the fewest hops are the fewest bytes. Among
+    those the fastest.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ for the int8 and bf16 kernels with 8 and 32 rows."""
 WORTH = 64.0
 """How much dearer a peer is that has nothing left than one that idles."""
 MORE_THAN_ANY_STEP_S = 1e4
+MONEY_S = 1e9
+"""What the dearest price of a block counts as: what differs by a ten-thousandth of it outweighs a hop."""
 JITTER = 0.1
 """By how much a candidate may seem dearer than it is, by chance, so that not all clients choose the same."""
 MOST_WAYS = 8
@@ -70,6 +73,8 @@ class Candidate:
     """Round trips between it and other peers."""
     sending_s: float = 0.0
     """How long its link takes for what it sends on in a decode step; 0 if unknown."""
+    price: int = 0
+    """What it asks for a million tokens of a block, in the smallest unit of its chain's coin."""
 
     @property
     def utilisation(self) -> float:
@@ -113,6 +118,8 @@ def price(
         chance = [_affine(affinity, c.peer) if affinity or rng is None else rng.random() for c in candidates]
         dearer = 1 + JITTER * np.array(chance)
         block, stage, near, leg = block * dearer, stage * dearer, near * dearer, leg * dearer
+    if objective == "cost":
+        block = block + _money_s(candidates)  # after the chance: nobody is to pay more by it
     return Prices(block, stage, near, leg, ways, work)
 
 
@@ -120,6 +127,11 @@ def _affine(affinity: bytes, peer: PeerId) -> float:
     """A number in [0, 1) that follows from both."""
     made = hashlib.blake2b(peer.encode(), digest_size=8, key=affinity).digest()
     return int.from_bytes(made) / 2**64
+
+
+def within_price(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """Those that ask ``most`` for a million tokens of a block, or less."""
+    return [candidate for candidate in candidates if candidate.price <= most]
 
 
 def worth_of(span: Span, segments: Sequence[float] | None) -> float:
@@ -140,6 +152,12 @@ def _block_s(candidates: Sequence[Candidate], segments: Sequence[float] | None) 
         for c, w in zip(candidates, worth, strict=True)
     ]
     return np.array(each)
+
+
+def _money_s(candidates: Sequence[Candidate]) -> FloatArray:
+    """What each asks for a block, as a share of the dearest, in seconds that outweigh all others."""
+    dearest = max((candidate.price for candidate in candidates), default=0)
+    return np.array([MONEY_S * c.price / dearest if dearest else 0.0 for c in candidates])
 
 
 def _stage_s(candidates: Sequence[Candidate]) -> FloatArray:

@@ -56,6 +56,24 @@ class ServedAdapter(Struct, frozen=True, array_like=True):
     digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
+PRICED_TOKENS = 10**6
+"""Of one block, for which prices are."""
+
+
+class AskedPrice(Struct, frozen=True, array_like=True):
+    """What a node asks for its work, and where it is paid: over payment channels of one escrow contract."""
+
+    amount: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+    """For a million tokens of one block, in the smallest unit of the chain's coin."""
+    window: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+    """What it serves before it is paid, at most; in the same unit."""
+    payee: Annotated[bytes, Meta(min_length=20, max_length=20)]
+    """The address of its wallet. The announcement's signature binds it to the peer."""
+    chain_id: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+    contract: Annotated[bytes, Meta(min_length=20, max_length=20)]
+    """The escrow's."""
+
+
 class Served(Struct, frozen=True, array_like=True):
     """A model, the span of it that a node serves, and how well."""
 
@@ -104,6 +122,8 @@ class Served(Struct, frozen=True, array_like=True):
     adapters: Annotated[tuple[ServedAdapter, ...], Meta(max_length=MAX_ADAPTERS)] = ()
     trains: bool = False
     """Whether clients may tune adapters through its blocks."""
+    price: AskedPrice | None = None
+    """What it asks; ``None``: nothing."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""
@@ -247,6 +267,7 @@ def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
         sending_s=served.hidden_size * ROW_ELEMENT_BYTES / max(served.link_bytes_s, LEAST_BYTES_S)
         if served.link_bytes_s
         else 0.0,
+        price=served.price.amount if served.price else 0,
     )
 
 

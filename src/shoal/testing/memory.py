@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -173,6 +174,10 @@ class MemoryNetwork:
 
     def sign(self, data: bytes) -> bytes:
         return self._identity.sign(data)
+
+    def save_identity(self, path: Path) -> None:
+        """Keep its key where a machine has it. Raises FileExistsError: there is one."""
+        self._identity.save(path)
 
     async def connect(self, multiaddr: str, *, deadline_s: float) -> PeerId:
         peer = PeerId(multiaddr.rpartition("/p2p/")[2])

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from shoal import config
+from shoal.client.connect import accounts_for
+from shoal.client.paying.accounts import HopAccounts
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
 from shoal.models.store.local_model import LocalModel
@@ -19,11 +21,12 @@ from shoal.models.store.store import ModelStore
 from shoal.node.attestation.start import Attesting
 from shoal.node.node import Node, start_node
 from shoal.node.owner.machine import MachineSensors
+from shoal.node.paying.payment import PaymentDesk
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
-from shoal.types import Span
+from shoal.types import PeerId, Span
 
 NodeT = TypeVar("NodeT")
 Start = Callable[[MemoryNetwork, Member, Settings], AbstractAsyncContextManager[NodeT]]
@@ -46,12 +49,23 @@ class MemoryPeers(Generic[NodeT]):
         """A node is gone without a word."""
         self.world.kill(self.networks[index].peer)
 
-    async def add_client(self, home: Path | None = None, **options: Any) -> Swarm:
-        """One more client, with a home of its own if one is given."""
+    async def add_client(
+        self,
+        home: Path | None = None,
+        accounts: Callable[[PeerId], HopAccounts] | None = None,
+        **options: Any,
+    ) -> Swarm:
+        """One more client, with a home of its own if one is given.
+
+        Args:
+            accounts: by which it pays, of the peer that it is; by default as the options say.
+        """
         network = self.world.network()
         settings = memory_settings(home or self.settings.paths.data, **options)
         store = ModelStore(settings.paths.models)
-        swarm = Swarm(network, await self._member(network), settings, store, self._another_identity)
+        peer, member = network.peer, await self._member(network)
+        found = await accounts_for(peer, settings) if accounts is None else accounts(peer)
+        swarm = Swarm(network, member, settings, store, self._another_identity, found)
         await self.nursery.start(swarm.move_messages)
         return swarm
 
@@ -63,14 +77,22 @@ class MemoryPeers(Generic[NodeT]):
         finally:
             self.world.kill(network.peer)
 
-    async def _add(self, start: Start[NodeT], options: Mapping[str, Any], host: str | None = None) -> NodeT:
+    async def _add(
+        self,
+        start: Start[NodeT],
+        options: Mapping[str, Any],
+        host: str | None = None,
+        home: Path | None = None,
+    ) -> NodeT:
         network = self.world.network()
         network.says_at = host or f"198.18.{len(self.networks)}.1"
         member = await self._member(network)
         started: list[NodeT] = []
+        if home is not None:
+            network.save_identity(home / "identity.key")
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
-            settings = memory_settings(self.settings.paths.data, **options)
+            settings = memory_settings(home or self.settings.paths.data, **options)
             async with start(network, member, settings) as node:
                 started.append(node)
                 task_status.started()
@@ -108,6 +130,8 @@ class MemorySwarm(MemoryPeers[Node]):
         machine: MachineSensors | None = None,
         attesting: Attesting | None = None,
         host: str | None = None,
+        home: Path | None = None,
+        payments: PaymentDesk | None = None,
         **options: Any,
     ) -> Node:
         """One more node, of this model or another version of it, on this machine or a pretended one, which
@@ -115,15 +139,26 @@ class MemorySwarm(MemoryPeers[Node]):
 
         Args:
             host: where it says that it is; by default on a network of its own.
+            payments: what asks for payment there.
+            home: of its machine, where clients find its identity; by default it has that of the swarm.
         """
 
         def start(
             network: MemoryNetwork, member: Member, settings: Settings
         ) -> AbstractAsyncContextManager[Node]:
             served = model or self.model
-            return start_node(network, member, served, span, settings, machine=machine, attesting=attesting)
+            return start_node(
+                network,
+                member,
+                served,
+                span,
+                settings,
+                machine=machine,
+                attesting=attesting,
+                payments=payments,
+            )
 
-        return await self._add(start, options, host)
+        return await self._add(start, options, host, home)
 
 
 @asynccontextmanager

@@ -86,6 +86,11 @@ class HopQueue:
         return len(self._held)
 
     @property
+    def first_held(self) -> Step | None:
+        """The one that :meth:`next_held` gives."""
+        return self._held[0][0] if self._held else None
+
+    @property
     def idle(self) -> bool:
         """Whether no step waits or runs: the cache is as long as :attr:`length` says."""
         return not self._held and not self.computing

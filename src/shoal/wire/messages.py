@@ -41,7 +41,8 @@ So does what shows on which machine a peer runs::
     peer ← Attested
 
 Those of tuning, proofs and traces are in :mod:`shoal.wire.training`, :mod:`shoal.wire.proofs` and
-:mod:`shoal.wire.turn`, names of kept KV in :mod:`shoal.wire.cache_names`.
+:mod:`shoal.wire.turn`, those of payment in :mod:`shoal.wire.paying`, names of kept
+KV in :mod:`shoal.wire.cache_names`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ from shoal.wire.fields import (
     TaggedMessage,
     Text,
 )
+from shoal.wire.paying import PayingMessage, PaymentOffer, ShownCredit
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 from shoal.wire.proofs import Prove, Proved
 from shoal.wire.training import MAX_ROWS, NotTrained, Train, Trained
@@ -147,6 +149,8 @@ class Open(TaggedMessage, frozen=True, tag="open"):
     """The digest of the adapter with which the blocks are to be run; empty: as they are."""
     caches: CacheNames = ()
     """By which the hop may have kept the session's beginning."""
+    credit: ShownCredit | None = None
+    payment: PaymentOffer | None = None
 
 
 class Opened(TaggedMessage, frozen=True, tag="opened"):
@@ -163,6 +167,8 @@ class Opened(TaggedMessage, frozen=True, tag="opened"):
     """Tokens of ``caches`` that the hop has: the first step begins there at the latest."""
     held_codec: Codec = "float32"
     """In which their rows came, as all that follow must."""
+    credits: bool = False
+    """Whether the hop keeps credits, and so takes an ``Acknowledged``."""
 
 
 class Refused(TaggedMessage, frozen=True, tag="refused"):
@@ -460,6 +466,7 @@ Message = (
     | Trained
     | NotTrained
     | TraceTurn
+    | PayingMessage
     | Ping
     | Pong
     | Resume

@@ -23,6 +23,7 @@ from shoal.wire.messages import (
     Revealed,
     Step,
 )
+from shoal.wire.paying import Acknowledged, Paid, PaymentDue
 from shoal.wire.proofs import Prove, Proved
 from shoal.wire.training import NotTrained, Train, Trained
 from shoal.wire.turn import TraceTurn
@@ -39,6 +40,9 @@ SINCE: dict[type[Message], int] = {
     Proved: 9,
     TraceTurn: 9,
     KeepCache: 9,
+    Acknowledged: 9,
+    PaymentDue: 9,
+    Paid: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 

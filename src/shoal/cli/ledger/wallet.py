@@ -5,7 +5,6 @@ The key is never printed.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +23,7 @@ from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.config import Settings
 from shoal.errors import EXIT_FAILURE, BadLedgerFile, ChainError, UsageError
-
-WEI = 10**18
-LONGEST_AMOUNT = 64
+from shoal.option_values import parse_coins, show_coins
 
 PasswordFileOption = Annotated[
     Path | None,
@@ -61,7 +58,7 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     from shoal.ledger.wallet import create_wallet
 
     settings = options.settings()
-    path = _wallet(settings)
+    path = settings.paths.wallet
     if path.exists():
         raise UsageError(f"{path} is there already", next_command="shoal wallet show")
     key = create_wallet(path, _password(password_file, confirm=True))
@@ -69,7 +66,7 @@ def create(password_file: PasswordFileOption = None, as_json: options.JsonOption
     emit({"address": address, "path": path}, as_json, lambda: address)
     if not as_json:
         say(f"keep a copy of {path} and its password: nobody else can replace them")
-        say(f"keep a copy of {_payments(settings)} too: terms and vouchers of payment channels are in it")
+        say(f"keep a copy of {settings.paths.payments} too: terms and vouchers of payment channels are in it")
         say("(what you paid into, shoal wallet recover finds again on the chain)")
 
 
@@ -84,15 +81,15 @@ def show(as_json: options.JsonOption = False) -> None:
     from shoal.ledger.wallet import wallet_address
 
     settings = options.settings()
-    address = wallet_address(_wallet(settings))
-    data: dict[str, Any] = {"address": show_address(address), "path": _wallet(settings)}
+    address = wallet_address(settings.paths.wallet)
+    data: dict[str, Any] = {"address": show_address(address), "path": settings.paths.wallet}
     lines = [f"address  {data['address']}"]
-    if _chain(settings).exists():
-        client = ChainClient(read_deployment(_chain(settings)))
+    if settings.paths.chain.exists():
+        client = ChainClient(read_deployment(settings.paths.chain))
         client.check()
         balance = client.balance(address)
         data |= {"chain_id": client.deployment.chain_id, "balance_wei": str(balance)}
-        lines += [f"chain    {client.deployment.chain_id}", f"balance  {_coins(balance)}"]
+        lines += [f"chain    {client.deployment.chain_id}", f"balance  {show_coins(balance)}"]
     emit(data, as_json, lambda: "\n".join(lines))
 
 
@@ -113,12 +110,12 @@ def deploy(
     from shoal.ledger.wallet import open_wallet
 
     settings = options.settings()
-    path = _chain(settings)
+    path = settings.paths.chain
     check_test_chain(chain_id)
-    most = _wei(most_cost)
+    most = parse_coins(most_cost)
     if path.exists():
         raise UsageError(f"{path} is there already", check="move it away if you want to deploy again")
-    key = open_wallet(_wallet(settings), _password(password_file))
+    key = open_wallet(settings.paths.wallet, _password(password_file))
     deployment = deploy_contracts(url, chain_id, key, most_cost=most)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(deployment.encoded())
@@ -142,12 +139,12 @@ def fund(
     from shoal.ledger.wallet import open_wallet
 
     settings = options.settings()
-    to, wei = parse_address(payee), _wei(amount)
+    to, wei = parse_address(payee), parse_coins(amount)
     client = _client(settings, most_cost)
-    key = open_wallet(_wallet(settings), _password(password_file))
+    key = open_wallet(settings.paths.wallet, _password(password_file))
     account = settling.fund(client, _books(settings), key, to, wei)
     data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
-    emit(data, as_json, lambda: f"{data['channel']}  {_coins(account.deposit)} in escrow")
+    emit(data, as_json, lambda: f"{data['channel']}  {show_coins(account.deposit)} in escrow")
 
 
 def channels(as_json: options.JsonOption = False) -> None:
@@ -171,7 +168,7 @@ def channels(as_json: options.JsonOption = False) -> None:
     emit({"channels": rows}, as_json, lambda: _table(rows))
     damaged = [row["damaged"] for row in rows if "damaged" in row]
     for message in damaged:
-        say(f"{message}; restore it from a copy of {_payments(settings)}")
+        say(f"{message}; restore it from a copy of {settings.paths.payments}")
     if damaged:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -194,7 +191,7 @@ def withdraw(
     books = _books(settings)
     channel_id = _named(books, channel)
     client = _client(settings, most_cost)
-    key = open_wallet(_wallet(settings), _password(password_file))
+    key = open_wallet(settings.paths.wallet, _password(password_file))
     done = settling.withdraw(client, books, key, channel_id)
     emit({"channel": channel_id.hex(), "done": done}, as_json, lambda: done)
     if done in ("close requested", "waiting") and not as_json:
@@ -213,10 +210,10 @@ def recover(
     from shoal.ledger.wallet import wallet_address
 
     settings = options.settings()
-    address = wallet_address(_wallet(settings))
+    address = wallet_address(settings.paths.wallet)
     found = settling.recover(_client(settings), _books(settings), address, from_block)
     names = [account.channel_id.hex() for account in found]
-    shown = "\n".join(f"{account.channel_id.hex()}  {_coins(account.deposit)}" for account in found)
+    shown = "\n".join(f"{account.channel_id.hex()}  {show_coins(account.deposit)}" for account in found)
     emit(
         {"channels": names}, as_json, lambda: shown or "nothing is left in a payment channel that is not kept"
     )
@@ -258,14 +255,14 @@ def stake(
     from shoal.net.identity import Identity, public_key
 
     settings = options.settings()
-    wei = _wei(amount)
+    wei = parse_coins(amount)
     identity = Identity.load_or_create(settings.paths.identity)
     client, key = opened(settings, most_cost, password_file)
     found = staking.stake(client, key, settings.paths.data, public_key(identity.peer), wei)
     address = ChainKey.from_secret(found.secret).address
     total = stake_of(client, address).stake
     data = {"delegate": show_address(address), "peer": identity.peer, "stake_wei": str(total)}
-    emit(data, as_json, lambda: f"{data['delegate']}  {_coins(total)} staked for {identity.peer}")
+    emit(data, as_json, lambda: f"{data['delegate']}  {show_coins(total)} staked for {identity.peer}")
 
 
 def unstake(
@@ -293,32 +290,20 @@ def opened(settings: Settings, most_cost: str, password_file: Path | None) -> tu
     from shoal.ledger.wallet import open_wallet
 
     client = _client(settings, most_cost)
-    return client, open_wallet(_wallet(settings), _password(password_file))
+    return client, open_wallet(settings.paths.wallet, _password(password_file))
 
 
 def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:
     from shoal.ledger.chain.client import ChainClient
     from shoal.ledger.chain.deployment import read_deployment
 
-    return ChainClient(read_deployment(_chain(settings)), most_cost=_wei(most_cost))
-
-
-def _wallet(settings: Settings) -> Path:
-    return settings.paths.data / "wallet.json"
-
-
-def _chain(settings: Settings) -> Path:
-    return settings.paths.config / "chain.toml"
-
-
-def _payments(settings: Settings) -> Path:
-    return settings.paths.data / "payments"
+    return ChainClient(read_deployment(settings.paths.chain), most_cost=parse_coins(most_cost))
 
 
 def _books(settings: Settings) -> PaymentBooks:
     from shoal.ledger.settling import PaymentBooks
 
-    return PaymentBooks.below(_payments(settings))
+    return PaymentBooks.below(settings.paths.payments)
 
 
 def _arrived(settings: Settings, books: PaymentBooks, account: PayerAccount) -> PayerAccount:
@@ -330,7 +315,7 @@ def _arrived(settings: Settings, books: PaymentBooks, account: PayerAccount) -> 
     try:
         return refresh_payer(_client(settings), books, account.channel_id)
     except (ChainError, UsageError) as error:
-        say(f"it is not known what has come of {_coins(account.on_the_way)} on the way: {error.message}")
+        say(f"it is not known what has come of {show_coins(account.on_the_way)} on the way: {error.message}")
         return account
 
 
@@ -357,26 +342,6 @@ def _password(file: Path | None, *, confirm: bool = False) -> str:
         return file.read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", check="give a file of one line") from error
-
-
-def _wei(amount: str) -> int:
-    """An amount in the smallest unit, to the last digit."""
-    try:
-        value = Decimal(amount) if len(amount) <= LONGEST_AMOUNT else Decimal(0)
-    except InvalidOperation:
-        value = Decimal(0)
-    # Compared before it is multiplied: comparing is exact, whatever the exponent.
-    if value.is_finite() and Decimal(1) / WEI <= value < 1 << 128:
-        with localcontext(prec=2 * LONGEST_AMOUNT):
-            wei = value * WEI
-            if wei == int(wei) and wei < 1 << 128:
-                return int(wei)
-    raise UsageError(f"{amount[:64]!r} is no amount", check="write a number above 0, for example 0.05")
-
-
-def _coins(wei: int) -> str:
-    with localcontext(prec=2 * LONGEST_AMOUNT):
-        return f"{Decimal(wei) / WEI:f}"
 
 
 def _paying(account: PayerAccount) -> dict[str, Any]:
@@ -418,10 +383,10 @@ def _table(rows: list[dict[str, Any]]) -> Table | str:
             table.add_row(row["channel"][:16], row["role"], "damaged")
             continue
         deposit, paid, redeemed = (
-            _coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed")
+            show_coins(int(row[f"{name}_wei"])) for name in ("deposit", "paid", "redeemed")
         )
         if on_the_way := int(row.get("on_the_way_wei", 0)):
-            deposit += f" (and {_coins(on_the_way)} on the way)"
+            deposit += f" (and {show_coins(on_the_way)} on the way)"
         place = (str(row["chain_id"]), row["contract"])
         table.add_row(row["channel"][:16], row["role"], row["other"], *place, deposit, paid, redeemed)
     return table

@@ -34,6 +34,8 @@ def up(
     adapter: options.AdapterOption = None,
     train: options.TrainOption = None,
     attest: options.AttestOption = None,
+    credits: options.CreditsOption = None,
+    price: options.PriceOption = None,
     gateway: Annotated[bool, typer.Option(help="Serve the API and the web page too.")] = True,
     gateway_host: options.GatewayHostOption = None,
     gateway_port: options.GatewayPortOption = None,
@@ -57,6 +59,8 @@ def up(
         adapter=adapter,
         train=train,
         attest=attest,
+        credits=credits,
+        price=price,
         gateway_host=gateway_host,
         gateway_port=gateway_port,
         ollama_port=ollama_port,
@@ -92,6 +96,8 @@ def serve(
     adapter: options.AdapterOption = None,
     train: options.TrainOption = None,
     attest: options.AttestOption = None,
+    credits: options.CreditsOption = None,
+    price: options.PriceOption = None,
     wire: options.WireOption = None,
     bootstrap: options.BootstrapOption = None,
     mdns: Annotated[bool | None, options.flag("mdns", "--mdns/--no-mdns")] = None,
@@ -124,6 +130,8 @@ def serve(
         adapter=adapter,
         train=train,
         attest=attest,
+        credits=credits,
+        price=price,
         wire=wire,
         bootstrap=bootstrap,
         mdns=mdns,
@@ -150,6 +158,12 @@ def _serve(
             raise UsageError(
                 "--attest: nodes of graphs do not show what they run on",
                 check="serve the graph without it, or a language model",
+                next_command=f"shoal serve {settings.model}",
+            )
+        if settings.credits or settings.price:
+            raise UsageError(
+                "--credits and --price: nodes of graphs keep no accounts",
+                check="leave them out",
                 next_command=f"shoal serve {settings.model}",
             )
         if settings.adapter or settings.train:

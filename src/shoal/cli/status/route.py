@@ -15,7 +15,9 @@ from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import NoCoverage
 from shoal.models.store.catalogue import full_name
+from shoal.option_values import price_of, show_coins
 from shoal.routing.formats import ranked_numerics
+from shoal.routing.prices import Candidate, within_price
 from shoal.routing.route import routed_span
 from shoal.swarm.announcement import numerics_of
 from shoal.swarm.names import name_of
@@ -46,6 +48,8 @@ def route(
     ] = False,
     tokens: Annotated[int, typer.Option(help="Session length in tokens: prompt and answer.", min=1)] = TOKENS,
     only: options.OnlyOption = None,
+    objective: options.ObjectiveOption = None,
+    max_price: options.MaxPriceOption = None,
     private_ends: options.PrivateEndsOption = None,
     attested_only: options.AttestedOnlyOption = None,
     measurements: options.MeasurementsOption = None,
@@ -58,6 +62,8 @@ def route(
         swarm=swarm,
         public=public,
         only=only,
+        objective=objective,
+        max_price=max_price,
         private_ends=private_ends,
         attested_only=attested_only,
         measurements=measurements,
@@ -90,8 +96,9 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> tuple[Choice, 
     serving = covering(in_reach, model, swarm.settings)
     rtts = {peer: one.rtt_s for peer, one in reached.items()}
     n_blocks = serving[0][1].n_blocks
+    offers = [candidate(PeerId(a.peer), served, rtts.get(PeerId(a.peer))) for a, served in serving]
     choice = explain_route(
-        [candidate(PeerId(a.peer), served, rtts.get(PeerId(a.peer))) for a, served in serving],
+        _affordable(offers, price_of(swarm.settings.max_price), model),
         n_blocks,
         tokens,
         span=routed_span(swarm.settings.own_blocks, n_blocks),
@@ -99,6 +106,20 @@ async def _explained(swarm: Onlooker, model: str, tokens: int) -> tuple[Choice, 
         pinned={PeerId(peer) for peer in swarm.settings.pin},
     )
     return choice, reached
+
+
+def _affordable(offers: list[Candidate], most: int, model: str) -> list[Candidate]:
+    """Those that ask no more than may be paid. Raises NoCoverage: all ask more."""
+    found = within_price(offers, most)
+    if offers and not found:
+        least = show_coins(min(offer.price for offer in offers))
+        raise NoCoverage(
+            f"whoever serves {model} asks {least} or more for a million tokens of a block: more than "
+            f"the {show_coins(most) if most else 'nothing'} that may be paid",
+            check="let more be paid",
+            next_command=f"shoal route {model} --max-price {least}",
+        )
+    return found
 
 
 async def _attested(swarm: Onlooker, in_reach: list[Announcement], model: str) -> list[Announcement]:
@@ -176,6 +197,7 @@ def fields_of(model: str, choice: Choice, ways: Mapping[PeerId, Way]) -> dict[st
         "model": model,
         "objective": choice.objective,
         "step_ms": _ms(choice.seconds),
+        "price_wei": str(choice.price),
         "stages": [
             {
                 "peer": stage.peer,
@@ -187,6 +209,7 @@ def fields_of(model: str, choice: Choice, ways: Mapping[PeerId, Way]) -> dict[st
                 "measured": stage.measured,
                 "sessions": stage.sessions,
                 "tokens_free": stage.tokens_free,
+                "price_wei": str(stage.price),
             }
             for stage in choice.stages
         ],
@@ -215,7 +238,8 @@ def line(choice: Choice, ways: Mapping[PeerId, Way]) -> str:
         for stage in choice.stages
     ]
     hops += [(span, f"here {span}") for span in choice.own]
-    return " → ".join(hop for _, hop in sorted(hops))
+    paid = f"; {show_coins(choice.price)} for a million tokens" if choice.price else ""
+    return " → ".join(hop for _, hop in sorted(hops)) + paid
 
 
 def choice_view(choice: Choice, ways: Mapping[PeerId, Way]) -> Group:
@@ -228,6 +252,8 @@ def choice_view(choice: Choice, ways: Mapping[PeerId, Way]) -> Group:
         f"best for {choice.objective}: {hops} {'hop' if hops == 1 else 'hops'}, "
         f"a token in {1000 * choice.seconds:.1f} ms, {1 / choice.seconds:.1f} tok/s for one session"
     )
+    if choice.price:
+        head += f", {show_coins(choice.price)} for a million tokens"
     own = (
         [Text(f"beside it blocks {' and '.join(map(str, choice.own))}, which run here")] if choice.own else []
     )
@@ -241,7 +267,7 @@ def _stages(choice: Choice, ways: Mapping[PeerId, Way]) -> Table:
     rows = Table(box=None, pad_edge=False)
     for heading in ("hop", "blocks", "over"):
         rows.add_column(heading)
-    for heading in ("way", "waiting", "computing", "sessions", "free tokens"):
+    for heading in ("way", "waiting", "computing", "sessions", "free tokens", "price"):
         rows.add_column(heading, justify="right")
     rows.add_column("share of the step")
     for stage in choice.stages:
@@ -255,10 +281,11 @@ def _stages(choice: Choice, ways: Mapping[PeerId, Way]) -> Table:
             f"{guessed}{1000 * stage.computing_s:.2f} ms",
             str(stage.sessions),
             f"{stage.tokens_free:,}",
+            show_coins(stage.price) if stage.price else "-",
             _bar(stage.seconds / choice.seconds),
         )
     back = f"{1000 * choice.back_s:.2f} ms"
-    rows.add_row("back", "", "", back, "", "", "", "", _bar(choice.back_s / choice.seconds))
+    rows.add_row("back", "", "", back, "", "", "", "", "", _bar(choice.back_s / choice.seconds))
     return rows
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from shoal.client.paying.work import HopWork
 from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
 from shoal.errors import (
     ChannelClosed,
@@ -21,6 +22,7 @@ from shoal.errors import (
 )
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
+from shoal.swarm.announcement import AskedPrice
 from shoal.tasks import seconds_left
 from shoal.trust.rows import windows
 from shoal.types import Codec, PeerAddress, PeerId, Span
@@ -60,6 +62,8 @@ class RouteHop:
     """The key that the channel to it must have at its other end; empty where any will do."""
     attested: str = ""
     """What it has shown to run on, in few words; empty where it was not asked."""
+    price: AskedPrice | None = None
+    """What it asks."""
 
     def __str__(self) -> str:
         return f"the hop {self.address.peer} (blocks {self.span})"
@@ -126,6 +130,10 @@ class RingHop:
         """What its way onward asks for."""
         self.rolls_back = False
         """Whether its cache can return to any earlier position, as it says."""
+        self.credits = False
+        """Whether it keeps credits, as it says."""
+        self.work: HopWork | None = None
+        """What it was asked to do, once it has its place."""
         self.opening = bytes(16)
         """What it says that all its receipts of this session will have."""
         self.held = 0
@@ -190,6 +198,7 @@ class RingHop:
                 error = RemoteProtocolError(f"it has kept {reply.held} tokens, which it was not asked for")
                 raise HopRefused(self.peer, error)
             self.held, self.held_codec = reply.held, reply.held_codec
+            self.credits = reply.credits
         self.open = True
 
     async def ask(self, message: HopRequest, timeout_s: float, payload: bytes = b"") -> HopReply:

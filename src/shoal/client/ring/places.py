@@ -10,7 +10,9 @@ from typing import TypeVar
 
 import trio
 
-from shoal.client.ring.hop import HopLost, RingHop, RouteHop
+from shoal.client.paying.terms import TermsOf, no_terms
+from shoal.client.paying.work import HopWork, RingWork
+from shoal.client.ring.hop import HopLost, HopRefused, RingHop, RouteHop
 from shoal.errors import ChannelClosed, DeadlineExceeded, OutdatedPeer, RemoteProtocolError, ShoalError
 from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
@@ -43,6 +45,7 @@ class Places:
     Args:
         tokens: what every hop reserves KV for.
         caches: keys of the beginnings that hops may have kept.
+        terms: what each hop is told of who asks and how it will be paid.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class Places:
         numerics: Numerics,
         tokens: int,
         caches: Sequence[CacheKey] = (),
+        terms: TermsOf = no_terms,
     ) -> None:
+        self._terms = terms
         self._session = session
         self._shape = shape
         self._pool = pool
@@ -65,6 +70,8 @@ class Places:
         self._former: list[Channel] = []
         self._turn: TraceTurn | None = None
         self.hops = [RingHop(hop) for hop in route]
+        self.departed: list[RingHop] = []
+        """Those that have lost their places."""
 
     @property
     def route(self) -> tuple[RouteHop, ...]:
@@ -118,6 +125,16 @@ class Places:
         """
         opening = [index for index, hop in enumerate(self.hops) if not hop.open]
         await _together([partial(self._enter, index, timeout_s) for index in opening])
+
+    def begin_work(self, work: RingWork, refilled: int = 0) -> None:
+        """Count from now on what those are asked to do that have just been entered.
+
+        Args:
+            refilled: tokens for which their caches are filled.
+        """
+        for hop in self.hops:
+            if hop.work is None:
+                hop.work = HopWork(work, refilled)
 
     async def replace(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones, and have them sent again what is below ``position``.
@@ -220,7 +237,12 @@ class Places:
         await _together([partial(tell, channel) for channel in channels if not channel.closed])
 
     async def _enter(self, index: int, timeout_s: float) -> None:
-        span = self.hops[index].hop.span
+        hop = self.hops[index]
+        span = hop.hop.span
+        try:
+            terms = await self._terms(hop.peer, hop.hop.price, span)
+        except ShoalError as error:
+            raise HopRefused(hop.peer, error) from error
         message = Open(
             self._session,
             self._shape.digest,
@@ -235,8 +257,9 @@ class Places:
             self._key_before(index),
             self._shape.adapter or "",
             names_for(self._caches, self.hops[index].peer),
+            terms.credit,
+            terms.payment,
         )
-        hop = self.hops[index]
         await hop.enter(self._pool, message, timeout_s)
         if self._turn is not None:
             hop.tell(self._turn)
@@ -291,6 +314,9 @@ class Places:
                 self.hops[first - 1].entered = 0  # it sends all of it again itself
 
     def _dismiss(self, hop: RingHop) -> None:
+        if hop.work is not None:
+            hop.work.end()
+        self.departed.append(hop)
         if hop.channel is not None:
             # Remembered, as it may go on for a while to send what is then no breach of the protocol.
             self._former.append(hop.channel)

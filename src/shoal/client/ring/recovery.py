@@ -16,7 +16,7 @@ from typing import Literal
 
 import trio
 
-from shoal.client.ring.hop import HopFailed, HopLost
+from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import Rings
 from shoal.errors import (
@@ -29,6 +29,7 @@ from shoal.errors import (
     ShoalError,
     UnknownSession,
 )
+from shoal.swarm.announcement import PRICED_TOKENS
 from shoal.types import ModelShape, PeerId, Span
 
 REPAIR_WITHIN_S = 4.0
@@ -149,6 +150,9 @@ class Recovery:
         """Whether others could take the lost hops' places."""
         try:
             replacements = self._finder.replacements(ring, self._shape)
+            if any(_beyond_credit(hop, position) for new in replacements for hop in new.hops):
+                # Nothing comes back of what fills a cache: it would have to be paid for unseen.
+                return False
             fills = await ring.repair(replacements, position, REPAIR_WITHIN_S)
             if fills:
                 await refill(ring, fills)
@@ -208,6 +212,12 @@ class Recovery:
             check="see shoal status for who serves which blocks",
             next_command=f"shoal serve {self._shape.name} --span {missing[0]}",
         )
+
+
+def _beyond_credit(hop: RouteHop, position: int) -> bool:
+    """Whether a hop must be paid before its cache is filled up to ``position``."""
+    price = hop.price
+    return price is not None and position * len(hop.span) * price.amount > price.window * PRICED_TOKENS
 
 
 def recoverable(error: ShoalError) -> bool:

@@ -15,6 +15,9 @@ from contextlib import suppress
 
 import trio
 
+from shoal.client.paying.accounts import GivenWork
+from shoal.client.paying.terms import HopBill, TermsOf, no_terms
+from shoal.client.paying.work import RingWork
 from shoal.client.ring.hop import HopFailed, HopLost, RingHop, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.losses import Losses
@@ -82,12 +85,22 @@ class Ring:
         reputation: Reputation,
         replaceable: Callable[[Ring, set[PeerId]], bool],
         caches: Sequence[CacheKey] = (),
+        terms: TermsOf = no_terms,
     ) -> None:
+        self.work = RingWork()
+        """What was asked of the hops, and what has come back."""
         self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
         self._places = Places(
-            self.session, shape, route, pool, numerics=numerics, tokens=tokens, caches=caches
+            self.session,
+            shape,
+            route,
+            pool,
+            numerics=numerics,
+            tokens=tokens,
+            caches=caches,
+            terms=terms,
         )
         self.held = 0
         """Tokens of which every hop had the KV when it was opened."""
@@ -119,6 +132,30 @@ class Ring:
         """The blocks that the hops run together."""
         route = self.route
         return Span(route[0].span.start, route[-1].span.end)
+
+    @property
+    def bills(self) -> list[HopBill]:
+        """What the hops may ask for that are to be paid, those that have lost their places among them."""
+        return [
+            HopBill(hop.hop.price, len(hop.hop.span), hop.work, hop.channel)
+            for hop in (*self._places.hops, *self._places.departed)
+            if hop.hop.price is not None and hop.work is not None
+        ]
+
+    @property
+    def most_step_tokens(self) -> int | None:
+        """Tokens of a step that each hop gives credit for, with others beside it; ``None``: of any."""
+        bills = self.bills
+        return min(bill.step_tokens for bill in bills) if bills else None
+
+    @property
+    def given(self) -> list[GivenWork]:
+        """What the hops have given that keep credits."""
+        return [
+            GivenWork(hop.peer, hop.work.came * len(hop.hop.span), hop.channel)
+            for hop in (*self._places.hops, *self._places.departed)
+            if hop.credits and hop.work is not None
+        ]
 
     @property
     def carriers(self) -> list[CarrierName]:
@@ -177,6 +214,7 @@ class Ring:
         if (held := self._places.held) is not None and self._codec in (None, held[1]):
             self.held, self._codec = held
             self.rules.take_up(self.held)
+        self._places.begin_work(self.work)
         asked = coarsest((self._places.codec, self._first_asks()))
         if self._codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
@@ -205,7 +243,9 @@ class Ring:
         self._results.begin_again()
         if any(replacement.last == len(self.route) - 1 for replacement in replacements):
             self.received.forget(position)  # the new last hop cannot sign for what the lost one has sent
-        return await self._places.replace(replacements, position, timeout_s)
+        fills = await self._places.replace(replacements, position, timeout_s)
+        self._places.begin_work(self.work, position)
+        return fills
 
     async def fill(
         self,
@@ -248,7 +288,9 @@ class Ring:
         """
         if self._results.broken is not None:
             raise self._results.broken
-        return self.rules.issue(tokens, wanted, sequence_length, mutual)
+        issued = self.rules.issue(tokens, wanted, sequence_length, mutual)
+        self.work.sent(issued.number, tokens)
+        return issued
 
     def launch(self, issued: Issued, payload: bytes, codec: Codec) -> Callable[[], None] | None:
         """Gather the hidden states of a step for sending, on any thread, unless it was given up meanwhile.
@@ -393,6 +435,10 @@ class Ring:
         """As :meth:`Places.begin_turn`."""
         self._places.begin_turn(context)
 
+    def stop(self, error: ShoalError) -> None:
+        """No more steps, and nobody can take a hop's place: whoever waits for a step is told ``error``."""
+        self._results.end(error)
+
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
         await self._places.leave()
@@ -419,7 +465,9 @@ class Ring:
         if not isinstance(message, Step):
             raise LocalProtocolError(f"a {type(message).__name__} was answered")
         self._returned(len(self._places.hops) - 1, message, step.came, came, step.token)
-        self._times.sent(self.rules.issue(1, 1), sent)
+        issued = self.rules.issue(1, 1)
+        self.work.sent(issued.number, 1)
+        self._times.sent(issued, sent)
 
     @property
     def first(self) -> Channel:
@@ -458,6 +506,7 @@ class Ring:
             # Each hop passes on what it was given, so any of them may have written this.
             self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
             return
+        self.work.came_back(message.number)
         if issued is not None:
             took_s = self._times.returned(issued, message.times, came)
             self._results.add(

@@ -12,13 +12,22 @@ import trio
 
 from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.attestation.attested import RENEW_S, AttestedPeers, no_measurements
+from shoal.client.paying.accounts import HopAccounts
+from shoal.client.paying.terms import HopBill, Payer
 from shoal.client.ring.at_once import answer_at_once
 from shoal.client.ring.hop import HopRefused, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.route_finder import RouteFinder
 from shoal.client.tuning.questions import TrainingQuestions
 from shoal.config import Settings
-from shoal.errors import Busy, ChannelClosed, DeadlineExceeded, NoCoverage, RemoteProtocolError, ShoalError
+from shoal.errors import (
+    Busy,
+    ChannelClosed,
+    DeadlineExceeded,
+    NoCoverage,
+    RemoteProtocolError,
+    ShoalError,
+)
 from shoal.executor.ends import EndsEngine
 from shoal.metrics.meters import Metrics
 from shoal.metrics.trace import RerouteTrace, Trace, short_session
@@ -44,6 +53,7 @@ from shoal.wire.messages import (
     Revealed,
     Step,
 )
+from shoal.wire.paying import PaymentDue
 from shoal.wire.proofs import Proved
 from shoal.wire.training import NotTrained, Trained
 
@@ -98,7 +108,18 @@ class _Search:
 class Rings:
     """The rings of one client. ``run`` must be running."""
 
-    def __init__(self, network: Network, member: Member, settings: Settings) -> None:
+    def __init__(
+        self,
+        network: Network,
+        member: Member,
+        settings: Settings,
+        accounts: HopAccounts | None = None,
+    ) -> None:
+        """
+        Args:
+            accounts: by which hops are told who asks, and are paid; ``None``: by none.
+        """
+        self._accounts = accounts or HopAccounts()
         self.member = member
         self._settings = settings
         self._rings: dict[SessionId, Ring] = {}
@@ -336,7 +357,21 @@ class Rings:
             if (step_s := pace.usual_s) is not None:
                 self.finder.reputation.paced(hop.address.peer, step_s / len(hop.span))
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
+            await self._accounts.settle(ring.given, ring.bills, self._bills)
+        with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
             await ring.aclose()
+
+    @property
+    def _bills(self) -> list[HopBill]:
+        return [bill for ring in self._rings.values() for bill in ring.bills]
+
+    async def _pay(self, payer: Payer, channel_id: bytes, channel: Channel) -> None:
+        """Pay what a hop says is due; where that is not to be paid, its sessions end with why."""
+        with ends_alone(log, "paying a hop"):
+            stopped = await payer.pay_due(channel_id, lambda: self._bills)
+            for ring in list(self._rings.values()) if stopped is not None else ():
+                if stopped is not None and ring.uses(channel):
+                    ring.stop(stopped)
 
     def survived(self, ring: Ring, at: float, gap_s: float, lost: Sequence[PeerId], way: str) -> None:
         """Note that a session, now on ``ring``, has survived a loss; ``at`` is seconds since the epoch."""
@@ -380,6 +415,7 @@ class Rings:
             reputation=self.finder.reputation,
             replaceable=lambda ring, peers: finder.possible(ring, shape, avoid=peers),
             caches=caches,
+            terms=self._accounts.terms,
         )
         # Before it is opened: the replies come through here, by the session.
         self._rings[ring.session] = ring
@@ -424,6 +460,9 @@ class Rings:
         match message:
             case Attested() if self.attested is not None:
                 self.attested.questions.answered(channel, message, payload)
+            case PaymentDue() if (payer := self._accounts.payer) is not None:
+                if payer.note_due(channel, message):
+                    self._start(self._pay, payer, message.channel_id, channel)
             case Trained() | NotTrained():
                 self.training.answered(channel, message, payload)
             case (

@@ -26,6 +26,7 @@ from shoal.errors import (
     NoCoverage,
     RemoteProtocolError,
 )
+from shoal.option_values import price_of, show_coins
 from shoal.routing.formats import ranked_numerics
 from shoal.routing.prices import Candidate
 from shoal.routing.repair import choose_repair
@@ -63,6 +64,7 @@ class RouteFinder:
         self._suspects = Suspects()
         self._random = Random()
         self._only = frozenset(settings.only)
+        self._most = price_of(settings.max_price)
         self._attested: AttestedPeers | None = None
         self._training = False
 
@@ -203,6 +205,7 @@ class RouteFinder:
         """Of whom it is said that nobody serves something, where not all peers may be asked."""
         peers = f"the {len(self._only)} peers" if len(self._only) > 1 else "the one peer"
         only = f", of {peers} that only names" if self._only else ""
+        only += f", for at most {show_coins(self._most)} a million tokens of a block" if self._most else ""
         trains = f"{only}, by a node that trains" if self._training else only
         return f"{trains}, by a machine that is on the list of measurements" if self._attested else trains
 
@@ -291,10 +294,15 @@ class RouteFinder:
             for a in serving
             if (not self._only or a.peer in self._only)
             and (a.served is None or a.served.has(shape.adapter))
+            and not self._too_dear(a)
             and (not self._training or (a.served is not None and a.served.trains))
             # Whether it shows what it should is looked at when it has been asked: see _candidates.
             and (self._attested is None or (a.served is not None and a.served.attests))
         ]
+
+    def _too_dear(self, announcement: Announcement) -> bool:
+        price = announcement.served.price if announcement.served else None
+        return price is not None and price.amount > self._most
 
     def serving_by(self, shape: ModelShape, numerics: Numerics) -> list[Announcement]:
         """Who serves a span of the model by these numerics, of the peers that may be asked."""
@@ -368,6 +376,7 @@ class RouteFinder:
                 check="start nodes that train: they hold the weights in fp32",
                 next_command=f"shoal serve {shape.name} --format fp32 --train on",
             )
+        self._explain_price(shape, span)
         if self._attested is not None:
             self._explain_unattested(self._attested, shape, span)
         others = [a.served for a in self.member.alive() if a.served and a.served.model == shape.name]
@@ -419,6 +428,20 @@ class RouteFinder:
             next_command=f"shoal serve {shape.name}",
         )
 
+    def _explain_price(self, shape: ModelShape, span: Span) -> None:
+        """Raises NoCoverage: who serves the model asks more than may be paid."""
+        serving = self.member.directory.serving(shape.digest, self.member.now())
+        asked = [a.served.price.amount for a in serving if a.served and a.served.price and self._too_dear(a)]
+        if asked and not self.serving(shape):
+            limit = f"at most {show_coins(self._most)} may be paid" if self._most else "nothing is to be paid"
+            raise NoCoverage(
+                f"blocks {span} of {shape.name} are served only by nodes that ask {show_coins(min(asked))} "
+                f"or more for a million tokens of a block, and {limit}",
+                missing=[span],
+                check="let more be paid with max-price, from a wallet and with pay-budget",
+                next_command="shoal config",
+            )
+
     def _explain_unattested(self, attested: AttestedPeers, shape: ModelShape, span: Span) -> None:
         """Raises NoCoverage: somebody serves the model, and nobody has shown what the list wants."""
         serving = self.member.directory.serving(shape.digest, self.member.now())
@@ -446,6 +469,7 @@ class RouteFinder:
                 promised_s(known[stage.peer], stage.span),
                 self.reputation.proven(stage.peer),
                 *self._shown_of(stage.peer),
+                price=served.price if (served := serving[stage.peer].served) else None,
             )
             for stage in stages
         ]

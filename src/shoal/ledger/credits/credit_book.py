@@ -19,6 +19,8 @@ from shoal.types import PeerId
 
 MAX_PEERS = 4096
 """Remembered, and as many hosts: of more, those go first with whom it is nearly even."""
+MAX_REDEEMED = 64
+"""Creditors of one peer whose words of it are used up here; more find its word of no use."""
 ALLOWANCE = 64 * 1024
 """Units that a host may take on credit a day: two thousand tokens of a model of 32 blocks."""
 REFILL_S = 86_400.0
@@ -108,6 +110,8 @@ class CreditBook(Struct, frozen=True):
     def _usable(self, peer: PeerId, debtor: PeerId, words: Mapping[PeerId, int]) -> int:
         theirs = self.peers.get(debtor)
         if theirs is None or debtor == peer:
+            return 0
+        if peer not in theirs.redeemed and len(theirs.redeemed) >= MAX_REDEEMED:
             return 0
         return max(0, min(words[debtor] - theirs.redeemed.get(peer, 0), theirs.balance))
 

@@ -29,6 +29,8 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
     """The last that was signed."""
     on_the_way: Amount = 0
     """What was sent into escrow and was not seen there yet. The budget counts it already."""
+    under_way: Amount = 0
+    """What the payee may be owed of sessions that were open when this machine stopped: its window; else 0."""
 
     @property
     def received(self) -> int:

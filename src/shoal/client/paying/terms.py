@@ -1,0 +1,95 @@
+"""What a client says of itself to a hop that it asks: in whose name it asks, and how it will pay."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.client.paying.work import HopWork
+from shoal.errors import PaymentStopped
+from shoal.net.channel import Channel
+from shoal.swarm.announcement import PRICED_TOKENS, AskedPrice
+from shoal.types import PeerId, Span
+from shoal.wire.paying import PaymentDue, PaymentOffer, ShownCredit
+
+
+@dataclass(frozen=True, slots=True)
+class HopTerms:
+    """Of one session at one hop."""
+
+    credit: ShownCredit | None = None
+    payment: PaymentOffer | None = None
+
+
+TermsOf = Callable[[PeerId, AskedPrice | None, Span], Awaitable[HopTerms]]
+"""For a hop, what it asks, and the blocks that it is to run. Raises a ShoalError: there can be none."""
+
+
+@dataclass(frozen=True, slots=True)
+class HopBill:
+    """What a hop of a ring may ask for what it has done there."""
+
+    price: AskedPrice
+    blocks: int
+    work: HopWork
+    channel: Channel | None
+
+    @property
+    def token_micro(self) -> int:
+        """Of a token, in millionths of the smallest unit."""
+        return self.blocks * self.price.amount
+
+    @property
+    def step_tokens(self) -> int:
+        """Of one step: a fourth of what it gives credit for, so that it need not wait between two."""
+        return max(1, self.price.window * PRICED_TOKENS // self.token_micro // 4)
+
+    @property
+    def came_micro(self) -> int:
+        """For what has come back."""
+        return self.work.came * self.token_micro
+
+    def most_micro(self, micro: int) -> int:
+        """For what it may have done, while it may be owed ``micro`` beyond what has come back."""
+        return min(self.work.asked * self.token_micro, self.came_micro + micro)
+
+
+class Payer(Protocol):
+    """Who pays hops, outside of the steps."""
+
+    async def offer(self, price: AskedPrice) -> PaymentOffer:
+        """How a session will be paid for.
+
+        Raises:
+            PaymentStopped: it will not, as the budget is spent or the node is paid elsewhere.
+            ShoalError: the chain or the disk does not answer.
+        """
+        ...
+
+    def note_due(self, channel: Channel, message: PaymentDue) -> bool:
+        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run."""
+        ...
+
+    async def pay_due(
+        self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
+    ) -> PaymentStopped | None:
+        """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting.
+
+        Args:
+            bills: of all sessions that are open by then.
+        """
+        ...
+
+    async def settle(self, bills: Sequence[HopBill], live: Sequence[HopBill]) -> None:
+        """Pay for a session that is over.
+
+        Args:
+            live: bills of those that are not.
+        """
+        ...
+
+
+async def no_terms(peer: PeerId, price: AskedPrice | None, span: Span) -> HopTerms:
+    """Of a client that is nobody in particular, and pays nothing."""
+    return HopTerms()

@@ -1,0 +1,271 @@
+"""Pays hops by vouchers: a payment channel to each payee, and a voucher when a part of its window is owed.
+
+A voucher is signed and written in a thread. No more is signed for than was asked of a hop, and what has come
+back bounds it, with one window beyond. What is signed is on the disk before it is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+
+from shoal.client.paying.terms import HopBill
+from shoal.errors import BadLedgerFile, ChannelClosed, PaymentStopped, RemoteProtocolError, ShoalError
+from shoal.ledger.settling import PaymentBooks
+from shoal.ledger.vouchers.keys import ChainKey, recover
+from shoal.ledger.vouchers.offer import offer_payment
+from shoal.ledger.vouchers.payee import MICRO
+from shoal.ledger.vouchers.payer import PayerAccount, catch_up, note_signed
+from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
+from shoal.ledger.vouchers.voucher import Voucher, sign_voucher
+from shoal.net.channel import Channel
+from shoal.option_values import show_coins
+from shoal.swarm.announcement import AskedPrice
+from shoal.types import PeerId
+from shoal.wire.paying import Paid, PaymentDue, PaymentOffer
+
+LOOK_AGAIN_S = 0.05
+RESULTS_WITHIN_S = 15.0
+"""How long a hop may wait for a voucher until what it claims has come back."""
+
+log = logging.getLogger(__name__)
+
+_voucher = msgspec.msgpack.Decoder(Voucher)
+
+
+class Funding(Protocol):
+    """What opens payment channels; to be called from a thread, as it waits for the chain."""
+
+    def __call__(self, payee: ChainAddress, amount: int) -> PayerAccount:
+        """Pay ``amount`` into a payment channel to ``payee``. Raises ChainError, UsageError."""
+        ...
+
+
+class _Paying:
+    """A payment channel while sessions are paid over it."""
+
+    def __init__(self, account: PayerAccount, window: int) -> None:
+        self.account = account
+        self.received_micro = max(account.received_micro, account.signed * MICRO)
+        """What came of sessions that are over."""
+        # Of sessions that were open when this machine stopped, nobody knows here what came.
+        self.most_micro = self.received_micro + account.under_way * MICRO
+        """What their hops may ask for them."""
+        self.window = window
+        self.last_claim = -1
+        self.pending: tuple[Channel, PaymentDue] | None = None
+        self.busy = False
+        self.signing = trio.Lock()
+
+
+class VoucherPayer:
+    """A :class:`~shoal.client.paying.terms.Payer`.
+
+    Args:
+        client: the peer that asks.
+        budget: what is paid into a payment channel, in the smallest unit.
+        domain: the escrow contract that it pays over.
+    """
+
+    def __init__(
+        self,
+        client: PeerId,
+        key: ChainKey,
+        books: PaymentBooks,
+        fund: Funding,
+        domain: SigningDomain,
+        budget: int,
+    ) -> None:
+        self._client = client
+        self._key = key
+        self._book = books.paying
+        self._fund = fund
+        self._domain = domain
+        self._budget = budget
+        self._paying: dict[bytes, _Paying] = {}
+        self._to: dict[bytes, _Paying] = {}  # by payee
+        self._opening = trio.Lock()
+
+    async def offer(self, price: AskedPrice) -> PaymentOffer:
+        """How a session will be paid for. See :class:`~shoal.client.paying.terms.Payer`."""
+        if (price.chain_id, price.contract) != (self._domain.chain_id, self._domain.contract):
+            raise PaymentStopped(
+                f"this node is paid on chain {price.chain_id}, and chain.toml names another one",
+                reason="other chain",
+                check="use the chain.toml of those whom you want to pay",
+            )
+        async with self._opening:
+            paying = self._to.get(price.payee)
+            if paying is None or paying.account.signed >= paying.account.ceiling:
+                paying = await self._opened(price)
+        made = partial(
+            offer_payment, self._key, self._domain, paying.account.terms, self._client, price.amount
+        )
+        return await trio.to_thread.run_sync(made)
+
+    def note_due(self, channel: Channel, message: PaymentDue) -> bool:
+        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run."""
+        paying = self._paying.get(message.channel_id)
+        if paying is None:
+            raise RemoteProtocolError("a payment is due over a payment channel that was not offered")
+        paying.pending = channel, message
+        if paying.busy:
+            return False
+        paying.busy = True
+        return True
+
+    async def pay_due(
+        self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
+    ) -> PaymentStopped | None:
+        """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting."""
+        paying, stopped = self._paying[channel_id], None
+        until = trio.current_time() + RESULTS_WITHIN_S
+        try:
+            while paying.pending is not None:
+                (channel, message), paying.pending = paying.pending, None
+                try:
+                    stopped = await self._pay(paying, channel, message, bills())
+                except PaymentStopped as error:
+                    stopped = error
+                if stopped is not None and stopped.reason == "overcharged" and trio.current_time() < until:
+                    # Most often its results are on their way yet, or with a slower hop.
+                    await trio.sleep(LOOK_AGAIN_S)
+                    paying.pending = paying.pending or (channel, message)
+        finally:
+            paying.busy = False
+        return stopped
+
+    async def settle(self, bills: Sequence[HopBill], live: Sequence[HopBill]) -> None:
+        """Pay for a session that is over. See :class:`~shoal.client.paying.terms.Payer`."""
+        for payee in {bill.price.payee for bill in bills}:
+            paying = self._to.get(payee)
+            if paying is None:
+                continue
+            over = [bill for bill in bills if bill.price.payee == payee]
+            left = [bill for bill in live if bill.price.payee == payee]
+            paying.received_micro += sum(bill.came_micro for bill in over)
+            paying.most_micro += sum(bill.most_micro(paying.window * MICRO) for bill in over)
+            micro = paying.received_micro + sum(bill.came_micro for bill in left)
+            try:
+                voucher = await self._sign(paying, micro, b"", idle=not left)
+            except ShoalError as error:
+                log.warning("a session could not be paid for to the end: %s", error.message)
+                continue
+            channel = next((bill.channel for bill in over if bill.channel is not None), None)
+            if voucher is not None and channel is not None and not channel.closed:
+                with suppress(ChannelClosed):
+                    await channel.send(Paid(msgspec.msgpack.encode(voucher)))
+
+    async def _pay(
+        self, paying: _Paying, channel: Channel, message: PaymentDue, bills: Sequence[HopBill]
+    ) -> PaymentStopped | None:
+        payee = paying.account.terms.payee
+        claimed = int.from_bytes(message.owed_micro, "big")
+        ours = [bill.most_micro(paying.window * MICRO) for bill in bills if bill.price.payee == payee]
+        most = paying.most_micro + sum(ours)
+        if message.refused:
+            log.warning("%s did not take a voucher: %s", channel.peer, message.refused)
+        voucher = await self._sign(paying, min(claimed, most), message.newest)
+        if voucher is not None and (not message.newest or voucher.amount > _read(message.newest).amount):
+            with suppress(ChannelClosed):
+                await channel.send(Paid(msgspec.msgpack.encode(voucher)))
+        account, owed = paying.account, claimed // MICRO
+        again, paying.last_claim = claimed == paying.last_claim, claimed
+        if message.waiting and again and account.ceiling - account.signed < paying.window:
+            return self._spent(account)  # it is paid, and waits for more than there is
+        if not message.waiting or account.signed >= owed:
+            return None
+        if claimed > most:
+            return PaymentStopped(
+                f"{channel.peer} says that it is owed {show_coins(owed)}; what was asked of it is worth "
+                f"{show_coins(most // MICRO)}",
+                reason="overcharged",
+                check="use another peer",
+            )
+        return self._spent(account)
+
+    async def _sign(
+        self, paying: _Paying, micro: int, newest: bytes, *, idle: bool = False
+    ) -> Voucher | None:
+        """Sign for ``micro`` in all, as far as the budget goes. Returns the newest voucher.
+
+        Args:
+            newest: the payee's.
+            idle: whether no session is open any more.
+        """
+
+        def change(account: PayerAccount) -> PayerAccount:
+            if newest:
+                account = catch_up(account, _read(newest), recover)
+            amount = min(micro // MICRO, account.ceiling)
+            if amount > account.signed:
+                voucher = sign_voucher(self._key, account.domain, account.channel_id, amount)
+                account = note_signed(account, voucher)
+            received = max(account.received_micro, micro)
+            return msgspec.structs.replace(
+                account, received_micro=received, under_way=0 if idle else account.under_way
+            )
+
+        async with paying.signing:
+            run = partial(self._book.change, paying.account.channel_id, change)
+            paying.account = await trio.to_thread.run_sync(run)
+        return paying.account.voucher
+
+    async def _opened(self, price: AskedPrice) -> _Paying:
+        """The payment channel to a payee, with what is left in it; a new one where there is none."""
+        payee = ChainAddress(price.payee)
+
+        def open_or_find() -> tuple[PayerAccount, PayerAccount]:
+            found = self._find(payee)
+            if found is None and self._budget:
+                found = self._fund(payee, self._budget)
+            if found is None or found.signed >= found.ceiling:
+                raise self._spent(found)
+            window = partial(msgspec.structs.replace, under_way=price.window)
+            return found, self._book.change(found.channel_id, window)
+
+        before, account = await trio.to_thread.run_sync(open_or_find)
+        paying = _Paying(before, price.window)
+        paying.account = account
+        self._paying[account.channel_id] = self._to[price.payee] = paying
+        return paying
+
+    def _find(self, payee: ChainAddress) -> PayerAccount | None:
+        """An open payment channel to a payee in which most is left. A spent one is not filled again."""
+        found: list[PayerAccount] = []
+        for channel_id in self._book.channel_ids():
+            try:
+                account = self._book.read(channel_id)
+            except BadLedgerFile as error:
+                log.warning("%s: it is passed over", error.message)
+                continue
+            ours = account.domain == self._domain and account.terms.payer_signer == self._key.address
+            if ours and account.terms.payee == payee and account.deposit:
+                found.append(account)
+        return max(found, key=lambda one: one.ceiling - one.signed, default=None)
+
+    def _spent(self, account: PayerAccount | None) -> PaymentStopped:
+        what = "nothing is to be paid"
+        if account is not None:
+            what = (
+                f"of {show_coins(account.ceiling)} too little is left: {show_coins(account.signed)} are spent"
+            )
+        return PaymentStopped(
+            f"{what} over the payment channel to this node",
+            reason="budget spent",
+            check="set pay-budget, or add to the payment channel",
+            next_command="shoal wallet fund",
+        )
+
+
+def _read(newest: bytes) -> Voucher:
+    try:
+        return _voucher.decode(newest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PaymentStopped("this peer shows what is no voucher", reason="forged") from error

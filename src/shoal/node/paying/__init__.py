@@ -1,0 +1,1 @@
+"""What a node goes by when it serves others: credits without a chain, or a price and vouchers."""

@@ -1,0 +1,280 @@
+"""Sessions that are paid for by vouchers: nobody loses more than a window, and balances add up."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+
+import msgspec
+import pytest
+import trio
+
+from shoal.client.paying.accounts import HopAccounts
+from shoal.client.paying.voucher_payer import VoucherPayer
+from shoal.client.ring import route_finder
+from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped, VoucherRefused
+from shoal.ledger.settling import PaymentBooks
+from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.offer import offer_payment
+from shoal.ledger.vouchers.payee import MICRO
+from shoal.ledger.vouchers.voucher import sign_voucher
+from shoal.node import hop
+from shoal.node.paying import payee_desk
+from shoal.node.paying.payee_desk import PayeeDesk
+from shoal.testing.escrow import PretendedChain
+from shoal.testing.swarm import memory_swarm
+from shoal.types import Span
+from shoal.wire.messages import Open
+from shoal.wire.paying import Paid
+
+from .conftest import PROMPT
+
+PRICE = 10**12
+TOKEN_BLOCK = PRICE // MICRO
+WINDOW_TOKENS = 48
+FRONT, BACK = Span(0, 3), Span(3, 6)
+BUDGET = 10**12
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(payee_desk, "WINDOW_TOKENS", WINDOW_TOKENS)
+    monkeypatch.setattr(hop, "UNPAID_S", 0.5)
+    monkeypatch.setattr(route_finder, "HEAR_WITHIN_S", 0.3)
+    monkeypatch.setattr(payee_desk, "ADMIT_WITHIN_S", 0.2)
+    monkeypatch.setattr(hop, "TELL_AGAIN_S", 0.1)
+
+
+class Market:
+    """Nodes that ask a price, and a client with a wallet."""
+
+    def __init__(self, swarm, folder):
+        self.swarm = swarm
+        self.chain = PretendedChain()
+        self.folder = folder
+        self.desks = []
+        self.key = ChainKey.generate()
+        self.books = PaymentBooks.below(folder / "payer")
+
+    async def node(self, span):
+        book = PaymentBooks.below(self.folder / f"payee{len(self.desks)}").paid
+        address = ChainKey.generate().address
+        desk = PayeeDesk(book, self.chain, self.chain.domain, address, PRICE, lambda: 0.0)
+        self.desks.append(desk)
+        await self.swarm.add_node(span, payments=desk)
+        return desk
+
+    def payer(self, kind=VoucherPayer, budget=BUDGET):
+        fund = partial(self.chain.fund, self.books, self.key)
+        return lambda peer: HopAccounts(
+            None, kind(peer, self.key, self.books, fund, self.chain.domain, budget)
+        )
+
+    async def client(self, payer):
+        return await self.swarm.add_client(accounts=payer, max_price="1", resume_s=1.0)
+
+    async def tokens(self, client, count):
+        path = str(self.swarm.model.path)
+        answer = client.generate(path, PROMPT, max_tokens=count, speculate=False)
+        return [token async for delta in answer for token in delta.token_ids]
+
+    def payers(self):
+        accounts = [self.books.paying.read(one) for one in self.books.paying.channel_ids()]
+        return {account.terms.payee: account for account in accounts}
+
+    def payee(self, desk):
+        (account,) = desk._accounts.values()
+        return account.kept
+
+
+@asynccontextmanager
+async def market(tmp_path, checkpoint, spans):
+    async with memory_swarm(tmp_path / "home", checkpoint, []) as swarm:
+        found = Market(swarm, tmp_path)
+        for span in spans:
+            await found.node(span)
+        yield found
+
+
+async def settled(market, desk):
+    """Wait until a payee has the newest voucher that was signed for it."""
+    with trio.fail_after(5):
+        while market.payee(desk).paid < market.payers()[desk._address].signed:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    return market.payee(desk)
+
+
+async def test_twenty_answers_are_paid_for_and_balances_add_up(tmp_path, checkpoint, whole):
+    expected = whole.greedy(PROMPT, 12)
+    async with market(tmp_path, checkpoint, [FRONT, BACK]) as there:
+        client = await there.client(there.payer())
+        for _ in range(20):
+            assert await there.tokens(client, 12) == expected
+        worked = 20 * (len(PROMPT) + len(expected) - 1)
+        for desk in there.desks:
+            await settled(there, desk)
+            await trio.sleep(0.2)  # what was due of the last step is paid by now, too
+            account = there.payee(desk)
+            # What was computed in vain, the step behind the last token, is all that is not paid yet.
+            assert 0 <= account.owed - account.paid <= 3 * TOKEN_BLOCK * 20
+            assert account.paid >= worked * 3 * TOKEN_BLOCK
+            kept = desk._book.read(account.channel_id)
+            assert kept.voucher == account.voucher == there.payers()[desk._address].voucher
+        assert len(there.payers()) == 2
+
+
+class Silent(VoucherPayer):
+    """A client that takes and does not pay."""
+
+    async def pay_due(self, channel_id, bills):
+        self._paying[channel_id].busy = False
+
+    async def settle(self, bills, live):
+        pass
+
+
+async def test_a_payer_that_does_not_pay_is_stopped_at_the_window_and_told_what_it_owes(tmp_path, checkpoint):
+    async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
+        client = await there.client(there.payer(Silent))
+        with pytest.raises((PaymentRequired, NoCoverage), match="are owed and 0 paid: this node"):
+            await there.tokens(client, 100)
+        (desk,) = there.desks
+        account = there.payee(desk)
+        assert 0 < account.owed <= account.window
+        # By now it owes a window, and is let in no more.
+        with pytest.raises((PaymentRequired, NoCoverage)):
+            await there.tokens(client, 100)
+        assert there.payee(desk).owed <= account.window
+
+
+class Late(VoucherPayer):
+    """A client whose vouchers take their time."""
+
+    async def pay_due(self, channel_id, bills):
+        await trio.sleep(0.15)
+        return await super().pay_due(channel_id, bills)
+
+
+async def test_a_session_that_waits_for_a_voucher_goes_on_where_it_was(tmp_path, checkpoint, whole):
+    async with market(tmp_path, checkpoint, [FRONT, BACK]) as there:
+        client = await there.client(there.payer(Late))
+        assert await there.tokens(client, 80) == whole.greedy(PROMPT, 80)
+
+
+async def test_a_payee_that_is_gone_has_had_no_more_than_a_window_too_much_and_the_next_is_paid(
+    tmp_path, checkpoint, whole
+):
+    async with market(tmp_path, checkpoint, [FRONT, BACK, BACK]) as there:
+        client = await there.client(there.payer())
+        said, gone = [], None
+        path = str(there.swarm.model.path)
+        answer = client.generate(path, PROMPT, max_tokens=90, speculate=False)
+        async for delta in answer:
+            said += delta.token_ids
+            if len(said) >= 50 and gone is None:
+                gone = answer.route[-1].peer
+                there.swarm.world.kill(gone)
+        assert said == whole.greedy(PROMPT, 90)
+        peers = [network.peer for network in there.swarm.networks]
+        lost, taker = peers.index(gone), 3 - peers.index(gone)
+        paid = there.payers()
+        account = there.payee(there.desks[lost])
+        assert paid[there.desks[lost]._address].signed <= account.owed + account.window
+        assert account.owed - account.paid <= account.window
+        new = await settled(there, there.desks[taker])
+        assert new.paid >= 40 * 3 * TOKEN_BLOCK
+
+
+async def test_a_spent_budget_ends_a_session_and_says_so(tmp_path, checkpoint):
+    async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
+        client = await there.client(there.payer(budget=40 * 6 * TOKEN_BLOCK))
+        with pytest.raises((PaymentStopped, PaymentRequired, NoCoverage), match=r"spent|in escrow"):
+            await there.tokens(client, 100)
+        account = there.payee(there.desks[0])
+        assert account.owed <= account.deposit
+
+
+async def test_a_price_that_is_raised_holds_for_new_sessions_alone(tmp_path, checkpoint):
+    async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
+        client = await there.client(there.payer())
+        (desk,) = there.desks
+        async with client.session(str(there.swarm.model.path), tokens=64) as session:
+            await session.step(PROMPT[:10])
+            before = there.payee(desk).owed_micro
+            desk.price *= 2
+            await session.step(PROMPT[10:20])
+            assert there.payee(desk).owed_micro - before <= 10 * 6 * PRICE
+        with pytest.raises(PaymentRequired, match="were offered"):
+            await there.tokens(client, 2)
+
+
+async def test_a_client_without_a_wallet_goes_over_nobody_who_asks(tmp_path, checkpoint):
+    async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
+        poor = await there.swarm.add_client(resume_s=0.2)
+        with pytest.raises(NoCoverage, match="served only by nodes that ask"):
+            await there.tokens(poor, 2)
+        willing = await there.swarm.add_client(max_price="1", resume_s=0.2)
+        with pytest.raises(PaymentStopped, match="no wallet"):
+            await there.tokens(willing, 2)
+
+
+class Heard:
+    """The client's end of a channel, as far as the payee speaks to it."""
+
+    peer = "client"
+
+    def __init__(self):
+        self.said = []
+
+    def reply(self, message):
+        self.said.append(message)
+
+
+async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name(tmp_path):
+    chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
+    books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
+    account = chain.fund(books, key, payee, 10**9)
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    channel = Heard()
+
+    async def pay(amount, signer=key, channel_id=account.channel_id):
+        said = len(channel.said)
+        voucher = sign_voucher(signer, chain.domain, channel_id, amount)
+        await desk._paid(channel, Paid(msgspec.msgpack.encode(voucher)), b"")
+        with trio.move_on_after(2):
+            while desk._accounts[account.channel_id].taking:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+        return [one.refused for one in channel.said[said:]]
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(desk.run)
+        opened = Open(b"s" * 16, "sha256:m", "fp32", 0, 6, 64, 0, None, None, "n1/fp32/auto/modules")
+
+        def offered(client="client", signer=key, **changes):
+            terms = msgspec.structs.replace(account.terms, **changes)
+            offer = offer_payment(signer, chain.domain, terms, client, PRICE)
+            return msgspec.structs.replace(opened, payment=offer)
+
+        for change in ({"payee": key.address}, {"payee_signer": key.address}, {"token": b"t" * 20}):
+            with pytest.raises(VoucherRefused, match="pays somebody else"):
+                await desk.admit(channel, offered(**change))
+        # Who only knows the terms, as all who read the chain do, has nothing done at the payer's cost.
+        for thief in (offered(signer=ChainKey.generate()), offered(client="another")):
+            with pytest.raises(VoucherRefused, match="has not let this client"):
+                await desk.admit(channel, thief)
+        for change in ({"chain_id": 1}, {"contract": b"x" * 20}):
+            foreign = msgspec.structs.replace(offered().payment, **change)
+            with pytest.raises(VoucherRefused, match="this node is paid"):
+                await desk.admit(channel, msgspec.structs.replace(opened, payment=foreign))
+        await desk.admit(channel, offered())
+        assert await pay(1000) == []
+        assert await pay(1000) == ["a voucher for 1000 is here already"]
+        (stale,) = await pay(999)
+        assert "a newer one for 1000" in stale
+        (large,) = await pay(10**9 + 1)
+        assert "1000000000 are in escrow" in large
+        (forged,) = await pay(2000, ChainKey.generate())
+        assert "has not signed" in forged
+        assert await pay(3000, channel_id=b"x" * 32) == []  # of no payment channel that is known
+        assert there.paid.read(account.channel_id).paid == 1000
+        nursery.cancel_scope.cancel()
