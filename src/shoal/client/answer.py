@@ -15,8 +15,7 @@ from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.seq2seq.sides import all_hops
 from shoal.client.session import Session
 from shoal.client.timing import Timing
-from shoal.errors import PromptTooLong
-from shoal.types import CarrierName, ModelShape, PeerId, Span
+from shoal.types import CarrierName, PeerId, Span
 
 Messages = Sequence[dict[str, Any]]
 
@@ -105,14 +104,3 @@ def route_stages(session: Session) -> tuple[RouteStage, ...]:
 
 def _median(values: list[int]) -> float:
     return float(sorted(values)[len(values) // 2]) if values else 0.0
-
-
-def room_for(shape: ModelShape, prompt_tokens: int) -> int:
-    """Tokens that an answer may have. Raises PromptTooLong: none."""
-    room = shape.context - prompt_tokens
-    if room < 1:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
-            check="shorten the prompt: it is never cut for you",
-        )
-    return room

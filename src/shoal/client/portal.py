@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from shoal.client.embeddings import Embeddings, Texts
 from shoal.client.generate import Delta
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.ring.results import NextToken
+from shoal.client.rollouts.prompts import RolloutPrompts
+from shoal.client.rollouts.run import RolloutsProgress
 from shoal.client.sampling import Sampler
 from shoal.client.seq2seq.sides import EncoderInput
 from shoal.client.seq2seq.sound import Sound
@@ -173,6 +176,10 @@ class SyncSwarm:
         """See :meth:`shoal.client.swarm.Swarm.embed`."""
         return self.portal.call(partial(self.swarm.embed, model, texts, **options))
 
+    def rollouts(self, model: str, prompts: RolloutPrompts, out: Path, **options: Any) -> RolloutsProgress:
+        """See :meth:`shoal.client.swarm.Swarm.rollouts`."""
+        return self.portal.call(partial(self.swarm.rollouts, model, prompts, out, **options))
+
     def transcribe(self, model: str, recording: bytes | Sound, **options: Any) -> Transcription:
         """See :meth:`shoal.client.swarm.Swarm.transcribe`."""
         return self.portal.call(partial(self.swarm.transcribe, model, recording, **options))
@@ -219,6 +226,12 @@ class AsyncioSwarm:
     async def embed(self, model: str, texts: Texts, **options: Any) -> Embeddings:
         """See :meth:`shoal.client.swarm.Swarm.embed`."""
         return await _on(self.portal, partial(self.swarm.embed, model, texts, **options))
+
+    async def rollouts(
+        self, model: str, prompts: RolloutPrompts, out: Path, **options: Any
+    ) -> RolloutsProgress:
+        """See :meth:`shoal.client.swarm.Swarm.rollouts`."""
+        return await _on(self.portal, partial(self.swarm.rollouts, model, prompts, out, **options))
 
     async def transcribe(self, model: str, recording: bytes | Sound, **options: Any) -> Transcription:
         """See :meth:`shoal.client.swarm.Swarm.transcribe`."""

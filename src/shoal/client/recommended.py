@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.client.sampling import Sampling
-from shoal.errors import UsageError
+from shoal.errors import PromptTooLong, UsageError
 from shoal.models.store.local_model import SamplingDefaults
+from shoal.types import ModelShape
 
 
 def sampling_for(defaults: SamplingDefaults, named: Mapping[str, Any], otherwise: float) -> Sampling:
@@ -42,3 +43,14 @@ def check_answer_options(max_tokens: int, named: Mapping[str, Any]) -> None:
         Sampling(**{name: value for name, value in named.items() if value is not None})
     except TypeError as error:
         raise UsageError(f"an unknown option: {error}") from error
+
+
+def answer_room(shape: ModelShape, prompt_tokens: int) -> int:
+    """Tokens that an answer may have. Raises PromptTooLong: none."""
+    room = shape.context - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, and {shape.name} takes {shape.context} with the answer",
+            check="shorten the prompt: it is never cut for you",
+        )
+    return room

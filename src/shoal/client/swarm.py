@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
 
-from shoal.client.answer import Answer, Messages, room_for
+from shoal.client.answer import Answer, Messages
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
 from shoal.client.embeddings import (
@@ -27,9 +28,12 @@ from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.paying.accounts import HopAccounts
 from shoal.client.receipts.pull import pull_receipts
-from shoal.client.recommended import check_answer_options, sampling_for
+from shoal.client.recommended import answer_room, check_answer_options, sampling_for
 from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
+from shoal.client.rollouts.open import make_rollouts
+from shoal.client.rollouts.prompts import RolloutPrompts
+from shoal.client.rollouts.run import RolloutsProgress
 from shoal.client.sampling import Sampling
 from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only, source_rows
 from shoal.client.seq2seq.sound import Sound, read_recording
@@ -147,6 +151,7 @@ class Swarm:
         attested: bool | None = None,
         source: EncoderInput | None = None,
         begins: Beginning | None = None,
+        background: bool = False,
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
@@ -161,6 +166,7 @@ class Swarm:
             begins: what it will begin with, if hops may have kept some of it (``Session.keep``).
             attested: over those peers alone that show to run on a machine, and with software, that are on the
                 list of measurements; by default as set.
+            background: nobody waits for what comes of it.
 
         Raises:
             UsageError: peers are to show what they run on, and there is no list; ``tokens`` is less than
@@ -186,7 +192,9 @@ class Swarm:
             )
         attested = self.settings.attested if attested is None else attested
         opener = SessionOpener(self.rings, self.settings, self._thread, self._load_ends)
-        open_side = partial(opener.over, local, format, attested=attested, begins=begins)
+        open_side = partial(
+            opener.over, local, format, attested=attested, begins=begins, background=background
+        )
         side = await self._side(local, source, open_side)
         async with open_side(side, tokens) as session:
             yield session
@@ -257,7 +265,7 @@ class Swarm:
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
             asked = prompt, messages, images
             token_ids, seen = await encode_into(answer, self.looking, local, codec, *asked)
-            limit = min(max_tokens, room_for(local.shape, len(token_ids)))
+            limit = min(max_tokens, answer_room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
             drafting = await self._checked_draft(local) if guessing and draft else None
@@ -379,6 +387,16 @@ class Swarm:
         transcriber = await open_transcriber(self, model, format=format, attested=attested, **options)
         read = partial(read_recording, recording) if isinstance(recording, bytes) else lambda: recording
         return await transcriber.write(await trio.to_thread.run_sync(read))
+
+    async def rollouts(
+        self, model: str, prompts: RolloutPrompts, out: Path, **options: Any
+    ) -> RolloutsProgress:
+        """Samples of many prompts into a file, one on each line; a run that was killed goes on from there.
+
+        Args:
+            options: as of :func:`shoal.client.rollouts.open.make_rollouts`, which says what it raises.
+        """
+        return await make_rollouts(self, model, prompts, out, **options)
 
     def opener(self, model: str, format: Format | None = None, attested: bool | None = None) -> OpenSession:
         """What opens sessions with a model, for :func:`shoal.client.embeddings.embed_tokens`."""

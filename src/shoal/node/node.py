@@ -196,6 +196,7 @@ class Node:
             attests=self.attests or "",
             link_bytes_s=self.server.channels.bytes_s,
             trains=self.server.trains,
+            awaited=self.server.awaited,
             adapters=tuple(ServedAdapter(adapter.name, adapter.digest) for adapter in self.adapters),
             price=self.server.payments.asked(len(self.span)) if self.server.payments else None,
         )

@@ -192,6 +192,11 @@ class SpanServer:
         return self._sessions.offered(self.engine)
 
     @property
+    def awaited(self) -> int:
+        """Sessions in use that somebody waits for."""
+        return self._sessions.awaited(trio.current_time())
+
+    @property
     def waiting(self) -> int:
         """Steps of all sessions that are here and have not been sent on."""
         return sum(hop.waiting for hop in self._sessions)

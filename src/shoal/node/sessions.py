@@ -80,6 +80,10 @@ class Sessions:
         """Tokens of KV that a newcomer would be let have."""
         return offered(self._held(engine), total=engine.tokens, now=trio.current_time())
 
+    def awaited(self, now: float) -> int:
+        """How many are in use that somebody waits for."""
+        return sum(not (hop.opened.background or _share(hop).quiet(now)) for hop in self)
+
     def begin(self, session: SessionId, client: Channel, engine: Engine, tokens: int) -> Opening:
         """Take note of a session that is to be opened, if need be in the place of another.
 

@@ -124,6 +124,8 @@ class Served(Struct, frozen=True, array_like=True):
     """Whether clients may tune adapters through its blocks."""
     price: AskedPrice | None = None
     """What it asks; ``None``: nothing."""
+    awaited: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    """Sessions that somebody waits for: those in use, but the ones of work in the background."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""

@@ -151,6 +151,8 @@ class Open(TaggedMessage, frozen=True, tag="open"):
     """By which the hop may have kept the session's beginning."""
     credit: ShownCredit | None = None
     payment: PaymentOffer | None = None
+    background: bool = False
+    """Whether nobody waits for what comes of it, so that it rests while others are waited for."""
 
 
 class Opened(TaggedMessage, frozen=True, tag="opened"):

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import trio
 
+from shoal.client.rollouts.pace import pause_s
 from shoal.gateway.access.keys import LOCAL, Caller, KeyLimits
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.errors import LimitReached
 from shoal.gateway.stored.batches.lines import LineFault, check_lines, read_line
-from shoal.gateway.stored.batches.pace import AT_ONCE, PATIENCE_S, may_begin, pause_s
+from shoal.gateway.stored.batches.pace import AT_ONCE, PATIENCE_S, may_begin
 
 from .stored import CHAT, line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from shoal.client.ends import SessionEnds
 from shoal.client.ring.recovery import Recovery
@@ -26,6 +27,7 @@ cost a liar little, so there could always be one more."""
 
 
 LoadEnds = Callable[[LocalModel, Format], Awaitable[EndsEngine]]
+OpenRing = Callable[..., Awaitable[Ring]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class SessionOpener:
         *,
         attested: bool,
         begins: Beginning | None = None,
+        background: bool = False,
     ) -> AsyncGenerator[Session]:
         """A session over a side of a model; closed on the way out.
 
@@ -57,7 +60,10 @@ class SessionOpener:
         Raises:
             As :meth:`shoal.client.swarm.Swarm.session`.
         """
-        ring, ends = await self._opened(local, format, tokens, side, attested=attested, begins=begins)
+        opening = partial(self.rings.open, attested=attested, background=background)
+        ring, ends = await self._opened(
+            local, format, tokens, side, opening, attested=attested, begins=begins
+        )
         session = Session(
             ring,
             ends,
@@ -79,6 +85,7 @@ class SessionOpener:
         format: Format | None,
         tokens: int,
         side: Side,
+        open_ring: OpenRing,
         *,
         attested: bool,
         begins: Beginning | None = None,
@@ -93,7 +100,7 @@ class SessionOpener:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
             try:
-                return await self._opened_in_one(local, ways, tokens, side, attested=attested, begins=begins)
+                return await self._opened_in_one(local, ways, tokens, side, open_ring, begins)
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
@@ -107,8 +114,7 @@ class SessionOpener:
         ways: Sequence[Numerics],
         tokens: int,
         side: Side,
-        *,
-        attested: bool,
+        open_ring: OpenRing,
         begins: Beginning | None,
     ) -> tuple[Ring, SessionEnds]:
         """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
@@ -120,10 +126,7 @@ class SessionOpener:
                 await ends.open(tokens)
                 # Of what blocks of this machine or an encoder hold too, hops have kept nothing.
                 kept = None if ends.own or ends.given or ends.stateless else begins
-                opening = self.rings.open(
-                    local.shape, numerics, tokens, span=side.span, attested=attested, begins=kept
-                )
-                return await opening, ends
+                return await open_ring(local.shape, numerics, tokens, span=side.span, begins=kept), ends
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
                 ends.close()
                 refused = refused or error

@@ -46,6 +46,7 @@ class Places:
         tokens: what every hop reserves KV for.
         caches: keys of the beginnings that hops may have kept.
         terms: what each hop is told of who asks and how it will be paid.
+        background: whether nobody waits for the session.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Places:
         tokens: int,
         caches: Sequence[CacheKey] = (),
         terms: TermsOf = no_terms,
+        background: bool = False,
     ) -> None:
         self._terms = terms
         self._session = session
@@ -67,6 +69,7 @@ class Places:
         self._numerics = numerics
         self._tokens = tokens
         self._caches = caches
+        self.background = background
         self._former: list[Channel] = []
         self._turn: TraceTurn | None = None
         self.hops = [RingHop(hop) for hop in route]
@@ -259,6 +262,7 @@ class Places:
             names_for(self._caches, self.hops[index].peer),
             terms.credit,
             terms.payment,
+            self.background,
         )
         await hop.enter(self._pool, message, timeout_s)
         if self._turn is not None:

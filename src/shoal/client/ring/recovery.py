@@ -190,6 +190,7 @@ class Recovery:
             timeout_s=timeout_s,
             codec=ring.codec,
             attested=self._attested,
+            background=ring.background,
         )
         try:
             return await again(numerics=ring.numerics)

@@ -86,6 +86,7 @@ class Ring:
         replaceable: Callable[[Ring, set[PeerId]], bool],
         caches: Sequence[CacheKey] = (),
         terms: TermsOf = no_terms,
+        background: bool = False,
     ) -> None:
         self.work = RingWork()
         """What was asked of the hops, and what has come back."""
@@ -101,6 +102,7 @@ class Ring:
             tokens=tokens,
             caches=caches,
             terms=terms,
+            background=background,
         )
         self.held = 0
         """Tokens of which every hop had the KV when it was opened."""
@@ -126,6 +128,11 @@ class Ring:
     def route(self) -> tuple[RouteHop, ...]:
         """The hops in their order."""
         return self._places.route
+
+    @property
+    def background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self._places.background
 
     @property
     def span(self) -> Span:

@@ -191,6 +191,7 @@ class Rings:
         codec: Codec | None = None,
         attested: bool = False,
         begins: Beginning | None = None,
+        background: bool = False,
     ) -> Ring:
         """A ring over the cheapest route that takes us.
 
@@ -201,6 +202,7 @@ class Rings:
             codec: of a session that goes on; by default what is set, or what the links ask for.
             attested: over nobody who has not shown what it runs on.
             begins: what hops may have kept; ``Ring.held`` says what they have.
+            background: nobody waits for what comes of it.
 
         Raises:
             NoCoverage: blocks that nobody serves.
@@ -233,7 +235,9 @@ class Rings:
                 raise search.refused or error from None
             has_s = self._opens_within_s(search, route, timeout_s) if search.hurried else timeout_s
             try:
-                return await self.open_over(route, shape, numerics, tokens, has_s, codec, finder, caches)
+                return await self.open_over(
+                    route, shape, numerics, tokens, has_s, codec, finder, caches, background=background
+                )
             except HopRefused as error:
                 if attested and self._forget_renewed(search, route):
                     until += await have_shown()
@@ -392,6 +396,8 @@ class Rings:
         codec: Codec | None,
         finder: RouteFinder | None = None,
         caches: Sequence[CacheKey] = (),
+        *,
+        background: bool = False,
     ) -> Ring:
         """A ring over this route and no other.
 
@@ -416,6 +422,7 @@ class Rings:
             replaceable=lambda ring, peers: finder.possible(ring, shape, avoid=peers),
             caches=caches,
             terms=self._accounts.terms,
+            background=background,
         )
         # Before it is opened: the replies come through here, by the session.
         self._rings[ring.session] = ring

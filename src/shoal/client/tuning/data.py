@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from shoal.errors import ShoalError, UsageError
 from shoal.models.text.codec import TextCodec
-from shoal.models.untrusted.bounded_json import parse
+from shoal.models.untrusted.json_lines import line_object, numbered_lines
 from shoal.wire.training import MAX_SEQUENCES
 
-MAX_LINE = 8 << 20
-MAX_VALUES = 100_000
 ROLES = ("system", "user", "assistant", "tool")
 
 Skipped = Callable[[Path, int, str], None]
@@ -30,6 +29,20 @@ class Example:
     """Its first token that is to be learnt, at least 1: something stands before it."""
     line: int = 0
     """Where it is in its file, from 1."""
+    weights: tuple[float, ...] = ()
+    """By what each learnt token's loss is multiplied, such as its advantage: what is below 0 is unlearnt.
+    Empty: 1 for each.
+
+    Raises UsageError: there are not as many as tokens to be learnt, or one is NaN or infinite."""
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != self.answer_tokens:
+            raise UsageError(
+                f"{len(self.weights)} weights for {self.answer_tokens} tokens that are to be learnt",
+                check="give one for each token of the answer",
+            )
+        if not all(map(math.isfinite, self.weights)):
+            raise UsageError("a weight is NaN or infinite", check="look for odd rewards")
 
     @property
     def answer_tokens(self) -> int:
@@ -60,11 +73,11 @@ def read_examples(
         UsageError: the file cannot be read, has no example, or has a line that is none.
     """
     examples: list[Example] = []
-    for number, raw in _lines(path):
+    for number, raw in numbered_lines(path):
         try:
             found = [
                 _fitted(tokens, learnt, number, longest, cut=cut)
-                for tokens, learnt in encode_line(_parsed(raw), codec, end_token)
+                for tokens, learnt in encode_line(line_object(raw), codec, end_token)
             ]
         except ShoalError as error:
             if skipped is None:
@@ -140,30 +153,6 @@ def _fitted(tokens: list[int], learnt: int, line: int, longest: int, *, cut: boo
             )
         tokens = tokens[:longest]
     return Example(tuple(tokens), learnt, line)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as stream:
-            number = 0
-            while raw := stream.readline(MAX_LINE + 1):
-                number += 1
-                if len(raw) > MAX_LINE:
-                    raise UsageError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB")
-                if raw.strip():
-                    yield number, raw
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", check="check the path") from error
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    try:
-        value = parse(raw, values=MAX_VALUES)
-    except ValueError as error:
-        raise UsageError(f"it is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UsageError("it is no JSON object")
-    return cast("dict[str, Any]", value)
 
 
 def batches(examples: Sequence[Example], *, tokens: int, seed: int, epoch: int) -> list[list[Example]]:

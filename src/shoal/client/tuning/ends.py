@@ -26,30 +26,45 @@ class TuningEnds:
 
     def embed(self, examples: Sequence[Example]) -> Floats:
         """float32 ``[rows, width]`` of all tokens but each example's last, which predicts nothing."""
-        parts = [self._ends.embed(example.token_ids[:-1], 0)[0] for example in examples]
-        return torch.cat(parts).float().cpu().contiguous().numpy()
+        return self.embed_sequences([example.token_ids[:-1] for example in examples])
 
     def loss(self, examples: Sequence[Example], hidden: Floats) -> float:
-        """The sum of the losses of all tokens that are to be learnt."""
+        """The sum of the losses of all tokens that are to be learnt, by their weights."""
         with torch.no_grad():
-            return float(sum(float(self._sum(rows, wanted)) for rows, wanted in _pieces(examples, hidden)))
+            return float(sum(float(self._sum(*piece)) for piece in _pieces(examples, hidden)))
 
     def gradients(self, examples: Sequence[Example], hidden: Floats, share: float) -> tuple[float, Floats]:
         """The sum of the losses, and ``share`` times its gradients by ``hidden``, ``[rows, width]``."""
         found, total = np.zeros_like(hidden), 0.0
-        for rows, wanted in _pieces(examples, hidden):
+        for rows, wanted, weights in _pieces(examples, hidden):
             entering = rows.states.requires_grad_()
             with torch.enable_grad():
-                loss = self._sum(rows, wanted)
+                loss = self._sum(rows, wanted, weights)
                 (loss * share).backward()
             total += float(loss.detach())
             if entering.grad is not None:
                 found[rows.first : rows.first + len(rows.states)] = entering.grad.numpy()
         return total, found
 
-    def _sum(self, rows: _Rows, wanted: torch.Tensor) -> torch.Tensor:
-        logits = self._ends.logits(rows.states[None].to(self._ends.device, self._ends.dtype))[0]
-        return functional.cross_entropy(logits.float().cpu(), wanted, reduction="sum")
+    def last_logits(self, sequences: Sequence[Sequence[int]], hidden: Floats) -> Floats:
+        """float32 ``[sequences, vocab]``: what may follow each, by ``hidden`` of all their tokens."""
+        last = torch.from_numpy(hidden[np.cumsum([len(tokens) for tokens in sequences]) - 1].copy())
+        with torch.no_grad():
+            return self._logits(last).numpy()
+
+    def embed_sequences(self, sequences: Sequence[Sequence[int]]) -> Floats:
+        """float32 ``[rows, width]`` of all tokens."""
+        parts = [self._ends.embed(tokens, 0)[0] for tokens in sequences]
+        return torch.cat(parts).float().cpu().contiguous().numpy()
+
+    def _sum(self, rows: _Rows, wanted: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        logits = self._logits(rows.states)
+        if weights is None:
+            return functional.cross_entropy(logits, wanted, reduction="sum")
+        return (functional.cross_entropy(logits, wanted, reduction="none") * weights).sum()
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        return self._ends.logits(states[None].to(self._ends.device, self._ends.dtype))[0].float().cpu()
 
 
 class _Rows:
@@ -59,16 +74,19 @@ class _Rows:
         self.first, self.states = first, states
 
 
-def _pieces(examples: Sequence[Example], hidden: Floats) -> list[tuple[_Rows, torch.Tensor]]:
-    """Rows, a few at a time, and what should follow each."""
-    found: list[tuple[_Rows, torch.Tensor]] = []
+def _pieces(
+    examples: Sequence[Example], hidden: Floats
+) -> list[tuple[_Rows, torch.Tensor, torch.Tensor | None]]:
+    """Rows, a few at a time, what should follow each, and how much that counts."""
+    found: list[tuple[_Rows, torch.Tensor, torch.Tensor | None]] = []
     at = 0
     for example in examples:
-        end = len(example.token_ids) - 1
-        for start in range(example.learnt - 1, end, ROWS_AT_ONCE):
+        first, end = example.learnt - 1, len(example.token_ids) - 1
+        for start in range(first, end, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, end)
             states = torch.from_numpy(hidden[at + start : at + stop].copy())
             wanted = torch.tensor(example.token_ids[start + 1 : stop + 1])
-            found.append((_Rows(at + start, states), wanted))
+            weights = torch.tensor(example.weights[start - first : stop - first]) if example.weights else None
+            found.append((_Rows(at + start, states), wanted, weights))
         at += end
     return found

@@ -42,9 +42,12 @@ class TuningData:
 
 
 async def open_tuner(
-    swarm: Swarm, model: str, data: TuningData, options: TuningOptions, folder: Path
+    swarm: Swarm, model: str, data: TuningData | None, options: TuningOptions, folder: Path
 ) -> Tuner:
     """A run that tunes an adapter of ``model`` through the swarm, into ``folder``. To be closed in the end.
+
+    Args:
+        data: ``None`` for examples that are made as it goes on (:meth:`Tuner.learn`).
 
     Raises:
         UsageError: the data, an option or a setting of the swarm cannot be used.
@@ -57,6 +60,21 @@ async def open_tuner(
         raise UsageError(
             f"{local.name} has an adapter already", check="tune the model itself, without a name behind it"
         )
+    examples, held_back = ([], []) if data is None else await _read(swarm, local, data)
+    thread = ComputeThread("shoal-tuning")
+    try:
+        layers, ends = await thread.run(partial(_load, local, options))
+        adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
+        resume_s = swarm.settings.resume_s
+        blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)
+        return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
+    except BaseException:
+        thread.close()
+        raise
+
+
+async def _read(swarm: Swarm, local: LocalModel, data: TuningData) -> tuple[list[Example], list[Example]]:
+    """The examples to learn from, and those kept back. Raises as :func:`open_tuner`."""
     codec = await swarm.codec(local, needed=True)
     if codec is None:
         raise UsageError(f"{local.name} has no tokenizer")
@@ -78,16 +96,7 @@ async def open_tuner(
     held_back: list[Example] = []
     if data.evaluation is not None:
         held_back = await trio.to_thread.run_sync(partial(read, data.evaluation))
-    thread = ComputeThread("shoal-tuning")
-    try:
-        layers, ends = await thread.run(partial(_load, local, options))
-        adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
-        resume_s = swarm.settings.resume_s
-        blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)
-        return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
-    except BaseException:
-        thread.close()
-        raise
+    return examples, held_back
 
 
 def check_settings(settings: Settings) -> None:

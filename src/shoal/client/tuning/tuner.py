@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 import trio
 
+from shoal.client.sampling import Sampling
 from shoal.client.tuning import checkpoint
+from shoal.client.tuning.answers import TunedAnswer, sample_answers
 from shoal.client.tuning.checkpoint import TuningState
 from shoal.client.tuning.data import Example, batches
 from shoal.client.tuning.ends import TuningEnds
@@ -119,9 +121,11 @@ class Tuner:
             adapter.parameters, lr=options.rate, weight_decay=options.weight_decay
         )
         self._history: list[tuple[int, float]] = []
+        self._taken = 0  # steps
         self._skipped = self._bad = 0
         self._batch_tokens = min(options.batch_tokens, blocks.most_rows)
-        self._check_lengths()
+        self._check_lengths("the data", examples)
+        self._check_lengths("the examples kept back", held_back)
         self._plan = self._planned()
 
     @property
@@ -143,32 +147,55 @@ class Tuner:
             ShoalError: what the hops of one route after another have said.
             OSError: a checkpoint cannot be written.
         """
+        if not self._plan:
+            raise UsageError("there is nothing to learn from", check="give at least one example")
+        for step in range(await self.resume(), self.steps):
+            done = await self._timed(self._plan[step])
+            last = step + 1 == self.steps
+            if self._held_back and (last or (step + 1) % self._options.evaluate_every == 0):
+                done = replace(done, evaluation=await self.evaluate(self._held_back))
+            if last or (step + 1) % self._options.save_every == 0:
+                await self.save()
+            yield done
+
+    async def resume(self) -> int:
+        """Go on from the folder's checkpoint, if it has one. Raises as :meth:`run`.
+
+        Returns:
+            The steps that were taken so far.
+        """
         checkpoint.check_is_of_tuning(self._folder)
         restore = partial(checkpoint.restore, self._folder, self.adapter, self.optimizer, self._identity())
         state = await trio.to_thread.run_sync(restore)
-        first = 0 if state is None else state.step
-        self._history = [] if state is None else list(state.history)
-        for step in range(first, self.steps):
-            began = trio.current_time()
-            loss = await self._step(self._plan[step], self._rate(step))
-            taken = trio.current_time() - began
-            tokens = sum(len(example.token_ids) for batch in self._plan[step] for example in batch)
-            self._history.append((step + 1, loss))
-            last = step + 1 == self.steps
-            evaluation = None
-            if self._held_back and (last or (step + 1) % self._options.evaluate_every == 0):
-                evaluation = await self.evaluate(self._held_back)
-            if last or (step + 1) % self._options.save_every == 0:
-                await self._save(step + 1)
-            yield TuningStep(
-                step + 1,
-                self.steps,
-                loss,
-                tokens / max(taken, 1e-9),
-                evaluation,
-                self._skipped,
-                self._blocks.replaced,
-            )
+        if state is not None:
+            self._taken, self._history = state.step, list(state.history)
+        return self._taken
+
+    async def learn(self, examples: Sequence[Example]) -> TuningStep:
+        """One step of the optimizer by examples that are made as it goes on, such as answers with advantages.
+
+        Nothing is written: :meth:`save` does that, and :meth:`resume` goes on from there.
+
+        Raises:
+            UsageError: there are none, or one is too long.
+            ShoalError: as :meth:`run`.
+        """
+        self._check_lengths("an example", examples)
+        if not examples:
+            raise UsageError("there is nothing to learn from", check="give at least one example")
+        tokens, seed = self._batch_tokens, self._options.seed
+        return await self._timed(batches(examples, tokens=tokens, seed=seed, epoch=self._taken))
+
+    async def sample(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int, seed: int
+    ) -> list[TunedAnswer]:
+        """An answer to each prompt by the model with the adapter as it is now.
+
+        As :func:`shoal.client.tuning.answers.sample_answers`, which says what it costs.
+        """
+        asked = partial(sample_answers, end_tokens=self._local.end_tokens, batch_tokens=self._batch_tokens)
+        parts = (self._blocks, self._ends, self._thread)
+        return await asked(parts, prompts, sampling, max_tokens=max_tokens, seed=seed)
 
     async def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss over the learnt tokens of ``examples``; NaN where hops come to no finite numbers."""
@@ -180,6 +207,20 @@ class Tuner:
                 return math.nan
         return total / sum(example.answer_tokens for example in examples)
 
+    async def save(self) -> None:
+        """Write a checkpoint, with the adapter as PEFT reads it. Raises OSError: it cannot be written."""
+        state = TuningState(self._taken, self._identity(), tuple(self._history))
+        save = partial(
+            checkpoint.save,
+            self._folder,
+            self.adapter,
+            self.optimizer,
+            state,
+            base=self._local.digest,
+            base_name=self._local.name,
+        )
+        await trio.to_thread.run_sync(save)
+
     def close(self) -> None:
         """Let its thread end. Nothing of it may be asked for after that."""
         self._thread.close()
@@ -187,6 +228,23 @@ class Tuner:
     def finished(self, name: str) -> Adapter:
         """The adapter as it is now."""
         return self.adapter.adapter(name, self._local.digest)
+
+    async def _timed(self, step: Sequence[list[Example]]) -> TuningStep:
+        """The next step of the optimizer, and what it came to."""
+        began = trio.current_time()
+        loss = await self._step(step, self._rate(self._taken))
+        took = trio.current_time() - began
+        self._taken += 1
+        self._history.append((self._taken, loss))
+        tokens = sum(len(example.token_ids) for batch in step for example in batch)
+        return TuningStep(
+            self._taken,
+            max(self._taken, self.steps),
+            loss,
+            tokens / max(took, 1e-9),
+            skipped=self._skipped,
+            replaced=self._blocks.replaced,
+        )
 
     async def _step(self, step: Sequence[list[Example]], rate: float) -> float:
         """One step of the optimizer; its loss, which is not applied where it is not finite."""
@@ -240,17 +298,16 @@ class Tuner:
     def _rate(self, step: int) -> float:
         return self._options.rate * min(1.0, (step + 1) / max(1, self._options.warmup))
 
-    def _check_lengths(self) -> None:
+    def _check_lengths(self, what: str, examples: Sequence[Example]) -> None:
         """Raises UsageError: an example is longer than a question may be."""
         most = self._blocks.most_rows
-        for what, examples in (("the data", self._examples), ("the examples kept back", self._held_back)):
-            for example in examples:
-                if len(example.token_ids) > most + 1:  # its last token is not sent
-                    raise UsageError(
-                        f"{what}, line {example.line}: an example of {len(example.token_ids)} tokens, and "
-                        f"hidden states of {most} fit into a message beside a block of the adapter",
-                        check="lower --longest, or choose a lower rank",
-                    )
+        for example in examples:
+            if len(example.token_ids) > most + 1:  # its last token is not sent
+                raise UsageError(
+                    f"{what}, line {example.line}: an example of {len(example.token_ids)} tokens, and "
+                    f"hidden states of {most} fit into a message beside a block of the adapter",
+                    check="lower --longest, or choose a lower rank",
+                )
 
     def _planned(self) -> list[list[list[Example]]]:
         """The batches of each step."""
@@ -258,8 +315,6 @@ class Tuner:
         for epoch in range(options.epochs):
             made = batches(self._examples, tokens=self._batch_tokens, seed=options.seed, epoch=epoch)
             found += [made[at : at + options.accumulate] for at in range(0, len(made), options.accumulate)]
-        if not found:
-            raise UsageError("there is nothing to learn from", check="give at least one example")
         return found[: options.steps] if options.steps else found
 
     def _identity(self) -> dict[str, Any]:
@@ -269,16 +324,3 @@ class Tuner:
             del told[name]
         seen = sha256(repr([(e.token_ids, e.learnt) for e in self._examples]).encode())
         return told | {"model": self._local.digest, "data": seen.hexdigest()}
-
-    async def _save(self, step: int) -> None:
-        state = TuningState(step, self._identity(), tuple(self._history))
-        save = partial(
-            checkpoint.save,
-            self._folder,
-            self.adapter,
-            self.optimizer,
-            state,
-            base=self._local.digest,
-            base_name=self._local.name,
-        )
-        await trio.to_thread.run_sync(save)

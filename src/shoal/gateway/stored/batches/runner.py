@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from shoal.client.rollouts.pace import pause_s
 from shoal.errors import OutOfResources
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.errors import AGAIN, MAYBE_AGAIN, BadRequest, NotFound, body_of
@@ -25,7 +26,7 @@ from shoal.gateway.stored.batches.lines import (
     not_answered,
     read_line,
 )
-from shoal.gateway.stored.batches.pace import AT_ONCE, may_begin, pause_s
+from shoal.gateway.stored.batches.pace import AT_ONCE, may_begin
 from shoal.gateway.stored.batches.store import OUTPUT_BYTES, BatchStore, HeldBatch
 from shoal.gateway.stored.files import PIECE_LINES
 

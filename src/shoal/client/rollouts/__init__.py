@@ -1,0 +1,1 @@
+"""Many samples of many prompts, into a file."""
