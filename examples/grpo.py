@@ -22,8 +22,8 @@ from shoal.client.tuning.tuner import TuningOptions
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "SmolLM2-135M-Instruct"
 STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 60
 FOLDER = Path(sys.argv[3]) if len(sys.argv) > 3 else Path("grpo-adapter")
-SAMPLES = 16  # of each question
-QUESTIONS = {f"{n} is followed by ": str(n + 1) for n in range(1, 9)}
+SAMPLES = 12  # of each question
+QUESTIONS = {f"{n - 1}, {n}, ": str(n + 1) for n in range(1, 9)}
 
 
 def reward(answer: str, right: str) -> float:
