@@ -19,7 +19,7 @@ from shoal.types import Span
 
 from .conftest import PROMPT, THIRDS
 
-OPTIONS = RolloutOptions(samples=4, max_tokens=6, seed=7)
+OPTIONS = RolloutOptions(samples=4, max_tokens=4, seed=7)
 PROMPTS = [{"prompt": "Hello", "id": "first"}, {"token_ids": PROMPT}, {"prompt": "The sea"}]
 
 
@@ -194,10 +194,10 @@ async def test_where_nobody_serves_it_the_run_ends_with_what_is_missing_and_goes
 ):
     out = tmp_path / "out.jsonl"
     async with memory_swarm(home, checkpoint, THIRDS[:2]) as swarm:
-        options = RolloutOptions(samples=1, max_tokens=2, patience_s=30.0)
+        options = RolloutOptions(samples=1, max_tokens=2, patience_s=8.0)
         with pytest.raises(NoCoverage):
             await swarm.client.rollouts(str(checkpoint), PROMPTS[:1], out, options=options)
-        assert trio.current_time() > 30
+        assert trio.current_time() > 8
         assert out.read_bytes() == b""
         await swarm.add_node(THIRDS[2])
         await swarm.client.rollouts(str(checkpoint), PROMPTS[:1], out, options=options)

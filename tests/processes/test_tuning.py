@@ -1,10 +1,12 @@
-"""Tuning through node processes: one that is killed in the midst of a step changes nothing of the adapter."""
+"""Samples and tuning through node processes: what is killed, a node or the client, changes nothing."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import subprocess
+import time
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from safetensors.torch import load_file
 
 from shoal.client.tuning.open import TuningData, open_tuner
 from shoal.client.tuning.tuner import TuningOptions
+from shoal.swarm import membership
 from shoal.types import Span
 
 from .conftest import processes_of
+from .test_talk import command
 
 pytestmark = pytest.mark.swarm
 OPTIONS = TuningOptions(rank=4, rate=1e-3, warmup=1, batch_tokens=90, steps=3)
@@ -43,18 +47,61 @@ def tune(portal, swarm, model, data, folder, kill=None):
     return portal.call(run)
 
 
-def test_a_node_that_is_killed_in_a_step_is_replaced_and_the_adapter_is_the_same(tmp_path, checkpoint):
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory, checkpoint):
+    """Three that train, of which two have the same blocks."""
+    home = tmp_path_factory.mktemp("nodes")
+    spans = [Span(0, 3), Span(3, 6), Span(3, 6)]
+    with processes_of(home, str(checkpoint), spans, format="fp32", train="on") as booted:
+        membership.save(home / "swarms", booted.local.membership)
+        yield booted
+
+
+def test_samples_go_on_after_the_client_is_killed_and_none_is_lost_or_there_twice(nodes, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(4)))
+    argv, environ = command(
+        nodes,
+        "rollouts",
+        nodes.model,
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(out),
+        "-n",
+        "8",
+        "--max-tokens",
+        "24",
+        "--at-once",
+        "3",
+        "--json",
+    )
+    with subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL) as first:
+        until = time.monotonic() + 60
+        while not out.exists() or out.read_bytes().count(b"\n") < 5:
+            assert first.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        first.kill()
+    before = out.read_bytes()
+    whole = before[: before.rfind(b"\n") + 1]
+    assert 5 <= whole.count(b"\n") < 32
+    out.write_bytes(whole + b'{"prompt":4,"sam')  # as a kill may leave it
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["made"] == 32
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert b"".join(lines).startswith(whole)
+    made = sorted((one["prompt"], one["sample"]) for one in map(json.loads, lines))
+    assert made == [(line, number) for line in range(1, 5) for number in range(8)]
+
+
+def test_a_node_that_is_killed_in_a_step_is_replaced_and_the_adapter_is_the_same(nodes, tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [{"prompt": f"Say {i}: ", "completion": "yes " * (i + 1)} for i in range(9)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    spans = [Span(0, 3), Span(3, 6), Span(3, 6)]
-    options = {"format": "fp32", "train": "on"}
-    with (
-        processes_of(tmp_path, str(checkpoint), spans, **options) as nodes,
-        nodes.connect() as connected,
-    ):
+    with nodes.connect() as connected:
         pids = {node["peer"]: node["pid"] for node in nodes.local.nodes}
-        run = (connected.portal, connected.swarm, str(checkpoint), data)
+        run = (connected.portal, connected.swarm, nodes.model, data)
         undisturbed, replaced = tune(*run, tmp_path / "whole")
         assert replaced == 0
         losses, replaced = tune(*run, tmp_path / "killed", lambda peer: os.kill(pids[peer], signal.SIGKILL))

@@ -286,7 +286,8 @@ class Rollouts:
                 if delta.score is not None:
                     logprobs.append(delta.score.logprob)
                 reason = delta.finish_reason or reason
-                await self._rest(place)
+                if delta.finish_reason is None:
+                    await self._rest(place)
         receipts, protection = await self._swarm.protect(session, prompt.token_ids, tokens, sampling, reused)
         if self._options.receipts and receipts is None:
             receipts = await pull_receipts(session, prompt.token_ids, tokens, sampling)
