@@ -175,3 +175,14 @@ def test_our_own_library(name: str, served: Served, tmp_path: Path) -> None:
         assert "8 tokens, " in lines[-1]
     else:
         assert len(lines) >= 2  # one for each answer
+
+
+def test_reinforcement_learning_raises_the_reward(served: Served, tmp_path: Path) -> None:
+    steps = 24
+    argv = [sys.executable, EXAMPLES / "grpo.py", served.checkpoint, str(steps), tmp_path / "adapter"]
+    out = served.run(tmp_path, argv)
+    rewards = [float(line.rsplit(" ", 1)[1]) for line in out.splitlines()]
+    assert len(rewards) == steps
+    first, last = sum(rewards[:4]) / 4, sum(rewards[-4:]) / 4
+    assert last > first + 0.1, rewards
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists()

@@ -84,9 +84,13 @@ async def sample_answers(
     for _ in range(max_tokens):
         going = [one for one in said if not one.ended]
         for batch in _batches(going, batch_tokens):
-            sequences = [one.token_ids for one in batch]
-            logits = await blocks.step(partial(_logits, parts, sequences))
-            await thread.run(partial(_choose, batch, logits, end_tokens))
+            # Answers that begin alike are computed once: all to one prompt have the first token's forward.
+            rows = {
+                tokens: row for row, tokens in enumerate(dict.fromkeys(tuple(b.token_ids) for b in batch))
+            }
+            logits = await blocks.step(partial(_logits, parts, list(rows)))
+            each = logits[[rows[tuple(one.token_ids)] for one in batch]]
+            await thread.run(partial(_choose, batch, each, end_tokens))
     return [one.answer for one in said]
 
 

@@ -49,6 +49,13 @@ class Example:
         return len(self.token_ids) - self.learnt
 
 
+def inputs_of(examples: Sequence[Example]) -> list[tuple[int, ...]]:
+    """What runs through the model for them: all tokens but the last, which predicts nothing. Each once, where
+    several examples begin alike, as short answers to one prompt do.
+    """
+    return list(dict.fromkeys(example.token_ids[:-1] for example in examples))
+
+
 def read_examples(
     path: Path,
     codec: TextCodec,

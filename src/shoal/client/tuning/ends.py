@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from shoal.client.tuning.data import Example
+from shoal.client.tuning.data import Example, inputs_of
 from shoal.executor.arrays import Floats
 from shoal.models.build.ends import EndsModule
 
@@ -25,8 +25,8 @@ class TuningEnds:
             parameter.requires_grad_(False)
 
     def embed(self, examples: Sequence[Example]) -> Floats:
-        """float32 ``[rows, width]`` of all tokens but each example's last, which predicts nothing."""
-        return self.embed_sequences([example.token_ids[:-1] for example in examples])
+        """float32 ``[rows, width]`` of what runs through the model for them (:func:`inputs_of`)."""
+        return self.embed_sequences(inputs_of(examples))
 
     def loss(self, examples: Sequence[Example], hidden: Floats) -> float:
         """The sum of the losses of all tokens that are to be learnt, by their weights."""
@@ -43,7 +43,7 @@ class TuningEnds:
                 (loss * share).backward()
             total += float(loss.detach())
             if entering.grad is not None:
-                found[rows.first : rows.first + len(rows.states)] = entering.grad.numpy()
+                found[rows.first : rows.first + len(rows.states)] += entering.grad.numpy()
         return total, found
 
     def last_logits(self, sequences: Sequence[Sequence[int]], hidden: Floats) -> Floats:
@@ -79,8 +79,12 @@ def _pieces(
 ) -> list[tuple[_Rows, torch.Tensor, torch.Tensor | None]]:
     """Rows, a few at a time, what should follow each, and how much that counts."""
     found: list[tuple[_Rows, torch.Tensor, torch.Tensor | None]] = []
-    at = 0
+    begins: dict[tuple[int, ...], int] = {}
+    rows = 0
+    for tokens in inputs_of(examples):
+        begins[tokens], rows = rows, rows + len(tokens)
     for example in examples:
+        at = begins[example.token_ids[:-1]]
         first, end = example.learnt - 1, len(example.token_ids) - 1
         for start in range(first, end, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, end)
@@ -88,5 +92,4 @@ def _pieces(
             wanted = torch.tensor(example.token_ids[start + 1 : stop + 1])
             weights = torch.tensor(example.weights[start - first : stop - first]) if example.weights else None
             found.append((_Rows(at + start, states), wanted, weights))
-        at += end
     return found
