@@ -1,10 +1,11 @@
-"""Reinforcement learning through a swarm: GRPO on a task whose answers can be checked, with an adapter that is tuned
-through nodes that train (`shoal serve MODEL --format fp32 --train on`).
+"""Reinforcement learning through a swarm: GRPO on a task whose answers can be checked.
+
+The adapter is tuned through nodes that train: shoal serve MODEL --format fp32 --train on
 
 python grpo.py [MODEL] [STEPS] [FOLDER]
 
-The model is shown one digit of a series and is to say the next one. The right digit is worth 1, another digit 0.2.
-Whatever the model was before, the reward rises: with a small model that has never learnt anything, too.
+The model is shown two digits of a series and is to say the next one. The right digit is worth 1, another
+one 0.2. The reward rises whatever the model was before, also with a small one that has never learnt anything.
 """
 
 import sys

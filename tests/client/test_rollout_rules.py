@@ -11,7 +11,7 @@ import pytest
 from shoal.client.rollouts.pace import MOST_AT_ONCE, awaited_sessions, fitting_sessions, may_go_on
 from shoal.client.rollouts.prompts import RolloutPrompt, read_prompts
 from shoal.client.rollouts.run import RolloutOptions
-from shoal.client.rollouts.samples import Sample, SampleFile, sample_seed
+from shoal.client.rollouts.samples import RolloutSample, SampleFile, sample_seed
 from shoal.client.rollouts.todo import SamplesToMake
 from shoal.client.sampling import Sampling
 from shoal.errors import UsageError
@@ -124,7 +124,7 @@ RUN = {"digest": DIGEST, "adapter": None, "sampling": {"temperature": 1.0}, "max
 
 
 def a_sample(number, line=1):
-    return Sample(
+    return RolloutSample(
         prompt=line,
         sample=number,
         seed=sample_seed(0, line, number),

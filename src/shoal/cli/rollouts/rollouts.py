@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 PromptsOption = Annotated[
     Path, typer.Option(metavar="FILE.jsonl", help="Prompts, one on each line.", show_default=False)
 ]
-OutOption = Annotated[
+SamplesOption = Annotated[
     Path,
     typer.Option(metavar="FILE.jsonl", help="Where samples go; a run there that was killed goes on."),
 ]
-SkipOption = Annotated[
+SkipPromptsOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out lines that are no prompts, and say which.")
 ]
 AtOnceOption = Annotated[
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def rollouts(
     model: options.ModelArgument,
     prompts: PromptsOption,
-    out: OutOption = Path("samples.jsonl"),
+    out: SamplesOption = Path("samples.jsonl"),
     samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Samples of each prompt.")] = 16,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a sample.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
@@ -62,7 +62,7 @@ def rollouts(
     receipts: Annotated[
         bool, typer.Option("--receipts", help="Have the hops sign each sample, into files beside FILE.")
     ] = False,
-    skip_bad: SkipOption = False,
+    skip_bad: SkipPromptsOption = False,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     format: options.FormatOption = None,

@@ -26,7 +26,7 @@ from shoal.client.rollouts.pace import (
     pause_s,
 )
 from shoal.client.rollouts.prompts import RolloutPrompt
-from shoal.client.rollouts.samples import Sample, SampleFile, sample_seed
+from shoal.client.rollouts.samples import RolloutSample, SampleFile, sample_seed
 from shoal.client.rollouts.todo import PromptSamples, SamplesToMake
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
@@ -170,7 +170,7 @@ class Rollouts:
         self._limit = options.at_once or MOST_AT_ONCE
         self._awaited = 0
         self._looked = trio.Event()
-        self._unwritten: list[Sample] = []
+        self._unwritten: list[RolloutSample] = []
         self._writing = trio.Lock()
         self._made = self._tokens = self._failures = 0
         self._tries: Counter[tuple[int, int]] = Counter()
@@ -263,7 +263,7 @@ class Rollouts:
 
     async def _sample(
         self, session: Session, prompt: RolloutPrompt, sample: int, limit: int, place: int
-    ) -> Sample:
+    ) -> RolloutSample:
         seed = sample_seed(self._options.seed, prompt.line, sample)
         sampling = dataclasses.replace(self._options.scored, seed=seed)
         reused = session.reusable(prompt.token_ids)
@@ -292,7 +292,7 @@ class Rollouts:
         if self._options.receipts and receipts is None:
             receipts = await pull_receipts(session, prompt.token_ids, tokens, sampling)
         faults = [] if receipts is None else [fault.what for fault in receipts.faults]
-        return Sample(
+        return RolloutSample(
             prompt=prompt.line,
             id=prompt.id,
             sample=sample,
@@ -323,7 +323,7 @@ class Rollouts:
         await trio.to_thread.run_sync(write)
         return f"{folder.name}/{path.name}"
 
-    async def _write(self, sample: Sample) -> None:
+    async def _write(self, sample: RolloutSample) -> None:
         """Have a sample written, with all others that wait for it."""
         self._unwritten.append(sample)
         async with self._writing:

@@ -26,7 +26,7 @@ SEED_BITS = 53
 """So many a number may have in any language's JSON."""
 
 
-class Sample(Struct, frozen=True, kw_only=True):
+class RolloutSample(Struct, frozen=True, kw_only=True):
     """One answer to a prompt, with all that it takes to have it again."""
 
     prompt: int
@@ -73,7 +73,7 @@ class Sample(Struct, frozen=True, kw_only=True):
         }
 
 
-_decode = msgspec.json.Decoder(Sample)
+_decode = msgspec.json.Decoder(RolloutSample)
 
 
 def sample_seed(seed: int, line: int, sample: int) -> int:
@@ -82,7 +82,7 @@ def sample_seed(seed: int, line: int, sample: int) -> int:
     return int.from_bytes(told[:8]) >> (64 - SEED_BITS)
 
 
-def read_samples(path: Path) -> Iterator[tuple[int, Sample]]:
+def read_samples(path: Path) -> Iterator[tuple[int, RolloutSample]]:
     """The samples of a file, with the numbers of their lines from 1. Blocks: not on a loop.
 
     Raises:
@@ -138,7 +138,7 @@ class SampleFile:
         removed.
 
         Args:
-            run: as :attr:`Sample.run`.
+            run: as :attr:`RolloutSample.run`.
 
         Raises:
             UsageError: a line is no sample, or one of another run, or is there twice.
@@ -167,7 +167,7 @@ class SampleFile:
             found.add((sample.prompt, sample.sample))
         return found
 
-    def add(self, samples: Sequence[Sample]) -> None:
+    def add(self, samples: Sequence[RolloutSample]) -> None:
         """Write samples. On return they are on the disk.
 
         Raises:

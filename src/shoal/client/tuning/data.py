@@ -49,7 +49,7 @@ class Example:
         return len(self.token_ids) - self.learnt
 
 
-def inputs_of(examples: Sequence[Example]) -> list[tuple[int, ...]]:
+def example_inputs(examples: Sequence[Example]) -> list[tuple[int, ...]]:
     """What runs through the model for them: all tokens but the last, which predicts nothing. Each once, where
     several examples begin alike, as short answers to one prompt do.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from shoal.client.tuning.data import Example, inputs_of
+from shoal.client.tuning.data import Example, example_inputs
 from shoal.executor.arrays import Floats
 from shoal.models.build.ends import EndsModule
 
@@ -25,8 +25,8 @@ class TuningEnds:
             parameter.requires_grad_(False)
 
     def embed(self, examples: Sequence[Example]) -> Floats:
-        """float32 ``[rows, width]`` of what runs through the model for them (:func:`inputs_of`)."""
-        return self.embed_sequences(inputs_of(examples))
+        """float32 ``[rows, width]`` of what runs through the model for them (:func:`example_inputs`)."""
+        return self.embed_sequences(example_inputs(examples))
 
     def loss(self, examples: Sequence[Example], hidden: Floats) -> float:
         """The sum of the losses of all tokens that are to be learnt, by their weights."""
@@ -81,7 +81,7 @@ def _pieces(
     found: list[tuple[_Rows, torch.Tensor, torch.Tensor | None]] = []
     begins: dict[tuple[int, ...], int] = {}
     rows = 0
-    for tokens in inputs_of(examples):
+    for tokens in example_inputs(examples):
         begins[tokens], rows = rows, rows + len(tokens)
     for example in examples:
         at = begins[example.token_ids[:-1]]

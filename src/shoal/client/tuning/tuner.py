@@ -17,7 +17,7 @@ from shoal.client.sampling import Sampling
 from shoal.client.tuning import checkpoint
 from shoal.client.tuning.answers import TunedAnswer, sample_answers
 from shoal.client.tuning.checkpoint import TuningState
-from shoal.client.tuning.data import Example, batches, inputs_of
+from shoal.client.tuning.data import Example, batches, example_inputs
 from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter
 from shoal.client.tuning.remote import NotFinite, Passed, RemoteBlocks
@@ -293,7 +293,7 @@ class Tuner:
     async def _forward(self, batch: list[Example]) -> tuple[Passed, Floats]:
         """A batch through all blocks, and what comes out."""
         hidden = await self._thread.run(partial(self._ends.embed, batch))
-        return await self._blocks.forward(hidden, [len(tokens) for tokens in inputs_of(batch)])
+        return await self._blocks.forward(hidden, [len(tokens) for tokens in example_inputs(batch)])
 
     def _rate(self, step: int) -> float:
         return self._options.rate * min(1.0, (step + 1) / max(1, self._options.warmup))
