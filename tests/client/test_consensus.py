@@ -290,13 +290,13 @@ async def test_a_hop_that_cannot_reach_the_next_is_not_blamed_for_it(
         over = client.rings.open_over
         refused: list[list[PeerId]] = []
 
-        async def opens(route: Any, *given: Any) -> Any:
+        async def opens(route: Any, *given: Any, **more: Any) -> Any:
             peers = [hop.address.peer for hop in route]
             if swarm.networks[1].peer not in peers and not refused:
                 refused.append(peers)
                 swarm.world.kill(peers[1])
                 raise HopRefused(peers[0], ChannelClosed("it cannot be reached"), peers[1])
-            return await over(route, *given)
+            return await over(route, *given, **more)
 
         monkeypatch.setattr(client.rings, "open_over", opens)
         await answered(client, checkpoint)
