@@ -77,7 +77,7 @@ def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     checkpoint = write_checkpoint(home / "fish", "llama", max_position_embeddings=4096)
     write_pooling(checkpoint, "lasttoken", normalize=True)  # it gives embeddings, too
-    with processes(home, str(checkpoint), BLOCKS, train="on") as swarm:
+    with processes(home, str(checkpoint), BLOCKS) as swarm:
         membership.save(home / "swarms", swarm.local.membership)
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]
         command += ["--model", str(checkpoint), "--swarm", swarm.local.membership.name]

@@ -20,6 +20,8 @@ GRAPHS = Path(__file__).parents[1] / "graph/test_examples.py"
 """Where the examples of graphs run."""
 PAYING = Path(__file__).parents[1] / "gateway/test_payment.py"
 """Where the one that pays runs."""
+TUNING = Path(__file__).parents[1] / "processes/test_tuning.py"
+"""Where those of tuning do."""
 
 
 def answered(served: Served, *messages: tuple[str, str]) -> str:
@@ -42,7 +44,7 @@ SHOAL = ("user", "What is a shoal?")
 
 def test_every_example_is_listed_and_run_here() -> None:
     listed = (EXAMPLES / "README.md").read_text()
-    tests = Path(__file__).read_text() + GRAPHS.read_text() + PAYING.read_text()
+    tests = Path(__file__).read_text() + GRAPHS.read_text() + PAYING.read_text() + TUNING.read_text()
     for example in EXAMPLES.iterdir():
         if example.name != "README.md":
             assert f"({example.name})" in listed, example.name
@@ -175,14 +177,3 @@ def test_our_own_library(name: str, served: Served, tmp_path: Path) -> None:
         assert "8 tokens, " in lines[-1]
     else:
         assert len(lines) >= 2  # one for each answer
-
-
-def test_reinforcement_learning_raises_the_reward(served: Served, tmp_path: Path) -> None:
-    steps = 24
-    argv = [sys.executable, EXAMPLES / "grpo.py", served.checkpoint, str(steps), tmp_path / "adapter"]
-    out = served.run(tmp_path, argv)
-    rewards = [float(line.rsplit(" ", 1)[1]) for line in out.splitlines()]
-    assert len(rewards) == steps
-    first, last = sum(rewards[:4]) / 4, sum(rewards[-4:]) / 4
-    assert last > first + 0.1, rewards
-    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
