@@ -48,6 +48,10 @@ def group_advantages(rewards: Sequence[float]) -> list[float]:
     That is GRPO (Shao et al., "DeepSeekMath", 2024, section 4.1). Learning each batch of answers once, as
     they were drawn, needs no ratio of probabilities and no clipping.
     """
+    if min(rewards) == max(rewards):
+        return [0.0] * len(
+            rewards
+        )  # not what rounding makes of it: AdamW would take the least for a direction
     middle, spread = fmean(rewards), pstdev(rewards)
     return [(reward - middle) / (spread + SURE) for reward in rewards]
 
