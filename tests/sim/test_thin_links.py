@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from shoal import config
+from shoal.client.ring.prefill import LinkWidth
 from shoal.client.sampling import Sampler, Sampling
 from shoal.net import link_speed
 from shoal.testing.sim import engine, model
@@ -52,7 +53,7 @@ def test_a_prompt_of_4000_tokens_takes_no_longer_than_its_bytes_on_the_link(
     chance = random.Random(3)
     text = [chance.randrange(model.VOCAB) for _ in range(PROMPT + 1)]
 
-    async def main() -> tuple[float, bool]:
+    async def main() -> list[tuple[float, LinkWidth]]:
         async with SimPeers.running(random.Random(1), loss=0.0) as peers:
             peers.internet.way_s = 0.01
             swarm = SimSwarm(peers, exact, cost=StepCost(0.002, 0.0002))
@@ -60,14 +61,17 @@ def test_a_prompt_of_4000_tokens_takes_no_longer_than_its_bytes_on_the_link(
                 await swarm.add_node()
             async with swarm.client() as client:
                 client.script = model.script(text)
-                for _ in range(5):
-                    began = trio.current_time()
+                seen: list[tuple[float, LinkWidth]] = []
+                for _ in range(3):
                     async with client.session("simulated", tokens=PROMPT + 8) as session:
+                        width, began = session.ring.width, trio.current_time()
                         found = await session.advance(text[:PROMPT], Sampler(Sampling()))
-                    took = trio.current_time() - began
+                        seen.append((trio.current_time() - began, width))
                     assert found.token == text[-1]
-                return took, session.ring.thin
+                return seen
 
-    took_s, thin = simulate(1, main)
-    assert thin
-    assert took_s < 1.15 * PROMPT * WIDTH * 2 / RATE
+    (first_s, unknown), *_, (last_s, thin) = simulate(1, main)
+    assert (unknown, thin) == ("unknown", "thin")
+    sending_s = PROMPT * WIDTH * 2 / RATE
+    assert first_s < 1.15 * sending_s, "the first pieces are small, as the link may be thin"
+    assert last_s < 1.05 * sending_s

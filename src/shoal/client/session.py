@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,7 @@ import trio
 
 from shoal.client.ends import After, Embedded, SessionEnds
 from shoal.client.ring.hop import HopFailed
-from shoal.client.ring.prefill import piece_tokens
+from shoal.client.ring.prefill import grow, piece_tokens
 from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
 from shoal.client.ring.results import NextToken, Returned
 from shoal.client.ring.ring import IN_FLIGHT, Ring
@@ -298,19 +298,28 @@ class Session:
         stages = len(self.ring.route) + len(self.ends.own)
         if self.ends.stateless:
             chunk = len(token_ids)  # each of its tokens sees all others
-        chunk = chunk or piece_tokens(self.ring.format, len(token_ids), stages, thin=self.ring.thin)
-        if (most := self.ring.most_step_tokens) is not None and not (self.ends.stateless or goes_on):
-            chunk = min(chunk, most)
-        pieces = transcript.divide(token_ids, chunk, sequence_length, self.ends.pictures.uncut)
+        bounded = not (self.ends.stateless or goes_on)
+        size = partial(self._piece_size, chunk, len(token_ids), stages, bounded)
+        pieces = transcript.divide(token_ids, size(), sequence_length, self.ends.pictures.uncut)
         self._heard = trio.current_time()
         try:
-            return await self._run(pieces, wanted)
+            return await self._run(pieces, wanted, size)
         except ShoalError as error:
             self._take_back(before)
             return await self._persist(error, pieces, wanted)
         except BaseException:
             self._take_back(before)
             raise
+
+    def _piece_size(self, chunk: int, tokens: int, stages: int, bounded: bool) -> int:
+        """Tokens that the next piece may have, by what is known now.
+
+        Args:
+            bounded: whether it may be less than hops that are paid for would take on credit.
+        """
+        size = chunk or piece_tokens(self.ring.format, tokens, stages, width=self.ring.width)
+        most = self.ring.most_step_tokens if bounded else None
+        return size if most is None else min(size, most)
 
     async def _persist(self, error: ShoalError, pieces: list[Piece], wanted: int) -> list[Returned]:
         """Run ``pieces``, which came to nothing once; the route is made whole before each new attempt."""
@@ -379,16 +388,19 @@ class Session:
             self.reroutes.append(reroute)
             self._recovery.rings.survived(self.ring, reroute.at, reroute.gap_s, reroute.lost, reroute.way)
 
-    async def _run(self, pieces: Sequence[Piece], wanted: int) -> list[Returned]:
+    async def _run(
+        self, pieces: Sequence[Piece], wanted: int, most: Callable[[], int] = int
+    ) -> list[Returned]:
         """Send pieces ahead of their results, as many as may be in flight; returns those with wanted rows.
 
         Args:
             wanted: how many of the last rows.
+            most: as :func:`grow` has it; by default pieces are sent as they are.
         """
         returned: list[Returned] = []
         due: deque[int] = deque()  # of the steps on their way, how many rows of each are wanted
         left = sum(len(piece.token_ids) for piece in pieces)
-        for piece in pieces:
+        for piece in grow(pieces, most):
             tokens = len(piece.token_ids)
             left -= tokens
             while self.ring.rules.in_flight >= IN_FLIGHT:

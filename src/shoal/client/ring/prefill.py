@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from shoal.client.transcript import Piece
 from shoal.types import Format
 
 LEAST = 64
@@ -21,27 +26,54 @@ THIN_SHARE = 0.025
 the weights; over a link that takes a quarter of that, smaller pieces save more than they cost."""
 USUAL_STEP_S = 0.001
 """A decode step at a hop, where none was timed: a span of a small model on a CPU."""
+FAR_S = 0.005
+"""A round trip that no local network has: beyond it is the internet, whose links may be thin."""
+
+LinkWidth = Literal["wide", "thin", "unknown"]
+"""Whether a link takes long for a row of a prompt, beside what a hop takes to compute it; or whether it goes
+so far that it may, and was not timed yet."""
 
 
-def is_thin(row_bytes: float, bytes_s: float | None, step_s: float) -> bool:
-    """Whether a link takes long for a row of a prompt, beside what a hop takes to compute it.
+def link_width(row_bytes: float, bytes_s: float | None, rtt_s: float | None, step_s: float) -> LinkWidth:
+    """What is known of a link.
 
     Args:
-        bytes_s: of the link; ``None`` where it is not known.
+        bytes_s: that it carries in a second; ``None`` where it was not timed.
+        rtt_s: its round trip; ``None`` where none was measured.
         step_s: what a decode step takes at the slowest hop; 0 where it is not known.
     """
-    return bytes_s is not None and row_bytes / bytes_s > THIN_SHARE * (step_s or USUAL_STEP_S)
+    if bytes_s is None:
+        return "unknown" if rtt_s is not None and rtt_s > FAR_S else "wide"
+    return "thin" if row_bytes / bytes_s > THIN_SHARE * (step_s or USUAL_STEP_S) else "wide"
 
 
-def piece_tokens(format: Format, prompt: int, stages: int, *, thin: bool = False) -> int:
+def piece_tokens(format: Format, prompt: int, stages: int, *, width: LinkWidth = "wide") -> int:
     """Tokens of each piece of a prompt of ``prompt`` tokens on a route of ``stages`` hops.
 
     Args:
-        thin: whether a link on the way is what the prompt waits for.
+        width: of the links on the way; one that is not known is taken for a thin one until it is
+            (:func:`grow`).
     """
     if format == "fp32":
         return EXACT
     if stages == 1:
         return MOST
-    pieces = THIN_PIECES if thin else PIECES_PER_STAGE
+    pieces = PIECES_PER_STAGE if width == "wide" else THIN_PIECES
     return max(LEAST, min(MOST, -(-prompt // (pieces * stages))))
+
+
+def grow(pieces: Sequence[Piece], most: Callable[[], int]) -> Iterator[Piece]:
+    """The pieces of a prompt, several as one where they are together no longer than ``most()`` tokens.
+
+    It is asked anew for each, when that is about to be sent: what is known of a link by then, the pieces
+    before have shown. The first stays as it is, as what an encoder gave is a piece of its own.
+    """
+    waiting = deque(pieces)
+    if waiting:
+        yield waiting.popleft()
+    while waiting:
+        token_ids, told = waiting.popleft()
+        limit = most()
+        while waiting and len(token_ids) + len(waiting[0].token_ids) <= limit:
+            token_ids = token_ids + waiting.popleft().token_ids
+        yield Piece(token_ids, told)

@@ -22,7 +22,7 @@ from shoal.client.ring.hop import HopFailed, HopLost, RingHop, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
-from shoal.client.ring.prefill import is_thin
+from shoal.client.ring.prefill import LinkWidth, link_width
 from shoal.client.ring.results import Results, Returned
 from shoal.client.ring.ring_times import WAY_BYTES_S, RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
@@ -110,8 +110,7 @@ class Ring:
         self.numerics = numerics
         """By which every hop computes."""
         self._codec: Codec | None = codec
-        self.thin = False
-        """Whether a prompt waits for links more than for hops, as far as was known when it was opened."""
+        self._asked: Codec = "float32"  # by the links, when the ring was opened
         self._step_timeout_s = step_timeout_s
         self._results = Results()
         self._loop = trio.lowlevel.current_trio_token()
@@ -207,6 +206,14 @@ class Ring:
         return [(hop.hop, hop.pace) for hop in self._places.hops]
 
     @property
+    def width(self) -> LinkWidth:
+        """What is known by now of the links that a prompt goes over."""
+        if self._asked != "float32":
+            return "thin"
+        row_bytes = encoded_bytes(1, self._shape.hidden_size, self.codec)
+        return link_width(row_bytes, self.first.bytes_s, self.first.rtt_s, self._slowest_s)
+
+    @property
     def format(self) -> Format:
         """How every hop holds its weights."""
         return self.numerics.format
@@ -222,13 +229,11 @@ class Ring:
             self.held, self._codec = held
             self.rules.take_up(self.held)
         self._places.begin_work(self.work)
-        asked = coarsest((self._places.codec, self._first_asks()))
+        self._asked = coarsest((self._places.codec, self._first_asks()))
         if self._codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
             exact = self.format == "fp32"
-            self._codec = "float32" if exact else asked
-        row_bytes = encoded_bytes(1, self._shape.hidden_size, self._codec)
-        self.thin = asked != "float32" or is_thin(row_bytes, self.first.bytes_s, self._slowest_s)
+            self._codec = "float32" if exact else self._asked
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
