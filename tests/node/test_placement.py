@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,10 @@ import trio
 from msgspec import structs
 
 from shoal.errors import OutOfResources
+from shoal.node.placing.choice import PlacedModel, serving_peers
 from shoal.node.placing.placement import keep_place, pick_span
 from shoal.node.speed import Speed
-from shoal.swarm.announcement import Announcement
+from shoal.swarm.announcement import LEAST_BYTES_S, ROW_ELEMENT_BYTES, Announcement
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, Span
@@ -126,6 +128,19 @@ async def test_a_joining_node_takes_the_weakest_blocks(home, checkpoint):
         assert pick_span(swarm.model, FP32, round(3.1 * per_block / 0.75), member) == RIGHT
         with pytest.raises(OutOfResources):
             pick_span(swarm.model, FP32, 1, member)
+
+
+async def test_what_a_peer_says_of_its_link_counts_where_nodes_are_placed(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT]) as swarm:
+        member, peer = swarm.client.member, swarm.world.network().peer
+        placed, wall = PlacedModel(swarm.model.shape, FP32, ()), member.clock.wall()
+        row_bytes = ROW_ELEMENT_BYTES * swarm.model.shape.hidden_size
+        cases = [(0.0, math.inf), (1e6, 1e6 / row_bytes), (1e-9, LEAST_BYTES_S / row_bytes)]
+        for number, (link, tokens_s) in enumerate(cases):
+            served = structs.replace(swarm.nodes[0].served(), link_bytes_s=link)
+            word = Announcement(peer, number, wall, wall + 30, ("/memory/x",), (), served, "")
+            member.directory.take(word, b"", member.now(), wall)
+            assert tokens_s in [one.carries for one in serving_peers(placed, member)]
 
 
 async def test_a_node_measures_how_many_blocks_it_computes_in_a_second(home, checkpoint, monkeypatch):

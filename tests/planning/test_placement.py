@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from random import Random
@@ -195,3 +196,38 @@ def test_large_swarms_carry_more_than_by_the_rules_of_petals_and_parallax():
     own, of_petals, of_parallax = (median(column) for column in zip(*shares, strict=True))
     assert own > of_petals
     assert own > of_parallax
+
+
+def test_a_peer_with_a_thin_link_is_helped_as_a_slow_one_is():
+    alike = [ServingPeer(Span(0, 5), 100.0), ServingPeer(Span(5, 10), 100.0)]
+    thin = [alike[0], replace(alike[1], carries=2.0)]
+    assert choose_span(thin, 10, 5, 50.0) == Span(5, 10) != choose_span(alike, 10, 5, 50.0)
+    assert throughput(thin, 10) == pytest.approx(2.0)
+    wide = [replace(peer, carries=1000.0) for peer in alike]
+    assert choose_span(wide, 10, 5, 50.0) == choose_span(alike, 10, 5, 50.0)
+    assert throughput(wide, 10) == pytest.approx(20.0)
+
+
+def test_a_node_moves_to_where_a_link_holds_the_swarm_up():
+    wide = [a_node(0, 10, 100.0), a_node(10, 20, 99.0), a_node(10, 20, 4.0)]
+    assert choose_move(wide, a_node(0, 10, 4.0), 20) is None
+    thin = [wide[0], replace(wide[1], carries=5.0), wide[2]]
+    move = choose_move(thin, a_node(0, 10, 4.0), 20)
+    assert move is not None
+    assert move.span.end > 10
+
+
+def test_a_node_does_not_move_where_its_own_link_lets_nothing_through():
+    placed = [a_node(0, 10), a_node(0, 10), a_node(10, 20), a_node(10, 20, 5.0)]
+    assert choose_move(placed, a_node(0, 10), 20) is not None
+    assert choose_move(placed, replace(a_node(0, 10), carries=0.01), 20) is None
+
+
+LINKED = st.tuples(st.integers(0, 9), st.integers(1, 10), st.floats(0.1, 100))
+
+
+@given(st.lists(LINKED, min_size=1, max_size=6))
+def test_a_link_never_makes_a_swarm_carry_more(peers):
+    placed = [ServingPeer(Span(s, min(s + n, 10)), 10.0, carries=rate) for s, n, rate in peers]
+    free = [replace(peer, carries=math.inf) for peer in placed]
+    assert throughput(placed, 10) <= throughput(free, 10) * (1 + 1e-9)

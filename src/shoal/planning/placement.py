@@ -7,6 +7,8 @@ A node takes as many blocks as fit, for a longer span is never worse. Of all suc
 3. the one that leaves the fewest blocks with a single peer, then the one whose weakest block is the weakest,
    each peer's speed divided over its span (the rule of Petals: Borzunov et al. 2023, section 3.2).
 
+What a peer's link does not let through, as it timed it, is no speed.
+
 A node that serves moves when that covers a block that nobody serves, or raises the throughput by ``GAIN``, or
 gives a single block a second peer at no cost of throughput. No move uncovers a block. In a small swarm a node
 also moves to where :mod:`shoal.planning.assign` would put it if all nodes were placed anew, when the slowest
@@ -15,6 +17,7 @@ stage would then carry ``GAIN`` more than the swarm does: others, who see the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +27,15 @@ import numpy.typing as npt
 from shoal.errors import OutOfResources
 from shoal.planning.assign import least_busy
 from shoal.planning.layout import Layout, StretchTable, stretches
-from shoal.planning.throughput import SLACK, Rates, ServingPeer, crowds, least_ratio, throughput
+from shoal.planning.throughput import (
+    SLACK,
+    Rates,
+    ServingPeer,
+    bound_speed,
+    crowds,
+    least_ratio,
+    throughput,
+)
 from shoal.types import Span
 
 CLOSE = 0.02
@@ -91,7 +102,8 @@ def choose_move(
     """
     if not here.fits:
         return None
-    options = _Options(placed, n_blocks, _windows(n_blocks, [here.fits] * n_blocks), here.speed, work)
+    windows = _windows(n_blocks, [here.fits] * n_blocks)
+    options = _Options(placed, n_blocks, windows, here.speed, work, here.carries)
     now = _Options([*placed, here], n_blocks, [], 0.0, work)
     holes, single, rate = int(now.holes[0]), int(now.single[0]), float(now.rate[0])
     covering = options.holes < holes
@@ -134,13 +146,13 @@ class _Anew(Layout):
 
     def alike(self, machine: int) -> Hashable:
         node = self._nodes[machine]
-        return node.speed, node.fits, None if node.fits else node.span
+        return node.speed, node.carries, node.fits, None if node.fits else node.span
 
     def make_spent(self, machine: int) -> StretchTable:
         node = self._nodes[machine]
         begin, end = np.ogrid[: self.n_blocks + 1, : self.n_blocks + 1]
         fits = end - begin <= node.fits if node.fits else (begin >= node.span.start) & (end <= node.span.end)
-        return np.where(fits, self._work / node.speed, np.inf)
+        return np.where(fits, np.maximum(self._work / node.speed, 1 / node.carries), np.inf)
 
     make_busy = make_spent
 
@@ -192,7 +204,7 @@ def _placed_anew(nodes: Sequence[ServingPeer], options: _Options) -> list[Servin
         if node.fits:
             others = [other for one, other in there.items() if one != number]
             windows = _windows(n_blocks, [node.fits] * n_blocks)
-            found = _Options(others, n_blocks, windows, node.speed, work)
+            found = _Options(others, n_blocks, windows, node.speed, work, node.carries)
             stage = stage_of.get(number)
             possible = np.array([stage is None or _lies_in(stage, window) for window in windows])
             there[number] = replace(node, span=windows[found.best(possible)])
@@ -213,6 +225,7 @@ class _Options:
         windows: Sequence[Span],
         speed: float,
         work: Sequence[float] | Rates | None,
+        carries: float = math.inf,
     ) -> None:
         self.n_blocks = n_blocks
         self.windows = windows
@@ -224,19 +237,26 @@ class _Options:
         serving, share = np.zeros(n_blocks, np.intp), np.zeros(n_blocks)
         for peer in placed:
             serving[peer.span.start : peer.span.end] += 1
-            share[peer.span.start : peer.span.end] += peer.speed / len(peer.span)
+            share[peer.span.start : peer.span.end] += peer.useful_speed / len(peer.span)
         after = serving + inside
         self.holes = (after == 0).sum(axis=1)
         self.single = (after == 1).sum(axis=1)
-        self.rate = self._rates(crowds(placed, n_blocks), inside, speed or _usual(placed))
+        speed = speed or _usual(placed)
+        bounds = [bound_speed(speed, carries, window) for window in windows]
+        self.rate = self._rates(crowds(placed, n_blocks), inside, np.array(bounds))
         self._weakest = np.sort(np.where(inside, share, np.inf), axis=1).round(9).tolist()
 
-    def _rates(self, crowd: Rates, inside: Windows, speed: float) -> Rates:
-        """Of any set of blocks, either the node serves one too, or all lie outside of its window."""
+    def _rates(self, crowd: Rates, inside: Windows, speeds: Rates) -> Rates:
+        """Of any set of blocks, either the node serves one too, or all lie outside of its window.
+
+        Args:
+            speeds: the node's in each window.
+        """
         rate = least_ratio(crowd, ~inside, work=self.work)
-        if self.windows:
-            every = np.ones((1, self.n_blocks), np.bool_)
-            rate = np.minimum(rate, least_ratio(crowd, every, speed, work=self.work)[0])
+        every = np.ones((1, self.n_blocks), np.bool_)
+        for speed in np.unique(speeds):
+            with_it = least_ratio(crowd, every, float(speed), work=self.work)[0]
+            rate = np.where(speeds == speed, np.minimum(rate, with_it), rate)
         return rate
 
     def best(self, among: Windows) -> int:

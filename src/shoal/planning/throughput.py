@@ -15,12 +15,16 @@ of blocks, all the peers of which together have too little:
 ``work`` is that of a block in shares of a usual one: 1 for those of most language models.
 
 The worst set is found exactly: for a given T by a dynamic programme over its blocks from left to right, for
-spans are contiguous; and T by Dinkelbach's method (1967). Links and memory for KV bound a swarm too; they are
+spans are contiguous; and T by Dinkelbach's method (1967).
+
+A peer's link takes so many tokens a second, through how many of its blocks they may go. So a peer counts for
+no more ``speed`` than such tokens need that go through all of them. Memory for KV bounds a swarm too, and is
 not in it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -45,6 +49,18 @@ class ServingPeer:
     """Blocks in a second: tokens in a second through the span, times its blocks."""
     fits: int = 0
     """Blocks that it would serve elsewhere, if it moved; 0: it stays."""
+    carries: float = math.inf
+    """Tokens in a second whose hidden states its link takes; infinite where it was not timed."""
+
+    @property
+    def useful_speed(self) -> float:
+        """What of its speed its link lets through."""
+        return bound_speed(self.speed, self.carries, self.span)
+
+
+def bound_speed(speed: float, carries: float, span: Span) -> float:
+    """The blocks in a second that a peer computes in ``span``, with a link that takes ``carries`` tokens."""
+    return min(speed, carries * len(span))
 
 
 def throughput(placed: Sequence[ServingPeer], n_blocks: int, work: Rates | None = None) -> float:
@@ -56,7 +72,7 @@ def crowds(placed: Sequence[ServingPeer], n_blocks: int) -> Rates:
     """``[i, j]``: the speed of the peers that serve block ``j`` and none of the blocks before ``i``."""
     begins = np.zeros((n_blocks, n_blocks + 1))
     for peer in placed:
-        begins[peer.span.start, min(peer.span.end, n_blocks)] += peer.speed
+        begins[peer.span.start, min(peer.span.end, n_blocks)] += peer.useful_speed
     serving = np.cumsum(begins[:, ::-1], axis=1)[:, ::-1][:, 1:]  # by start: those that end behind block j
     serving[np.tri(n_blocks, k=-1, dtype=np.bool_)] = 0.0  # they have not begun
     return np.cumsum(serving[::-1], axis=0)[::-1]

@@ -266,11 +266,17 @@ def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
         wait_s=served.wait_ms / 1e3,
         sessions=served.sessions,
         tokens=served.tokens,
-        sending_s=served.hidden_size * ROW_ELEMENT_BYTES / max(served.link_bytes_s, LEAST_BYTES_S)
-        if served.link_bytes_s
-        else 0.0,
+        sending_s=1 / carried_tokens_s(served),
         price=served.price.amount if served.price else 0,
     )
+
+
+def carried_tokens_s(served: Served) -> float:
+    """Tokens in a second whose hidden states a peer's link takes; infinite where it has timed none, or where
+    it serves a graph, whose tensors have sizes of their own."""
+    if not served.link_bytes_s or served.kind != "language":
+        return math.inf
+    return max(served.link_bytes_s, LEAST_BYTES_S) / (served.hidden_size * ROW_ELEMENT_BYTES)
 
 
 def numerics_of(served: Served) -> Numerics | None:

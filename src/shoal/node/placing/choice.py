@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shoal.errors import OutOfResources
 from shoal.planning.placement import choose_span, fits_from
 from shoal.planning.throughput import ServingPeer
-from shoal.swarm.announcement import numerics_of
+from shoal.swarm.announcement import carried_tokens_s, numerics_of
 from shoal.swarm.member import Member
 from shoal.types import ModelShape, Numerics, PeerId, Span
 
@@ -72,7 +72,10 @@ def serving_peers(
     usual = known[len(known) // 2] if known else 1.0
     return [
         ServingPeer(
-            s.going if s.going and (before is None or peer < before) else s.span, s.speed or usual, s.fits
+            s.going if s.going and (before is None or peer < before) else s.span,
+            s.speed or usual,
+            s.fits,
+            carried_tokens_s(s),
         )
         for peer, s in found
     ]

@@ -25,6 +25,7 @@ from shoal.node.node import KV_SHARE, Node, blocks_that_fit, load_served_span
 from shoal.node.placing.choice import PlacedModel, choose_place, serving_peers
 from shoal.planning.placement import Move, choose_move
 from shoal.planning.throughput import ServingPeer
+from shoal.swarm.announcement import carried_tokens_s
 from shoal.swarm.audit_book import AuditBook
 from shoal.swarm.member import Member
 from shoal.types import Numerics, PeerId, Span
@@ -102,7 +103,7 @@ async def _stay(node: Node) -> None:
 async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
     if not node.fits or not node.server.admits or node.server.share < 1:
         return None  # its owner wants the machine: no time to load another span
-    here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits)
+    here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits, carried_tokens_s(node.served()))
     choose = partial(choose_move, others, here, node.model.shape.n_blocks)
     # Pure, so it may run on a thread: it weighs all spans against all nodes, and channels must not wait.
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
