@@ -234,6 +234,7 @@ async def test_blocks_that_none_of_the_peers_serves_that_may_be_used_are_named(
         with pytest.raises(NoCoverage, match=said):
             async with client.session(str(checkpoint)):
                 pass
+        assert bool(client._ends) == bool(only), "where nobody serves any block, no ends are loaded"
 
 
 async def test_for_the_least_cost_a_route_has_the_fewest_hops(home, checkpoint):

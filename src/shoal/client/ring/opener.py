@@ -11,6 +11,7 @@ from shoal.client.ends import SessionEnds
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import Rings
+from shoal.client.ring.route_finder import RouteFinder
 from shoal.client.seq2seq.sides import Side
 from shoal.client.session import Session
 from shoal.config import Settings
@@ -100,7 +101,7 @@ class SessionOpener:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
             try:
-                return await self._opened_in_one(local, ways, tokens, side, open_ring, begins)
+                return await self._opened_in_one(local, ways, tokens, side, open_ring, begins, finder)
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
@@ -116,21 +117,35 @@ class SessionOpener:
         side: Side,
         open_ring: OpenRing,
         begins: Beginning | None,
+        finder: RouteFinder,
     ) -> tuple[Ring, SessionEnds]:
         """A ring by the first numerics by which one can be had, and the ends. Raises what the first did."""
         refused: ShoalError | None = None
         for numerics in ways:
-            engine = await self.load_ends(local, numerics.format)
-            ends = await side.ends(engine, self.thread, local.shape.hidden_size)
             try:
-                await ends.open(tokens)
-                # Of what blocks of this machine or an encoder hold too, hops have kept nothing.
-                kept = None if ends.own or ends.given or ends.stateless else begins
-                return await open_ring(local.shape, numerics, tokens, span=side.span, begins=kept), ends
+                # First: to load the ends for a format takes far longer than to see that nobody has it.
+                finder.check_served(local.shape, numerics, side.span)
+                return await self._opened_by(local, numerics, tokens, side, open_ring, begins)
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
-                ends.close()
                 refused = refused or error
-            except BaseException:
-                ends.close()
-                raise
         raise refused or NoCoverage(f"{local.shape.name} is served in no format")
+
+    async def _opened_by(
+        self,
+        local: LocalModel,
+        numerics: Numerics,
+        tokens: int,
+        side: Side,
+        open_ring: OpenRing,
+        begins: Beginning | None,
+    ) -> tuple[Ring, SessionEnds]:
+        engine = await self.load_ends(local, numerics.format)
+        ends = await side.ends(engine, self.thread, local.shape.hidden_size)
+        try:
+            await ends.open(tokens)
+            # Of what blocks of this machine or an encoder hold too, hops have kept nothing.
+            kept = None if ends.own or ends.given or ends.stateless else begins
+            return await open_ring(local.shape, numerics, tokens, span=side.span, begins=kept), ends
+        except BaseException:
+            ends.close()
+            raise

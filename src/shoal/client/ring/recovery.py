@@ -35,7 +35,10 @@ from shoal.types import ModelShape, PeerId, Span
 REPAIR_WITHIN_S = 4.0
 """A resend that takes longer gives way to a replay."""
 OPEN_WITHIN_S = 3.0
-"""For each hop of a new route: one that is frozen must not use up the time there is."""
+"""For each hop of a new route at first: one that is frozen must not use up the time there is."""
+PATIENCE = 1.5
+"""By how much more each time that was too little: an opening that is cut off begins anew, so that of busy
+machines none would ever be done."""
 LEAST_S = 3.0
 """What is left to recover in, however late the loss was noticed."""
 PAUSE_S = 0.25
@@ -163,16 +166,19 @@ class Recovery:
 
     async def _reopened(self, ring: Ring, error: ShoalError, lost: dict[PeerId, Span], until: float) -> Ring:
         """A ring over a new route, as soon as there is one."""
-        pause = PAUSE_S
+        pause, within_s = PAUSE_S, OPEN_WITHIN_S
         while True:
             left = until - trio.current_time()
             try:
-                return await self._opened_again(ring, min(OPEN_WITHIN_S, max(left, 0.1)))
+                return await self._opened_again(ring, min(within_s, max(left, 0.1)))
             # What time may heal: a node may come back, or have room again. Anything else is raised.
             except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:
                 left = until - trio.current_time()
                 if left <= 0:
                     raise self._told(hindrance, error, lost) from error
+                log.info("no route yet: %s", hindrance.message)
+                if isinstance(hindrance, ChannelClosed | DeadlineExceeded):
+                    within_s = min(PATIENCE * within_s, self.rings.open_timeout_s)
             # An announcement ends the pause: with it a route may be whole again.
             await self._finder.wait_news(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -170,6 +170,11 @@ class Rings:
             return self.attest_by(read_measurements(path))
         return self._attested_finder
 
+    @property
+    def open_timeout_s(self) -> float:
+        """Seconds that every hop has to open a session, as set."""
+        return self._settings.open_timeout_s
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move messages, and watch the hops, until cancelled."""
         try:
@@ -210,7 +215,7 @@ class Rings:
             DigestMismatch: only another version of the model is served.
         """
         finder = self.finder_for(attested=attested)
-        timeout_s = timeout_s or self._settings.open_timeout_s
+        timeout_s = timeout_s or self.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         affinity, caches = (begins.affinity, begins.keys) if begins is not None else (b"", ())
         search = _Search(trial=not affinity and self.finder.draw_trial())
@@ -302,6 +307,7 @@ class Rings:
             hurried: it had less time than there is.
         """
         search.trial, search.refused = False, error.error
+        log.info("a route was refused: %s", error.message)
         at_odds = await self._at_odds(route, error)
         peers = at_odds or {error.gone or error.peer}
         out_of_reach = isinstance(error.error, ChannelClosed | DeadlineExceeded)

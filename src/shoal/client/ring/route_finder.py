@@ -126,6 +126,11 @@ class RouteFinder:
         )
         return self._hops(self._trusting(choose, shape, serving, avoid), candidates, serving)
 
+    def check_served(self, shape: ModelShape, numerics: Numerics, span: Span) -> None:
+        """Raise what :meth:`find` raises where nobody serves any of the blocks by these numerics."""
+        if not self.serving_by(shape, numerics):
+            self._explain_absence(shape, numerics, span)
+
     def offers(self, shape: ModelShape, numerics: Numerics, span: Span) -> list[RouteHop]:
         """Every peer that computes these blocks by itself and is to be counted on, the quickest first."""
         candidates, serving = self._candidates(shape, numerics)
