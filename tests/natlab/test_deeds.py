@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.testing.natlab.deeds import LEFT, choose_deed
+from shoal.testing.natlab.deeds import HARMED_SHARE, LEFT, choose_deed
 from shoal.types import Span
 
 SPANS = {name: Span(0, 3) if number % 2 else Span(3, 6) for number, name in enumerate("abcdefgh")}
@@ -25,6 +25,7 @@ def test_enough_nodes_of_each_block_and_a_relay_stay(seed: int, harmed: set[str]
         return
     left = [name for name in SPANS if name not in harmed | {deed.host}]
     assert set(left) & set(PUBLIC)
+    assert len(harmed) < HARMED_SHARE * len(SPANS)
     assert sum(SPANS[name] == SPANS[deed.host] for name in left) >= LEFT
 
 

@@ -114,6 +114,8 @@ async def run_churn(
         settings = await trio.to_thread.run_sync(prepared, settings, order, folder)
         # On the kernels, whose int8 has the same bits for any cut: no process loads torch.
         settings = replace(settings, announce_s=ANNOUNCE_S, expiry_s=EXPIRY_S, format="int8", wire="float32")
+        # What each process did and when: whoever looks into a slow answer needs it of all of them.
+        settings = replace(settings, log_level="info", log_format="json")
         blocks = ModelStore(settings.paths.models).resolve(settings.model).shape.n_blocks
         expected = await _whole_answer(settings, blocks, folder, order.max_tokens)
         progress("starting nodes", 0, 0)
@@ -123,7 +125,8 @@ async def run_churn(
         with NatLab(order.sites, seed=order.seed) as lab:
             async with nat_swarm(lab, settings, folder, spans) as swarm:
                 churn = _Churn(swarm, spans, expected, Random(order.seed))
-                with _asking(swarm, client, settings.model, order.max_tokens) as asking:
+                log = folder / f"{client}-client" / "log"
+                with _asking(swarm, client, settings.model, order.max_tokens, log) as asking:
                     await churn.run(asking, minutes * 60, progress)
                 return churn.report
 
@@ -135,21 +138,29 @@ async def _whole_answer(settings: Settings, blocks: int, folder: Path, tokens: i
         environ = config.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
         argv = [*CLIENT, settings.model, str(tokens), "1"]
         # With an open stdin, at whose end the client would.
-        with _process(argv, environ) as process:
+        with _process(argv, environ, home / "log") as process:
             return (await _told(process)).token_ids
 
 
 @contextmanager
-def _asking(swarm: NatSwarm, name: str, model: str, tokens: int) -> Generator[subprocess.Popen[bytes]]:
+def _asking(
+    swarm: NatSwarm, name: str, model: str, tokens: int, log: Path
+) -> Generator[subprocess.Popen[bytes]]:
     _, environ = swarm.client(name)
     command = swarm.lab.host(name).command([*CLIENT, model, str(tokens), "0"])
-    with _process(command, environ) as process:
+    with _process(command, environ, log) as process:
         yield process
 
 
 @contextmanager
-def _process(command: Sequence[str], environ: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def _process(
+    command: Sequence[str], environ: dict[str, str], log: Path
+) -> Generator[subprocess.Popen[bytes]]:
+    pipe = subprocess.PIPE
+    with (
+        log.open("ab") as stderr,
+        subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe, stderr=stderr) as process,
+    ):
         try:
             yield process
         finally:
@@ -262,6 +273,7 @@ class _Churn:
     async def _kill(self, name: str, for_s: float) -> None:
         swarm, peer = self._swarm, self._swarm.peers[name]
         swarm.nodes[name].signal(signal.SIGKILL)
+        await swarm.nodes[name].process.wait()  # else the next one finds the dead one's number, and warns
         self._ended[peer] = time.time()
         await trio.sleep(for_s)
         await swarm.start(name, self._spans[name])

@@ -12,6 +12,7 @@ import time
 
 import shoal
 from shoal.errors import ShoalError
+from shoal.metrics.logs import log_to_stderr
 
 RESUME_S = 60.0
 BETWEEN_S = 0.2
@@ -21,6 +22,7 @@ PROMPT = "Machines that help each other"
 def main() -> None:
     """Ask ``MODEL`` for ``TOKENS`` tokens, at most ``TIMES`` times; 0 is no limit."""
     model, tokens, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    log_to_stderr("info", "json")
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     asked = 0
