@@ -9,12 +9,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from shoal.errors import RemoteProtocolError
+from shoal.errors import DeadlineExceeded, RemoteProtocolError
 from shoal.swarm.announcement import Served
 from shoal.swarm.anti_entropy import EVERYONE, DirectoryQuery, encode, read_difference
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
-from shoal.testing.memory import World
+from shoal.testing.memory import MemoryNetwork, World
 from shoal.types import Digest
 
 DIGEST = Digest("sha256:" + "a" * 64)
@@ -167,6 +167,29 @@ async def test_an_answer_that_is_no_directory_is_refused(autojump_clock):
         liar.answer(DIRECTORY_PROTOCOL, lie)
         with pytest.raises(RemoteProtocolError):
             await member.pull(liar.peer)
+
+
+async def test_a_bootstrap_peer_that_does_not_answer_holds_nobody_up(autojump_clock, monkeypatch):
+    world = World()
+    silent, first = world.network(), world.network()
+    connect = MemoryNetwork.connect
+
+    async def slowly(network, multiaddr, *, deadline_s):
+        if multiaddr == address(silent):
+            await trio.sleep(deadline_s)
+            raise DeadlineExceeded("it did not answer")
+        return await connect(network, multiaddr, deadline_s=deadline_s)
+
+    monkeypatch.setattr(MemoryNetwork, "connect", slowly)
+    options = {"announce_s": 10, "expiry_s": 30, "clock": a_clock()}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Member(first, **options).run)
+        began = trio.current_time()
+        newcomer = Member(world.network(), bootstrap=[address(silent), address(first)], **options)
+        await nursery.start(newcomer.run)
+        assert trio.current_time() - began < 1.0
+        assert first.peer in {connection.peer for connection in newcomer.network.connections()}
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_bootstrap_peer_that_is_down_is_named_and_stops_nobody(autojump_clock):

@@ -42,6 +42,11 @@ DIRECTORY_PROTOCOL = "/shoal/directory/3"
 CONNECTIONS = 8
 """Connections that a member tries to keep, bootstrap peers among them."""
 DIAL_WITHIN_S = 5.0
+NEXT_AFTER_S = 0.25
+"""How long one bootstrap peer is waited for before the next is dialled beside it, as RFC 8305 does with
+addresses: a handshake takes work, and all at once none is done in time on a busy machine."""
+OTHERS_WITHIN_S = 0.5
+"""How long those that have not answered yet are waited for, where one has."""
 PROVIDERS_ASKED = 16
 GREET_EVERY_S = 0.5
 ANSWER_LIMIT = 900 << 10
@@ -112,13 +117,13 @@ class Member:
         network.answer(DIRECTORY_PROTOCOL, self._tell)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled. Started once what the bootstrap peers know has been heard."""
+        """Take part until cancelled. Started once what a bootstrap peer knows has been heard, if one answers."""
         async with (
             self.network.subscribe(TOPIC, self._valid) as words,
             trio.open_nursery() as nursery,
         ):
             await nursery.start(self._failure_detector.run)
-            await self.join()
+            await nursery.start(self._enter)
             task_status.started()
             for task in (
                 self._announce_forever,
@@ -132,25 +137,49 @@ class Member:
             async for _, raw in words:
                 self._take(raw)
 
-    async def join(self) -> dict[str, ShoalError]:
-        """Dial the bootstrap peers, all at once, and hear what they know.
+    async def _enter(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Join; started when one bootstrap peer has told what it knows and the others had a moment to do so,
+        or when none could."""
+        heard, tried = trio.Event(), trio.Event()
+
+        async def join() -> None:
+            await self.join(heard.set)
+            heard.set()
+            tried.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join)
+            await heard.wait()
+            with trio.move_on_after(OTHERS_WITHIN_S):
+                await tried.wait()
+            task_status.started()
+
+    async def join(self, heard: Callable[[], None] = lambda: None) -> dict[str, ShoalError]:
+        """Dial the bootstrap peers, one beside the other where one takes its time, and hear what they know.
+
+        Args:
+            heard: called each time that one has told.
 
         Returns:
             What went wrong, by address.
         """
         failures: dict[str, ShoalError] = {}
 
-        async def dial(address: str) -> None:
+        async def dial(address: str, done: trio.Event) -> None:
             try:
                 peer = await self.network.connect(address, deadline_s=DIAL_WITHIN_S)
                 await self.pull(peer)
+                heard()
             except ShoalError as error:
                 failures[address] = error
                 log.info("bootstrap %s: %s", address, error.message)
+            done.set()
 
         async with trio.open_nursery() as nursery:
             for address in self._bootstrap:
-                nursery.start_soon(dial, address)
+                nursery.start_soon(dial, address, done := trio.Event())
+                with trio.move_on_after(NEXT_AFTER_S):
+                    await done.wait()
         return failures
 
     async def pull(self, peer: PeerId, part: DirectoryPart = EVERYONE) -> None:
