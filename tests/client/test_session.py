@@ -246,7 +246,7 @@ async def test_for_the_least_cost_a_route_has_the_fewest_hops(home, checkpoint):
 
 async def test_clients_do_not_all_take_the_same_route(home, checkpoint, monkeypatch):
     """Of peers that are as fast as each other."""
-    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(0.001, 6000.0))
+    monkeypatch.setattr("shoal.testing.swarm.measured_once", lambda runner, pool: Speed(0.001, 6000.0))
     async with memory_swarm(home, checkpoint, [Span(0, 6)] * 3) as swarm:
         taken = set()
         for _ in range(20):

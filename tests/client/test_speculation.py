@@ -57,7 +57,7 @@ async def test_tokens_are_those_of_plain_decoding(home, checkpoint, eager, forma
     eager(plan)
     async with memory_swarm(home, checkpoint, THIRDS, format=format, wire="float32") as swarm:
         guessed = accepted = 0
-        for prompt in PROMPTS:
+        for prompt in PROMPTS[:4]:
             plain = await asked(swarm, checkpoint, prompt, speculate=False, **way)
             ahead = await asked(swarm, checkpoint, prompt, **way)
             assert ahead.token_ids == plain.token_ids

@@ -362,11 +362,11 @@ def test_a_name_may_be_as_long_as_anthropics_api_takes_it(schema, fields):
         schema.model_validate({"model": "m"} | fields("a" * 129))
 
 
-async def test_over_http_the_field_is_the_errors_param(gateway):
-    answer = await gateway.post("/v1/chat/completions", messages=[parts(TEXT, IMAGE)])
+async def test_over_http_the_field_is_the_errors_param(shared):
+    answer = await shared.post("/v1/chat/completions", messages=[parts(TEXT, IMAGE)])
     error = answer.json()["error"]
     assert answer.status_code == 400
     assert error["param"] == "messages.0.content.1"
     assert error["message"] == "this model takes text only; messages.0.content.1 is an image"
-    turn = await gateway.post("/v1/chat/completions", messages=[user("a"), said(content=None), user("b")])
+    turn = await shared.post("/v1/chat/completions", messages=[user("a"), said(content=None), user("b")])
     assert turn.status_code == 200

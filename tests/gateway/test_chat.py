@@ -65,8 +65,8 @@ def events(text):
     return [json.loads(line) for line in lines if line != "[DONE]"], lines[-1] == "[DONE]"
 
 
-async def test_the_answer_is_the_whole_models_own(gateway, reference):
-    answered = await gateway.chat("the sea is", max_tokens=12)
+async def test_the_answer_is_the_whole_models_own(shared, reference):
+    answered = await shared.chat("the sea is", max_tokens=12)
     tokens, text = reference.chat("the sea is", 12)
     body = answered.json()
     said = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
@@ -78,8 +78,8 @@ async def test_the_answer_is_the_whole_models_own(gateway, reference):
     assert answered.headers["x-request-id"].startswith("req_")
 
 
-async def test_a_stream_keeps_the_rules_that_clients_break_on(gateway, reference):
-    answered = await gateway.chat(
+async def test_a_stream_keeps_the_rules_that_clients_break_on(shared, reference):
+    answered = await shared.chat(
         "the sea is", max_tokens=12, stream=True, stream_options={"include_usage": True}
     )
     chunks, done = events(answered.text)
@@ -100,21 +100,21 @@ async def test_a_stream_keeps_the_rules_that_clients_break_on(gateway, reference
     assert said[0]["shoal"]["route"] == usage["shoal"]["route"]
 
 
-async def test_without_asking_there_is_no_usage_and_every_chunk_has_a_choice(gateway):
-    chunks, done = events((await gateway.chat(stream=True)).text)
+async def test_without_asking_there_is_no_usage_and_every_chunk_has_a_choice(shared):
+    chunks, done = events((await shared.chat(stream=True)).text)
     assert done
     assert all(len(chunk["choices"]) == 1 and "usage" not in chunk for chunk in chunks)
     assert chunks[-1]["shoal"]["tokens_per_s"]
 
 
-async def test_several_choices_are_numbered_and_seeded(gateway):
+async def test_several_choices_are_numbered_and_seeded(shared):
     asked = {"n": 3, "temperature": 1.5, "seed": 7, "max_tokens": 10}
-    first, again = [(await gateway.chat(**asked)).json() for _ in range(2)]
+    first, again = [(await shared.chat(**asked)).json() for _ in range(2)]
     texts = [choice["message"]["content"] for choice in first["choices"]]
     assert [choice["index"] for choice in first["choices"]] == [0, 1, 2]
     assert len(set(texts)) == 3
     assert texts == [choice["message"]["content"] for choice in again["choices"]]
-    chunks, _ = events((await gateway.chat(**asked, stream=True)).text)
+    chunks, _ = events((await shared.chat(**asked, stream=True)).text)
     streamed = ["", "", ""]
     for chunk in chunks:
         choice = chunk["choices"][0]
@@ -150,8 +150,8 @@ async def test_receipts_come_with_the_answer_where_they_are_asked_for_and_once(g
     assert "receipts" not in (await gateway.chat()).json()["shoal"]
 
 
-async def test_receipts_are_of_one_choice(gateway):
-    response = await gateway.chat(receipts=True, n=2)
+async def test_receipts_are_of_one_choice(shared):
+    response = await shared.chat(receipts=True, n=2)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "receipts")
 
 
@@ -172,10 +172,10 @@ async def test_a_request_may_go_without_the_draft_model_and_a_model_that_it_does
         assert "it has other tokens" in unfit["shoal"]["speculation"]["draft_off"]
 
 
-async def test_a_stop_string_ends_the_answer_and_is_not_shown(gateway, reference):
+async def test_a_stop_string_ends_the_answer_and_is_not_shown(shared, reference):
     text = reference.chat("the sea is", 12)[1]
     cut = text[4:6]
-    body = (await gateway.chat("the sea is", max_tokens=12, stop=cut)).json()
+    body = (await shared.chat("the sea is", max_tokens=12, stop=cut)).json()
     assert body["choices"][0]["message"]["content"] == text[: text.index(cut)]
     assert body["choices"][0]["finish_reason"] == "stop"
 
@@ -199,35 +199,35 @@ async def test_an_answer_without_a_limit_is_as_long_as_the_nodes_have_plenty_for
         assert named.json()["usage"]["completion_tokens"] == 45
 
 
-async def test_a_bias_forbids_a_token_and_demands_another(gateway):
-    plain = (await gateway.chat(logprobs=True, max_tokens=1)).json()["choices"][0]
+async def test_a_bias_forbids_a_token_and_demands_another(shared):
+    plain = (await shared.chat(logprobs=True, max_tokens=1)).json()["choices"][0]
     scored = plain["logprobs"]["content"][0]
-    ids = (await gateway.post("/tokenize", prompt="Z", add_special_tokens=False)).json()["tokens"]
-    biased = (await gateway.chat(logit_bias={str(ids[0]): 100}, max_tokens=3)).json()
+    ids = (await shared.post("/tokenize", prompt="Z", add_special_tokens=False)).json()["tokens"]
+    biased = (await shared.chat(logit_bias={str(ids[0]): 100}, max_tokens=3)).json()
     assert biased["choices"][0]["message"]["content"] == "ZZZ"
-    penalised = await gateway.chat(logit_bias={str(ids[0]): 6}, frequency_penalty=2, max_tokens=12)
+    penalised = await shared.chat(logit_bias={str(ids[0]): 6}, frequency_penalty=2, max_tokens=12)
     assert penalised.json()["choices"][0]["message"]["content"].count("Z") < 12
     assert scored["logprob"] < 0
 
 
-async def test_logprobs_name_the_chosen_token_and_the_likeliest(gateway):
-    choice = (await gateway.chat(logprobs=True, top_logprobs=3, max_tokens=4)).json()["choices"][0]
+async def test_logprobs_name_the_chosen_token_and_the_likeliest(shared):
+    choice = (await shared.chat(logprobs=True, top_logprobs=3, max_tokens=4)).json()["choices"][0]
     content = choice["logprobs"]["content"]
     assert len(content) == 4
     for entry in content:
         assert len(entry["top_logprobs"]) == 3
         assert entry["logprob"] == max(top["logprob"] for top in entry["top_logprobs"])  # greedy
-    chunks, _ = events((await gateway.chat(logprobs=True, top_logprobs=3, max_tokens=4, stream=True)).text)
+    chunks, _ = events((await shared.chat(logprobs=True, top_logprobs=3, max_tokens=4, stream=True)).text)
     streamed = [e for c in chunks for e in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
     assert [entry["token"] for entry in streamed] == [entry["token"] for entry in content]
     # The prompt was not computed again, so the last bits may differ.
     assert [e["logprob"] for e in streamed] == pytest.approx([e["logprob"] for e in content], abs=1e-4)
 
 
-async def test_even_a_model_that_knows_nothing_answers_by_the_schema(gateway):
+async def test_even_a_model_that_knows_nothing_answers_by_the_schema(shared):
     format = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     for seed in range(3):
-        answered = await gateway.chat(response_format=format, temperature=1, seed=seed, max_tokens=100)
+        answered = await shared.chat(response_format=format, temperature=1, seed=seed, max_tokens=100)
         choice = answered.json()["choices"][0]
         found = json.loads(choice["message"]["content"])
         assert found["name"] in ("Ada", "Alan")
@@ -235,14 +235,14 @@ async def test_even_a_model_that_knows_nothing_answers_by_the_schema(gateway):
         assert choice["finish_reason"] == "stop"
 
 
-async def test_json_mode_begins_an_object(gateway):
-    answered = await gateway.chat(response_format={"type": "json_object"}, max_tokens=20)
+async def test_json_mode_begins_an_object(shared):
+    answered = await shared.chat(response_format={"type": "json_object"}, max_tokens=20)
     assert answered.json()["choices"][0]["message"]["content"].startswith("{")
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
-async def test_a_demanded_call_is_made_and_valid(gateway, choice):
-    answered = await gateway.chat(
+async def test_a_demanded_call_is_made_and_valid(shared, choice):
+    answered = await shared.chat(
         tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, max_tokens=200
     )
     choice = answered.json()["choices"][0]
@@ -253,8 +253,8 @@ async def test_a_demanded_call_is_made_and_valid(gateway, choice):
     assert set(json.loads(call["function"]["arguments"])) == {"city", "days"}
 
 
-async def test_a_call_is_streamed_in_the_order_that_clients_put_together(gateway):
-    answered = await gateway.chat(
+async def test_a_call_is_streamed_in_the_order_that_clients_put_together(shared):
+    answered = await shared.chat(
         tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, max_tokens=200, stream=True
     )
     chunks, done = events(answered.text)
@@ -267,10 +267,10 @@ async def test_a_call_is_streamed_in_the_order_that_clients_put_together(gateway
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-async def test_a_conversation_with_results_of_tools_is_understood(gateway):
+async def test_a_conversation_with_results_of_tools_is_understood(shared):
     called = {"name": "get_weather", "arguments": '{"city": "Rome"}'}
     call = {"id": "c1", "type": "function", "function": called}
-    answered = await gateway.post(
+    answered = await shared.post(
         "/v1/chat/completions",
         messages=[
             {"role": "developer", "content": "Be short."},

@@ -20,8 +20,8 @@ def logprobs(checkpoint):
         return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0], -1)
 
 
-async def test_a_prompt_of_token_ids_is_scored_as_the_whole_model_scores_it(gateway, logprobs):
-    answered = await gateway.post("/v1/completions", prompt=PROMPT, max_tokens=1, logprobs=1, echo=True)
+async def test_a_prompt_of_token_ids_is_scored_as_the_whole_model_scores_it(shared, logprobs):
+    answered = await shared.post("/v1/completions", prompt=PROMPT, max_tokens=1, logprobs=1, echo=True)
     scores = answered.json()["choices"][0]["logprobs"]
     expected = [float(logprobs[i, token]) for i, token in enumerate(PROMPT[1:])]
     assert scores["token_logprobs"][0] is None
@@ -33,8 +33,8 @@ async def test_a_prompt_of_token_ids_is_scored_as_the_whole_model_scores_it(gate
     assert scores["text_offset"][0] == 0
 
 
-async def test_a_prompt_may_be_scored_alone(gateway):
-    answered = await gateway.post("/v1/completions", prompt=PROMPT, max_tokens=0, logprobs=0, echo=True)
+async def test_a_prompt_may_be_scored_alone(shared):
+    answered = await shared.post("/v1/completions", prompt=PROMPT, max_tokens=0, logprobs=0, echo=True)
     choice = answered.json()["choices"][0]
     assert len(choice["logprobs"]["tokens"]) == len(PROMPT)
     assert choice["finish_reason"] == "length"
@@ -42,9 +42,9 @@ async def test_a_prompt_may_be_scored_alone(gateway):
 
 
 @pytest.mark.parametrize("prompt", [["one", "two"], [[5, 6, 7], [8, 9]]])
-async def test_a_batch_is_answered_in_its_order(gateway, prompt):
-    whole = (await gateway.post("/v1/completions", prompt=prompt, n=2)).json()
-    alone = [(await gateway.post("/v1/completions", prompt=one)).json() for one in prompt]
+async def test_a_batch_is_answered_in_its_order(shared, prompt):
+    whole = (await shared.post("/v1/completions", prompt=prompt, n=2)).json()
+    alone = [(await shared.post("/v1/completions", prompt=one)).json() for one in prompt]
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
     assert [c["text"] for c in whole["choices"]] == [a["choices"][0]["text"] for a in alone for _ in range(2)]
 
@@ -65,10 +65,10 @@ async def test_several_choices_find_the_last_turn_once(gateway):
     assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
 
 
-async def test_a_stream_says_the_same(gateway):
+async def test_a_stream_says_the_same(shared):
     asked = {"prompt": "the sea", "logprobs": 2, "echo": True}
-    whole = (await gateway.post("/v1/completions", **asked)).json()["choices"][0]
-    chunks, done = events((await gateway.post("/v1/completions", **asked, stream=True)).text)
+    whole = (await shared.post("/v1/completions", **asked)).json()["choices"][0]
+    chunks, done = events((await shared.post("/v1/completions", **asked, stream=True)).text)
     assert done
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
     assert whole["text"].startswith("the sea")
@@ -77,7 +77,7 @@ async def test_a_stream_says_the_same(gateway):
         assert streamed == whole["logprobs"][name]
 
 
-async def test_a_conversation_is_tokenized_as_it_is_answered(gateway):
+async def test_a_conversation_is_tokenized_as_it_is_answered(shared):
     """With the calls, their results and the roles' other names: what a client budgets is what it sends."""
     call = {
         "id": "c1",
@@ -90,15 +90,15 @@ async def test_a_conversation_is_tokenized_as_it_is_answered(gateway):
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
         {"role": "tool", "content": "sun", "tool_call_id": "c1", "name": "get_weather"},
     ]
-    count = (await gateway.post("/tokenize", messages=messages)).json()["count"]
-    answered = (await gateway.chat(messages=messages)).json()
+    count = (await shared.post("/tokenize", messages=messages)).json()["count"]
+    answered = (await shared.chat(messages=messages)).json()
     assert count == answered["usage"]["prompt_tokens"]
 
 
-async def test_tokens_and_text_are_turned_into_each_other(gateway):
-    tokens = (await gateway.post("/tokenize", prompt="hello world")).json()
+async def test_tokens_and_text_are_turned_into_each_other(shared):
+    tokens = (await shared.post("/tokenize", prompt="hello world")).json()
     assert tokens["count"] == len(tokens["tokens"])
     assert tokens["max_model_len"] == 2048
-    assert (await gateway.post("/detokenize", tokens=tokens["tokens"])).json() == {"prompt": "hello world"}
-    chat = await gateway.post("/tokenize", messages=[{"role": "user", "content": "hello"}])
+    assert (await shared.post("/detokenize", tokens=tokens["tokens"])).json() == {"prompt": "hello world"}
+    chat = await shared.post("/tokenize", messages=[{"role": "user", "content": "hello"}])
     assert chat.json()["count"] > 5

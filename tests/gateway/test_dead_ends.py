@@ -40,9 +40,9 @@ OTHER_KINDS = [
 ]
 
 
-async def test_no_route_and_no_method_are_errors_of_the_api(gateway):
+async def test_no_route_and_no_method_are_errors_of_the_api(shared):
     for method, path, status, allow in DEAD_ENDS:
-        answer = await gateway.http.request(method, path)
+        answer = await shared.http.request(method, path)
         assert answer.status_code == status, (method, path)
         assert set(answer.json()["error"]) == FIELDS
         assert answer.headers["x-request-id"].startswith("req_")
@@ -50,27 +50,27 @@ async def test_no_route_and_no_method_are_errors_of_the_api(gateway):
         assert (set(found.split(", ")) if found else None) == allow
 
 
-async def test_a_body_that_says_it_is_no_json_is_a_415(gateway):
+async def test_a_body_that_says_it_is_no_json_is_a_415(shared):
     for path in (CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"):
         for headers in OTHER_KINDS:
-            answer = await gateway.http.post(path, content=b"{}", headers=headers)
+            answer = await shared.http.post(path, content=b"{}", headers=headers)
             assert answer.status_code == 415, (path, headers)
             assert answer.json()["error"]["code"] == "unsupported_media_type"
 
 
-async def test_json_may_be_called_json(gateway):
-    body = json.dumps({"model": gateway.model, "messages": [user("a")], "max_tokens": 1}).encode()
+async def test_json_may_be_called_json(shared):
+    body = json.dumps({"model": shared.model, "messages": [user("a")], "max_tokens": 1}).encode()
     curls = "application/x-www-form-urlencoded"  # what `curl -d` says unless it is told
     kinds = (None, "application/json", "Application/JSON; charset=UTF-8", "application/vnd.api+json", curls)
     for kind in kinds:
         headers = {"content-type": kind} if kind else None
-        assert (await gateway.http.post(CHAT, content=body, headers=headers)).status_code == 200, kind
+        assert (await shared.http.post(CHAT, content=body, headers=headers)).status_code == 200, kind
 
 
-async def test_a_websocket_is_refused_in_the_same_words(gateway):
+async def test_a_websocket_is_refused_in_the_same_words(shared):
     asked = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     asked["sec-websocket-key"] = "dGhlIHNhbXBsZSBub25jZQ=="
-    answer = await gateway.http.get("/v1/realtime", headers=asked)
+    answer = await shared.http.get("/v1/realtime", headers=asked)
     assert answer.status_code == 404
     assert set(answer.json()["error"]) == FIELDS
 

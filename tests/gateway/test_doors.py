@@ -82,23 +82,23 @@ async def test_without_a_key_only_this_machine_is_served(gateway):
             assert (await http.get("/v1/models")).status_code == status, caller
 
 
-async def test_without_a_key_a_proxy_is_not_this_machine(gateway):
-    assert (await gateway.http.get("/v1/models")).status_code == 200
+async def test_without_a_key_a_proxy_is_not_this_machine(shared):
+    assert (await shared.http.get("/v1/models")).status_code == 200
     for header in ("x-forwarded-for", "forwarded", "x-real-ip"):
-        assert (await gateway.http.get("/v1/models", headers={header: "1.2.3.4"})).status_code == 401
+        assert (await shared.http.get("/v1/models", headers={header: "1.2.3.4"})).status_code == 401
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80"])
-async def test_a_name_that_was_bound_to_us_by_others_is_refused(gateway, host):
-    answer = await gateway.http.get("/v1/models", headers={"host": host})
+async def test_a_name_that_was_bound_to_us_by_others_is_refused(shared, host):
+    answer = await shared.http.get("/v1/models", headers={"host": host})
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "forbidden"
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1"])
-async def test_pages_of_others_may_not_call(gateway, origin):
+async def test_pages_of_others_may_not_call(shared, origin):
     for method in ("GET", "OPTIONS"):
-        answer = await gateway.http.request(method, "/v1/models", headers={"origin": origin})
+        answer = await shared.http.request(method, "/v1/models", headers={"origin": origin})
         assert answer.status_code == 403
         assert "access-control-allow-origin" not in answer.headers
 
@@ -168,7 +168,7 @@ async def test_a_browser_must_know_us_by_a_name_of_ours_also_with_a_key(tmp_path
         assert (await gateway.http.get("/v1/models", headers=ours)).status_code == 200
 
 
-async def test_a_health_check_of_http_1_0_needs_no_host(gateway):
+async def test_a_health_check_of_http_1_0_needs_no_host(shared):
     for lines, status in (
         (["GET /health HTTP/1.0"], b"200"),
         (["GET /v1/models HTTP/1.0"], b"200"),
@@ -176,7 +176,7 @@ async def test_a_health_check_of_http_1_0_needs_no_host(gateway):
         (["GET /health HTTP/1.0", "Sec-Fetch-Site: cross-site"], b"403"),
         (["GET /health HTTP/1.0", "Origin: null"], b"403"),
     ):
-        async with await trio.open_tcp_stream("127.0.0.1", httpx.URL(gateway.url).port) as stream:
+        async with await trio.open_tcp_stream("127.0.0.1", httpx.URL(shared.url).port) as stream:
             with trio.fail_after(5):
                 await stream.send_all("\r\n".join([*lines, "", ""]).encode())
                 answer = b"".join([piece async for piece in stream])

@@ -145,33 +145,33 @@ async def test_a_prompt_that_cannot_be_is_a_400(shared, fields):
     assert (await shared.post("/v1/completions", **fields)).status_code == 400
 
 
-async def test_a_prompt_beyond_the_context_is_refused_and_never_cut(gateway):
-    answer = await gateway.post("/v1/completions", prompt=[5] * 2048)
+async def test_a_prompt_beyond_the_context_is_refused_and_never_cut(shared):
+    answer = await shared.post("/v1/completions", prompt=[5] * 2048)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
-    assert (await gateway.chat("word " * 3000)).json()["error"]["code"] == "context_length_exceeded"
+    assert (await shared.chat("word " * 3000)).json()["error"]["code"] == "context_length_exceeded"
 
 
-async def test_a_name_of_a_model_never_becomes_a_path_or_a_download(gateway):
+async def test_a_name_of_a_model_never_becomes_a_path_or_a_download(shared):
     for name in ("../../etc/passwd", "/", "some/repository", "gpt-4", "\n", "x" * 500):
-        answer = await gateway.chat(model=name)
+        answer = await shared.chat(model=name)
         assert answer.status_code == 404, answer.text
         assert answer.json()["error"]["code"] == "model_not_found"
 
 
-async def test_a_large_body_is_refused_before_it_is_read(gateway, monkeypatch):
+async def test_a_large_body_is_refused_before_it_is_read(shared, monkeypatch):
     monkeypatch.setattr(body, "MAX_BODY", 10_000)
 
     async def endless():
         for _ in range(1000):
             yield b"a" * 1000
 
-    assert (await gateway.http.post(CHAT, content=b"a" * 20_000)).status_code == 413
-    assert (await gateway.http.post(CHAT, content=endless())).status_code == 413
-    assert await honest(gateway)
+    assert (await shared.http.post(CHAT, content=b"a" * 20_000)).status_code == 413
+    assert (await shared.http.post(CHAT, content=endless())).status_code == 413
+    assert await honest(shared)
 
 
-async def test_a_body_that_trickles_in_is_given_up(gateway, monkeypatch):
+async def test_a_body_that_trickles_in_is_given_up(shared, monkeypatch):
     monkeypatch.setattr(body, "BODY_WITHIN_S", 0.3)
 
     async def slow():
@@ -179,8 +179,8 @@ async def test_a_body_that_trickles_in_is_given_up(gateway, monkeypatch):
         await trio.sleep(1)
         yield b"}"
 
-    assert (await gateway.http.post(CHAT, content=slow())).status_code == 408
-    assert await honest(gateway)
+    assert (await shared.http.post(CHAT, content=slow())).status_code == 408
+    assert await honest(shared)
 
 
 async def test_headers_that_trickle_in_are_given_up(tmp_path, checkpoint, monkeypatch):
@@ -193,19 +193,19 @@ async def test_headers_that_trickle_in_are_given_up(tmp_path, checkpoint, monkey
         assert await honest(gateway)
 
 
-async def test_garbage_and_endless_headers_end_their_connection_alone(gateway):
+async def test_garbage_and_endless_headers_end_their_connection_alone(shared):
     for raw in (
         b"\x00" * 1000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 200_000,
         b"PRI * HTTP/2.0\r\n",
     ):
-        stream = await trio.open_tcp_stream("127.0.0.1", httpx.URL(gateway.url).port)
+        stream = await trio.open_tcp_stream("127.0.0.1", httpx.URL(shared.url).port)
         with trio.move_on_after(1):
             await stream.send_all(raw)
             while await stream.receive_some():
                 pass
         await stream.aclose()
-    assert await honest(gateway)
+    assert await honest(shared)
 
 
 async def test_a_client_that_goes_away_frees_every_hop(gateway):
@@ -249,7 +249,7 @@ async def test_a_client_that_never_reads_is_let_go(tmp_path, checkpoint, monkeyp
 
 
 async def test_a_lost_hop_mid_stream_is_one_error_event_and_a_close(tmp_path, checkpoint):
-    async with served(tmp_path, checkpoint) as gateway:
+    async with served(tmp_path, checkpoint, nodes={"resume_s": 1.0}) as gateway:
         asked = {"model": gateway.model, "messages": [user("go on")], "max_tokens": 1500, "stream": True}
         asked["logit_bias"] = {"2": -100}
         text = ""
@@ -301,9 +301,9 @@ async def test_a_word_for_the_template_is_for_nothing_else(shared, word):
     assert answer.json()["choices"][0]["message"]["content"] == await honest(shared)
 
 
-async def test_schemas_far_beyond_what_a_grammar_takes_are_refused_before_anything_is_tried(gateway):
+async def test_schemas_far_beyond_what_a_grammar_takes_are_refused_before_anything_is_tried(shared):
     large = {"type": "object"} | {f"key{i}": i for i in range(100_000)}
-    answer = await gateway.chat(**shaped(large))
+    answer = await shared.chat(**shaped(large))
     assert (answer.status_code, answer.json()["error"]["param"]) == (
         400,
         "response_format.json_schema.schema",
@@ -311,7 +311,7 @@ async def test_schemas_far_beyond_what_a_grammar_takes_are_refused_before_anythi
     calling = Calling((Function(name="f", parameters=large),))  # as of a model with room for it in its prompt
     with pytest.raises(BadRequest, match="tools: schemas of"):
         _fit_calls(calling, AnswerSyntax(Markup()), lambda _: "")
-    assert await honest(gateway)
+    assert await honest(shared)
 
 
 async def test_who_waits_too_long_for_schemas_of_others_may_come_back(gateway, monkeypatch):

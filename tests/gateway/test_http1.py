@@ -59,34 +59,34 @@ AMBIGUOUS = {
 }
 
 
-async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(gateway):
+async def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(shared):
     for what, request in AMBIGUOUS.items():
-        answer = await sent(gateway, request)
+        answer = await sent(shared, request)
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 ")), (what, answer)
         assert answer.count(b"HTTP/1.1 ") == 1, what
         assert b"connection: close" in answer.lower(), what
 
 
-async def test_a_chunk_whose_length_can_be_read_in_two_ways_ends_the_connection(gateway):
+async def test_a_chunk_whose_length_can_be_read_in_two_ways_ends_the_connection(shared):
     """What came before it may have been answered; what comes behind it is not read as a request."""
     for size in (b"5;\nx", b"5\n", b"-1", b"0x5", b"5 5", b"", b"1" * 40):
-        answer = await sent(gateway, post(CHUNKED, size + b"\r\nhello\r\n0\r\n\r\n" + HIDDEN))
+        answer = await sent(shared, post(CHUNKED, size + b"\r\nhello\r\n0\r\n\r\n" + HIDDEN))
         assert answer.count(b"HTTP/1.1 ") <= 1, size
         assert b'"object":"list"' not in answer, size
 
 
-async def test_ambiguity_in_a_later_request_is_refused_too(gateway):
-    answer = await sent(gateway, HIDDEN + post(LENGTH + CHUNKED))
+async def test_ambiguity_in_a_later_request_is_refused_too(shared):
+    answer = await sent(shared, HIDDEN + post(LENGTH + CHUNKED))
     assert answer.count(b"HTTP/1.1 200 ") == 1
     assert answer.count(b"HTTP/1.1 400 ") == 1
 
 
-async def test_what_is_plain_is_read_whole_or_byte_by_byte(gateway):
-    body = b'{"model": "%s", "prompt": "hi", "max_tokens": 1}' % gateway.model.encode()
+async def test_what_is_plain_is_read_whole_or_byte_by_byte(shared):
+    body = b'{"model": "%s", "prompt": "hi", "max_tokens": 1}' % shared.model.encode()
     head = b"Content-Type: application/json\r\n"
     sized = post(head + b"Content-Length: %d\r\n" % len(body), body)
     chunked = post(head + CHUNKED, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
-    port = int(gateway.url.rpartition(":")[2])
+    port = int(shared.url.rpartition(":")[2])
     for request in (sized, chunked):
         for size in (len(request), 1):
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -115,17 +115,17 @@ MALFORMED = (
 )
 
 
-async def test_a_host_or_an_origin_that_is_none_is_a_400(gateway):
+async def test_a_host_or_an_origin_that_is_none_is_a_400(shared):
     for headers in MALFORMED:
         for path in (b"/health", b"/v1/models", b"/nowhere"):
             request = b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\n" + headers + b"\r\n"
-            answer = await sent(gateway, request)
+            answer = await sent(shared, request)
             assert answer.startswith(b"HTTP/1.1 400 "), (path, headers, answer)
             assert b"invalid_value" in answer or b"content-length: 0" in answer.lower()
 
 
-async def test_names_that_are_plain_pass(gateway):
-    port = gateway.url.rpartition(":")[2].encode()
+async def test_names_that_are_plain_pass(shared):
+    port = shared.url.rpartition(":")[2].encode()
     for host in (b"127.0.0.1", b"127.0.0.1:" + port, b"localhost:1", b"[::1]:80", b"LOCALHOST"):
         request = b"GET /health HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n"
-        assert (await sent(gateway, request)).startswith(b"HTTP/1.1 200 "), host
+        assert (await sent(shared, request)).startswith(b"HTTP/1.1 200 "), host

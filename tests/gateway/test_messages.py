@@ -237,7 +237,7 @@ async def test_a_model_that_there_is_not_is_not_found(shared):
 
 
 async def test_a_failure_mid_stream_is_one_error_event(tmp_path, checkpoint):
-    async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)]) as gateway:
+    async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)], nodes={"resume_s": 1.0}) as gateway:
         asked = {
             "model": gateway.model,
             "max_tokens": 1000,

@@ -287,7 +287,7 @@ async def test_keys_and_their_limits_hold(tmp_path, checkpoint):
 
 
 async def test_a_failure_mid_stream_is_the_last_line(tmp_path, checkpoint):
-    async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)]) as gateway:
+    async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)], nodes={"resume_s": 1.0}) as gateway:
         asked = {"model": gateway.model, "messages": [user("go on")], "options": {"num_predict": 1000}}
         lines = []
         with trio.fail_after(40):

@@ -24,32 +24,32 @@ def ask(gateway, use, **options):
     return trio.to_thread.run_sync(run)
 
 
-async def test_models_and_chat(gateway):
+async def test_models_and_chat(shared):
     def use(client, base):
         (model,) = client.models.list().data
-        assert client.models.retrieve(model.id).id == gateway.model
+        assert client.models.retrieve(model.id).id == shared.model
         return client.chat.completions.create(messages=[user("hello")], max_completion_tokens=6, **base)
 
-    answer = await ask(gateway, use)
+    answer = await ask(shared, use)
     assert answer.usage.completion_tokens <= 6
     assert answer.choices[0].finish_reason in ("stop", "length")
 
 
-async def test_a_stream_says_what_the_whole_answer_says(gateway):
+async def test_a_stream_says_what_the_whole_answer_says(shared):
     def use(client, base):
         whole = client.chat.completions.create(messages=[user("hello")], max_tokens=8, **base)
         stream = client.chat.completions.create(messages=[user("hello")], max_tokens=8, stream=True, **base)
         return whole, "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
-    whole, streamed = await ask(gateway, use)
+    whole, streamed = await ask(shared, use)
     assert streamed == whole.choices[0].message.content
 
 
-async def test_an_asyncio_client(gateway):
+async def test_an_asyncio_client(shared):
     async def go():
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        async with openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key="none") as client:
             stream = await client.chat.completions.create(
-                model=gateway.model, messages=[user("hello")], max_tokens=5, stream=True
+                model=shared.model, messages=[user("hello")], max_tokens=5, stream=True
             )
             return [chunk async for chunk in stream]
 
@@ -62,7 +62,7 @@ class Person(BaseModel):
     born: int
 
 
-async def test_a_schema_made_of_a_class_is_parsed_back(gateway):
+async def test_a_schema_made_of_a_class_is_parsed_back(shared):
     def use(client, base):
         format = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
         answer = client.chat.completions.create(
@@ -70,10 +70,10 @@ async def test_a_schema_made_of_a_class_is_parsed_back(gateway):
         )
         return Person.model_validate_json(answer.choices[0].message.content)
 
-    assert (await ask(gateway, use)).name in ("Ada", "Alan")
+    assert (await ask(shared, use)).name in ("Ada", "Alan")
 
 
-async def test_tools_are_called_and_their_results_go_back(gateway):
+async def test_tools_are_called_and_their_results_go_back(shared):
     def use(client, base):
         messages = [user("Rome?")]
         asked = {"tools": [WEATHER], "max_tokens": 200, **base}
@@ -84,12 +84,12 @@ async def test_tools_are_called_and_their_results_go_back(gateway):
         messages += [first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
         return call, client.chat.completions.create(messages=messages, **(asked | {"max_tokens": 4}))
 
-    call, second = await ask(gateway, use)
+    call, second = await ask(shared, use)
     assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
     assert second.choices[0].message.role == "assistant"
 
 
-async def test_responses_whole_and_streamed(gateway):
+async def test_responses_whole_and_streamed(shared):
     def use(client, base):
         format = {"type": "json_schema", "name": "person", "schema": PERSON, "strict": True}
         asked = {"input": "hello", "instructions": "Be short.", "text": {"format": format}, **base}
@@ -98,7 +98,7 @@ async def test_responses_whole_and_streamed(gateway):
             events = list(stream)
             return whole, events, stream.get_final_response()
 
-    whole, events, final = await ask(gateway, use)
+    whole, events, final = await ask(shared, use)
     assert whole.output_text
     assert final.output_text == whole.output_text
     assert [e.sequence_number for e in events] == sorted(e.sequence_number for e in events)
@@ -107,7 +107,7 @@ async def test_responses_whole_and_streamed(gateway):
     assert kinds[-1] == "response.completed"
 
 
-async def test_responses_call_functions_and_keep_to_schemas(gateway):
+async def test_responses_call_functions_and_keep_to_schemas(shared):
     tool = {"type": "function", **WEATHER["function"]}
 
     def use(client, base):
@@ -126,7 +126,7 @@ async def test_responses_call_functions_and_keep_to_schemas(gateway):
         shaped = client.responses.create(input="who?", text={"format": format}, **asked)
         return call, shaped
 
-    call, shaped = await ask(gateway, use)
+    call, shaped = await ask(shared, use)
     assert set(json.loads(call.arguments)) == {"city", "days"}
     assert Person.model_validate_json(shaped.output_text)
 
@@ -139,11 +139,11 @@ async def test_responses_call_functions_and_keep_to_schemas(gateway):
         ({"messages": []}, openai.BadRequestError),
     ],
 )
-async def test_errors_are_the_clients_own(gateway, fields, error):
+async def test_errors_are_the_clients_own(shared, fields, error):
     def use(client, base):
         with pytest.raises(error) as caught:
             client.chat.completions.create(**{"messages": [user("a")], **base, **fields})
         return caught.value
 
-    body = (await ask(gateway, use)).body
+    body = (await ask(shared, use)).body
     assert set(body) >= {"message", "type", "param", "code"}

@@ -220,24 +220,24 @@ async def responded(gateway, **fields):
     return answer.json()
 
 
-async def test_an_answer_that_is_cut_off_says_so(gateway):
-    said = await responded(gateway, max_output_tokens=1, logit_bias={END: -100})
+async def test_an_answer_that_is_cut_off_says_so(shared):
+    said = await responded(shared, max_output_tokens=1, logit_bias={END: -100})
     assert (said["status"], said["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert said["output"][-1]["status"] == "incomplete"
 
 
-async def test_an_answer_of_nothing_is_a_message_all_the_same(gateway):
-    said = await responded(gateway, logit_bias={END: 100})
+async def test_an_answer_of_nothing_is_a_message_all_the_same(shared):
+    said = await responded(shared, logit_bias={END: 100})
     (message,) = said["output"]
     assert (message["type"], message["content"][0]["text"]) == ("message", "")
 
 
-async def test_one_function_can_be_demanded_by_name(gateway):
+async def test_one_function_can_be_demanded_by_name(shared):
     named = {"type": "function", "name": TOOL["name"]}
-    said = await responded(gateway, tools=[TOOL], tool_choice=named, max_output_tokens=200)
+    said = await responded(shared, tools=[TOOL], tool_choice=named, max_output_tokens=200)
     assert [(item["type"], item["name"]) for item in said["output"]] == [("function_call", TOOL["name"])]
-    asked = {"model": gateway.model, "input": "x", "tools": [TOOL], "tool_choice": named | {"name": "no"}}
-    refused = await gateway.http.post(PATH, json=asked)
+    asked = {"model": shared.model, "input": "x", "tools": [TOOL], "tool_choice": named | {"name": "no"}}
+    refused = await shared.http.post(PATH, json=asked)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "tool_choice"
 
@@ -268,15 +268,15 @@ async def test_what_was_said_and_called_in_one_turn_is_one_message_beside_the_ef
     assert (options["reasoning_effort"], options["enable_thinking"]) == ("low", True)
 
 
-async def test_logprobs_come_with_the_text(gateway):
-    said = await responded(gateway, include=["message.output_text.logprobs"], top_logprobs=2)
+async def test_logprobs_come_with_the_text(shared):
+    said = await responded(shared, include=["message.output_text.logprobs"], top_logprobs=2)
     scores = said["output"][0]["content"][0]["logprobs"]
     assert len(scores) == said["usage"]["output_tokens"]
     assert all(len(score["top_logprobs"]) == 2 for score in scores)
 
 
 async def test_a_failure_mid_stream_is_one_error_event(tmp_path, checkpoint):
-    async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)]) as gateway:
+    async with served(tmp_path, checkpoint, [Span(0, 3), Span(3, 6)], nodes={"resume_s": 1.0}) as gateway:
         asked = {"model": gateway.model, "input": "go on", "stream": True, "logit_bias": {END: -100}}
         text = ""
         with trio.fail_after(40):

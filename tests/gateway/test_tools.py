@@ -55,18 +55,18 @@ FINE = {
 }
 
 
-async def test_one_odd_tool_is_relaxed_and_the_request_answered(gateway, caplog):
+async def test_one_odd_tool_is_relaxed_and_the_request_answered(shared, caplog):
     caplog.set_level(logging.INFO, "shoal.gateway.exchange")
     for name, schema in (ODD | FINE).items():
-        answer = await gateway.chat(tools=[WEATHER, tool("mcp", schema)], max_tokens=2)
+        answer = await shared.chat(tools=[WEATHER, tool("mcp", schema)], max_tokens=2)
         assert answer.status_code == 200, (name, answer.text)
         assert answer.headers.get("x-shoal-relaxed") == ("mcp" if name in ODD else None), name
     assert "mcp: 'properties.v.propertyNames'" in caplog.text
-    streamed = await gateway.chat(tools=[tool("mcp", ODD["not"])], max_tokens=2, stream=True)
+    streamed = await shared.chat(tools=[tool("mcp", ODD["not"])], max_tokens=2, stream=True)
     assert streamed.headers["x-shoal-relaxed"] == "mcp"
 
 
-async def test_the_rest_of_a_relaxed_tool_is_kept_to(gateway):
+async def test_the_rest_of_a_relaxed_tool_is_kept_to(shared):
     schema = {
         "type": "object",
         "properties": {"kind": {"enum": ["a", "b"]}, "on": {"type": "boolean", "not": {}}},
@@ -75,55 +75,55 @@ async def test_the_rest_of_a_relaxed_tool_is_kept_to(gateway):
     }
     asked = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200, "temperature": 1}
     for seed in range(2):
-        answer = await gateway.chat(tools=[tool("mcp", schema)], seed=seed, **asked)
+        answer = await shared.chat(tools=[tool("mcp", schema)], seed=seed, **asked)
         (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
         assert json.loads(call["function"]["arguments"])["kind"] in ("a", "b")
 
 
-async def test_strict_is_refused_with_the_tool_the_keyword_and_its_path(gateway):
+async def test_strict_is_refused_with_the_tool_the_keyword_and_its_path(shared):
     odd = [WEATHER, tool("mcp", ODD["look-ahead"], strict=True)]
-    error = (await gateway.chat(tools=odd)).json()["error"]
+    error = (await shared.chat(tools=odd)).json()["error"]
     assert error["param"] == "tools.1.function.parameters.properties.v.pattern"
     assert "'mcp'" in error["message"]
     assert "'pattern'" in error["message"]
     assert "look-around" in error["message"]
     flat = {"type": "function", "name": "mcp", "parameters": ODD["look-ahead"], "strict": True}
-    answer = await gateway.http.post(RESPONSES, json={"model": gateway.model, "input": "a", "tools": [flat]})
+    answer = await shared.http.post(RESPONSES, json={"model": shared.model, "input": "a", "tools": [flat]})
     assert answer.json()["error"]["param"] == "tools.0.parameters.properties.v.pattern"
 
 
-async def test_a_format_is_relaxed_unless_it_is_strict_or_wrong(gateway):
+async def test_a_format_is_relaxed_unless_it_is_strict_or_wrong(shared):
     def shaped(schema, **fields):
         return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema} | fields}
 
-    relaxed = await gateway.chat(response_format=shaped(ODD["propertyNames"]), max_tokens=20)
+    relaxed = await shared.chat(response_format=shaped(ODD["propertyNames"]), max_tokens=20)
     assert relaxed.headers["x-shoal-relaxed"] == "response_format"
     assert relaxed.json()["choices"][0]["message"]["content"].startswith('{"v": {')
-    strict = await gateway.chat(response_format=shaped(ODD["propertyNames"], strict=True))
+    strict = await shared.chat(response_format=shaped(ODD["propertyNames"], strict=True))
     assert strict.status_code == 400
     assert strict.json()["error"]["param"] == (
         "response_format.json_schema.schema.properties.v.propertyNames"
     )
     for wrong in ("no pattern", "nowhere", "type"):
-        assert (await gateway.chat(response_format=shaped(ODD[wrong]))).status_code == 400, wrong
+        assert (await shared.chat(response_format=shaped(ODD[wrong]))).status_code == 400, wrong
 
 
-async def test_tools_that_are_too_much_together_are_relaxed_largest_first(gateway, monkeypatch):
+async def test_tools_that_are_too_much_together_are_relaxed_largest_first(shared, monkeypatch):
     monkeypatch.setattr(grammar_module, "MAX_GRAMMAR", 1500)
     large = {"type": "object", "properties": {f"p{i}": TEXT for i in range(20)}}
     many = [WEATHER, tool("large", large), tool("larger", large | {"required": ["p1"]})]
-    answer = await gateway.chat(tools=many, max_tokens=2)
+    answer = await shared.chat(tools=many, max_tokens=2)
     assert answer.status_code == 200
     assert set(answer.headers["x-shoal-relaxed"].split(", ")) == {"large", "larger"}
 
 
-async def test_a_schema_that_costs_too_much_time_is_any_object(gateway, monkeypatch):
+async def test_a_schema_that_costs_too_much_time_is_any_object(shared, monkeypatch):
     monkeypatch.setattr(grammar_module, "CHECK_WITHIN_S", -1.0)
-    answer = await gateway.chat(tools=[WEATHER], max_tokens=2)
+    answer = await shared.chat(tools=[WEATHER], max_tokens=2)
     assert answer.status_code == 200
     assert answer.headers["x-shoal-relaxed"] == "get_weather"
     format = {"type": "json_schema", "json_schema": {"schema": ODD["type"]}}
-    answer = await gateway.chat(response_format=format, max_tokens=2)  # nobody knows that it is wrong
+    answer = await shared.chat(response_format=format, max_tokens=2)  # nobody knows that it is wrong
     assert answer.headers["x-shoal-relaxed"] == "response_format"
 
 
@@ -164,10 +164,10 @@ def test_whoever_lets_arguments_be_anything_gets_anything(parameters):
     assert found == parameters | {"type": "object"} != NOTHING
 
 
-async def test_a_model_cannot_invent_arguments_for_a_tool_without_parameters(gateway):
+async def test_a_model_cannot_invent_arguments_for_a_tool_without_parameters(shared):
     for parameters in (None, {}, {"type": "object"}):
         for seed in range(2):
-            answer = await gateway.chat(
+            answer = await shared.chat(
                 tools=[tool("now", parameters)],
                 tool_choice="required",
                 temperature=2,
@@ -313,9 +313,9 @@ async def test_messages_of_one_role_are_joined_where_the_template_demands_turns(
         assert (refused.status_code, "beginning" in refused.text) == (400, True)
 
 
-async def test_and_are_left_apart_where_it_does_not(gateway):
-    apart = (await gateway.post("/tokenize", messages=[user("a"), user("b")])).json()["count"]
-    one = (await gateway.post("/tokenize", messages=[user("a\n\nb")])).json()["count"]
+async def test_and_are_left_apart_where_it_does_not(shared):
+    apart = (await shared.post("/tokenize", messages=[user("a"), user("b")])).json()["count"]
+    one = (await shared.post("/tokenize", messages=[user("a\n\nb")])).json()["count"]
     assert apart > one  # by the role of the second
 
 
@@ -330,7 +330,7 @@ async def test_a_user_opens_no_thought_of_a_model_without_a_template(tmp_path, c
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
-async def test_with_tools_and_a_format_an_answer_calls_or_keeps_to_the_format(gateway, monkeypatch, path):
+async def test_with_tools_and_a_format_an_answer_calls_or_keeps_to_the_format(shared, monkeypatch, path):
     """Nothing in an answer that keeps to the format is read as a call, whatever its texts look like."""
     call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 1}}\n</tool_call>'
     format = {"schema": {"enum": ["no " + call, "other"]}, "name": "p", "strict": True}
@@ -345,7 +345,7 @@ async def test_with_tools_and_a_format_an_answer_calls_or_keeps_to_the_format(ga
         with monkeypatch.context() as patch:
             permitted = saying(patch, said)
             limit = "max_tokens" if path == CHAT else "max_output_tokens"
-            answer = await gateway.post(path, tools=tools, **fields, **{limit: 200})
+            answer = await shared.post(path, tools=tools, **fields, **{limit: 200})
         assert answer.status_code == 200, answer.text
         (grammar,) = permitted
         assert accepts(grammar, said), (said, grammar)
@@ -362,7 +362,7 @@ async def test_with_tools_and_a_format_an_answer_calls_or_keeps_to_the_format(ga
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES, "/v1/messages"])
-async def test_a_format_where_a_call_is_demanded_is_refused_everywhere(gateway, path):
+async def test_a_format_where_a_call_is_demanded_is_refused_everywhere(shared, path):
     schema, function = {"type": "object"}, WEATHER["function"]
     fields, param = {
         CHAT: (
@@ -391,20 +391,20 @@ async def test_a_format_where_a_call_is_demanded_is_refused_everywhere(gateway, 
             "output_config.format",
         ),
     }[path]
-    answer = await gateway.post(path, **{"messages": [user("a")]} | fields)
+    answer = await shared.post(path, **{"messages": [user("a")]} | fields)
     assert answer.status_code == 400, answer.text
     assert f"{param} asks for JSON where tool_choice demands a call" in answer.text
 
 
-async def test_of_tools_and_a_format_each_is_relaxed_for_itself(gateway):
+async def test_of_tools_and_a_format_each_is_relaxed_for_itself(shared):
     format = {"type": "json_schema", "json_schema": {"schema": ODD["propertyNames"]}}
     odd = tool("odd", ODD["not"])
-    answer = await gateway.chat(tools=[WEATHER, odd], response_format=format, max_tokens=2)
+    answer = await shared.chat(tools=[WEATHER, odd], response_format=format, max_tokens=2)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-shoal-relaxed"] == "response_format, odd"
     for fields in ({"tools": [tool("odd", ODD["not"], strict=True)]}, {"tools": [WEATHER]}):
         format["json_schema"]["strict"] = "odd" not in str(fields)
-        assert (await gateway.chat(response_format=format, **fields)).status_code == 400, fields
+        assert (await shared.chat(response_format=format, **fields)).status_code == 400, fields
 
 
 async def test_json_that_looks_like_a_call_is_text_without_tools(tmp_path, checkpoint, monkeypatch):

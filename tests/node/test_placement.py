@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def alike(monkeypatch):
     """Nodes of the same speed: what is measured on a busy machine would decide who moves."""
-    monkeypatch.setattr("shoal.node.node.measure_speed", lambda runner, pool: Speed(0.0, 100.0))
+    monkeypatch.setattr("shoal.testing.swarm.measured_once", lambda runner, pool: Speed(0.0, 100.0))
 
 
 @pytest.fixture

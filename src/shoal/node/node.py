@@ -36,7 +36,7 @@ from shoal.node.owner.watch import OwnerWatch, Turned
 from shoal.node.paying.credit_desk import CreditDesk
 from shoal.node.paying.payment import PaymentDesk
 from shoal.node.server import SpanServer
-from shoal.node.speed import Speed, measure_speed
+from shoal.node.speed import Measure, Speed, measure_speed
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
@@ -130,6 +130,7 @@ class Node:
         weights: PeerWeights,
         attests: TeeKind | None = None,
         adapters: Sequence[Adapter] = (),
+        measure: Measure = measure_speed,
     ) -> None:
         self.adapters = adapters
         """What sessions may have beside the model."""
@@ -146,6 +147,8 @@ class Node:
         """What it makes of what else its machine is used for."""
         self.weights = weights
         """Where it gets tensors that are not here."""
+        self.measure = measure
+        """What finds the speed of each span that it loads."""
         self._device_memory = device.memory().total
         self.fits = 0
         """Blocks that it has memory to load beside those that it serves; 0: it does not move."""
@@ -218,6 +221,7 @@ async def load_served_span(
     device: Device,
     memory: int,
     adapters: Sequence[Adapter] = (),
+    measure: Measure = measure_speed,
 ) -> LoadedSpan:
     """Load ``span`` into ``memory`` bytes of a device, on its own thread. Raises as :func:`start_node`."""
     thread = ComputeThread("shoal-span")
@@ -237,7 +241,7 @@ async def load_served_span(
         runner = await thread.run(load)
         await thread.run(partial(runner.load_adapters, adapters))
         pool = await thread.run(partial(runner.make_pool, kv_capacity(runner, settings, memory)))
-        speed = await thread.run(partial(measure_speed, runner, pool))
+        speed = await thread.run(partial(measure, runner, pool))
         engine = Engine(runner, pool, thread, format=format, kv=settings.kv)
         return LoadedSpan(span, engine, thread, speed)
     except BaseException:
@@ -292,6 +296,7 @@ async def start_node(
     turned: Turned | None = None,
     attesting: Attesting | None = None,
     payments: PaymentDesk | None = None,
+    measure: Measure = measure_speed,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
 
@@ -300,6 +305,7 @@ async def start_node(
         turned: told when it begins to, or has come back; by default that is logged.
         payments: what asks for payment; by default, where the settings name a price, over their chain.
         attesting: what shows which machine this is, where the settings want that; by default its hardware.
+        measure: how fast its spans are; what is announced of them.
 
     Raises:
         UsageError: the device that the settings name is not here, or the span goes beyond the model.
@@ -322,7 +328,7 @@ async def start_node(
     device = (await trio.to_thread.run_sync(find_device, settings.device)).device
     format = pick_format(model, settings, member, device).format
     memory = memory_budget(settings, device)
-    loaded = await load_served_span(model, span, format, settings, device, memory, adapters)
+    loaded = await load_served_span(model, span, format, settings, device, memory, adapters, measure)
     server = SpanServer(
         network,
         loaded.engine,
@@ -340,7 +346,9 @@ async def start_node(
     )
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
-    node = Node(model, loaded, server, member, settings, device, watch, weights, attesting.kind, adapters)
+    node = Node(
+        model, loaded, server, member, settings, device, watch, weights, attesting.kind, adapters, measure
+    )
     # A span over several processes is never moved, so there is no other runner to watch.
     watching = loaded.engine.runner.watched()
     del loaded  # a node that moves must not keep in memory what it came with

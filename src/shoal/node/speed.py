@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,10 @@ class Speed:
     """Time of a decode step through the span for one session alone."""
     blocks_s: float
     """Blocks in a second, for sessions that decode together."""
+
+
+Measure = Callable[[Runner, PagePool], Speed]
+"""What finds the speed of a span that has just been loaded, as :func:`measure_speed` does."""
 
 
 def measure_speed(runner: Runner, pool: PagePool) -> Speed:

@@ -16,12 +16,15 @@ from shoal.client.connect import accounts_for
 from shoal.client.paying.accounts import HopAccounts
 from shoal.client.swarm import Swarm
 from shoal.config import Settings
+from shoal.executor.pages import PAGE, PagePool
+from shoal.executor.runner import Runner
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.node.attestation.start import Attesting
 from shoal.node.node import Node, start_node
 from shoal.node.owner.machine import MachineSensors
 from shoal.node.paying.payment import PaymentDesk
+from shoal.node.speed import SESSIONS, Speed, measure_speed
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
@@ -31,6 +34,19 @@ from shoal.types import PeerId, Span
 NodeT = TypeVar("NodeT")
 Start = Callable[[MemoryNetwork, Member, Settings], AbstractAsyncContextManager[NodeT]]
 """Starts a node for as long as the block."""
+_measured: dict[tuple[object, ...], Speed] = {}
+
+
+def measured_once(runner: Runner, pool: PagePool) -> Speed:
+    """The speed of a span as it was when the first like it was loaded, of the same blocks and format.
+
+    To measure it takes a node longer than all else here, and nodes that are alike announce the same.
+    """
+    sessions = min(SESSIONS, pool.tokens_free // PAGE)
+    like = (type(runner), runner.bits, runner.span, runner.width, runner.tensor_bytes, sessions)
+    if like not in _measured:
+        _measured[like] = measure_speed(runner, pool)
+    return _measured[like]
 
 
 @dataclass
@@ -156,6 +172,7 @@ class MemorySwarm(MemoryPeers[Node]):
                 machine=machine,
                 attesting=attesting,
                 payments=payments,
+                measure=measured_once,
             )
 
         return await self._add(start, options, host, home)

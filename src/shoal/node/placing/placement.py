@@ -115,7 +115,14 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
     old = node.loaded
     # The old span serves on meanwhile: that is why there must be room for both.
     new = await load_served_span(
-        node.model, move.span, old.engine.format, node.settings, node.device, _room(node), node.adapters
+        node.model,
+        move.span,
+        old.engine.format,
+        node.settings,
+        node.device,
+        _room(node),
+        node.adapters,
+        node.measure,
     )
     node.loaded, node.going = new, None
     node.server.take_over(new.engine, new.span, new.speed)
