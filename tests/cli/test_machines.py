@@ -46,7 +46,7 @@ async def test_peers_show_what_they_run_on_with_a_list_and_without(
             await swarm.add_node(Span(0, 6), attesting=attesting)
         client = swarm.client
         client.member.clock.wall = time.time
-        with trio.fail_after(5):
+        with trio.fail_after(25):
             while len(client.announcements()) < 3:
                 await client.member.wait_changed()
         seeing = Onlooker(client.settings, client.network, client.member)

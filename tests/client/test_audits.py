@@ -289,7 +289,7 @@ async def test_an_auditor_that_stalls_holds_an_answer_no_longer_than_all_audits_
             told_at = trio.current_time()
 
         answer = await answered(client, checkpoint, during=during)
-        assert trio.current_time() - told_at < 4.0
+        assert trio.current_time() - told_at < 20
         assert answer.finish_reason == "length"
         assert {audit.verdict for audit in answer.protection.audits} == {"open"}
         assert "has not computed all rows of an audit in time" in answer.protection.audits[0].what

@@ -288,7 +288,7 @@ async def test_a_step_ahead_that_cannot_be_computed_is_heard_of_by_who_waits_for
 
         monkeypatch.setattr(runner, "forward", fails_second)
         first = (await session.advance(PROMPT[-1:], GREEDY, more=True)).token
-        with trio.fail_after(5), pytest.raises(StepFailed, match="a defect"):
+        with trio.fail_after(25), pytest.raises(StepFailed, match="a defect"):
             await session.advance([first], GREEDY)
         monkeypatch.setattr(runner, "forward", forward)
         second = (await session.advance([first], GREEDY)).token

@@ -49,7 +49,7 @@ class Served:
 
     async def idle(self):
         """Wait until no hop holds anything of any session, but those kept for a next turn."""
-        with trio.fail_after(5):
+        with trio.fail_after(25):
             while any(  # noqa: ASYNC110
                 node.server.sessions > self.gateway.prefixes.kept for node in self.swarm.nodes
             ):

@@ -242,13 +242,13 @@ async def test_a_request_that_all_fail_is_to_blame_itself(imported: Imported, tm
         asked: list[int] = []
         for index, node in enumerate(swarm.nodes):
             node.server.runner.run = partial(noted, asked, index)  # type: ignore[method-assign]
-        with trio.fail_after(5), pytest.raises(StepFailed, match="cannot be computed"):
+        with trio.fail_after(25), pytest.raises(StepFailed, match="cannot be computed"):
             await swarm.client.run(graph.digest, inputs)
         assert sorted(asked) == [0, 1, 2, 3]
         reputation = swarm.client.graphs._finder.reputation  # pyright: ignore[reportPrivateUsage]
         for _ in range(100):
             reputation.answered(network.peer for network in swarm.networks)
-        with trio.fail_after(5), pytest.raises(StepFailed, match="cannot be computed"):
+        with trio.fail_after(25), pytest.raises(StepFailed, match="cannot be computed"):
             await swarm.client.run(graph.digest, inputs)
         assert len(asked) == 4 + FAILURES
 

@@ -111,12 +111,12 @@ async def test_20_without_a_network_at_first_a_node_finds_its_swarm_later() -> N
 
     async with trio.open_nursery() as nursery:
         first = member(early, f"/memory/{late.peer}/p2p/{late.peer}")
-        with trio.fail_after(3):
+        with trio.fail_after(15):
             await nursery.start(first.run)  # nobody answers, and that stops nobody
         world.peers[late.peer] = late
         second = member(late)
         await nursery.start(second.run)
-        with trio.fail_after(3):
+        with trio.fail_after(15):
             while late.peer not in {c.peer for c in early.connections()}:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         failures: dict[str, ShoalError] = await first.join()

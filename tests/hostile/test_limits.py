@@ -93,7 +93,7 @@ async def test_a_payload_that_never_comes_is_not_waited_for(
     network = attack.swarm.world.network()
     pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
     await pipe.send_all(HELLO + begun(2, 60_000, 200_000))
-    with trio.fail_after(5):
+    with trio.fail_after(25):
         while await pipe.receive_some():
             pass
     await pipe.aclose()
@@ -105,7 +105,7 @@ async def test_a_stranger_that_begins_long_messages_is_hung_up_on(attack: Attack
     pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
     await pipe.send_all(HELLO)
     sent = 0
-    with pytest.raises(Exception, match="gone"), trio.fail_after(5):
+    with pytest.raises(Exception, match="gone"), trio.fail_after(25):
         for number in range(2, 64):
             await pipe.send_all(begun(number, 1 << 18, MAX_PAYLOAD))
             sent += 1 << 18

@@ -52,7 +52,7 @@ async def hung_up(attack: Attack, data: bytes) -> None:
     network = attack.swarm.world.network()
     pipe = await network.open_pipe(attack.swarm.networks[0].address, deadline_s=1)
     await pipe.send_all(framed(encode(Hello(NEWEST_VERSION))) + data)
-    with trio.fail_after(5):
+    with trio.fail_after(25):
         while await pipe.receive_some():
             pass
     await pipe.aclose()

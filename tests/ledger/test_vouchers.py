@@ -114,11 +114,11 @@ def test_a_key_is_not_shown() -> None:
 
 
 def test_signing_and_checking_take_little_but_too_much_for_a_step() -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     made = [voucher(n) for n in range(1, 101)]
-    signed = time.perf_counter()
+    signed = time.thread_time()
     assert all(recover(one.digest, one.signature) == PAYER.address for one in made)
-    checked = time.perf_counter()
+    checked = time.thread_time()
     print(f"a voucher: {(signed - began) * 10:.2f} ms to sign, {(checked - signed) * 10:.2f} ms to check")
     assert checked - began < 1.0  # 0.3 ms the two, where in pure Python one takes 10
 

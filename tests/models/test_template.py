@@ -59,7 +59,7 @@ def test_a_template_that_would_never_end_is_ended(template: str, renderers: list
     began = time.monotonic()
     with pytest.raises((BadWeights, UsageError)):
         renderers[0].render(MESSAGES)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 def test_after_a_bad_template_the_next_request_is_served(renderers: list[TemplateRenderer]) -> None:

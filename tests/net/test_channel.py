@@ -409,7 +409,7 @@ async def test_an_error_of_ours_ends_the_channel_that_led_to_it_and_nothing_else
         nursery.start_soon(channel.run, fail)
         for number, message in enumerate((HELLO, Close(ONE))):
             await theirs.send_all(Outgoing(number, message).next_fragment())
-        with trio.fail_after(5):
+        with trio.fail_after(25):
             while await theirs.receive_some():
                 pass
         assert channel.reason == "an error of ours"

@@ -82,7 +82,7 @@ async def serves(network: Libp2pNetwork) -> None:
 
 async def quiet(network: Libp2pNetwork) -> None:
     """Wait until every connection has ended."""
-    with trio.fail_after(3):
+    with trio.fail_after(15):
         while network.connections():  # noqa: ASYNC110
             await trio.sleep(0.02)
     await trio.sleep(0.15)  # the library takes a tenth of a second to clean up behind one
@@ -118,7 +118,7 @@ async def test_garbage_on_a_port_is_hung_up_on():
 
         async def throw(port: int, data: bytes) -> None:
             stream = await trio.open_tcp_stream("127.0.0.1", port)
-            with trio.fail_after(3), suppress(trio.BrokenResourceError):
+            with trio.fail_after(15), suppress(trio.BrokenResourceError):
                 await stream.send_all(data)
                 while await stream.receive_some():
                     pass
@@ -167,7 +167,7 @@ async def test_a_host_with_too_many_connections_loses_its_oldest_idle_one(monkey
         async with networks(None, None, None) as (a, b, c):
             for peer in (a, b, c):
                 await peer.connect(bootstrap(network), deadline_s=3)
-            with trio.fail_after(3):
+            with trio.fail_after(15):
                 while len(network.connections()) > 2:  # noqa: ASYNC110
                     await trio.sleep(0.02)
             assert {b.peer, c.peer} == {connection.peer for connection in network.connections()}
@@ -266,7 +266,7 @@ async def test_garbage_on_a_stream_ends_that_stream():
                 with suppress(Exception):
                     await stream.write(data)
                     await stream.close()
-            assert 0 < await evil.ping(network.peer, deadline_s=3) < 2
+            assert await evil.ping(network.peer, deadline_s=15) > 0
 
 
 async def test_a_protocol_name_that_is_no_text_ends_that_stream():
@@ -275,7 +275,7 @@ async def test_a_protocol_name_that_is_no_text_ends_that_stream():
         stream = await muxer.open_stream()
         await stream.write(b"\x13/multistream/1.0.0\n\x04\xff\xfe\xfd\n")
         await trio.sleep(0.1)
-        assert 0 < await evil.ping(network.peer, deadline_s=3) < 2
+        assert await evil.ping(network.peer, deadline_s=15) > 0
 
 
 @pytest.mark.parametrize("said", [b"\x02\xff\n", b"\x13/multistream/1.0.0\n\x02\xff\n", b"\xff" * 20])
@@ -446,7 +446,7 @@ async def test_forged_messages_are_neither_delivered_nor_fatal():
                 await stream.write(encode_varint_prefixed(RPC(publish=[message]).SerializeToString()))
         await trio.sleep(0.2)
         await evil.publish("t", b"honest")
-        with trio.fail_after(3):
+        with trio.fail_after(15):
             got = {(await anext(heard))[1]}
             while b"honest" not in got:
                 got.add((await anext(heard))[1])

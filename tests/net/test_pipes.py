@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
+from shoal.net.carriers.dialer import DIRECT_SHARE
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.channel import Channel
 from shoal.net.host import Libp2pNetwork
@@ -26,7 +27,7 @@ BOTH_SWARMS = pytest.mark.parametrize("secret", [None, SECRET], ids=["public", "
 
 
 async def accepted(network: Libp2pNetwork) -> Pipe:
-    with trio.fail_after(5):
+    with trio.fail_after(25):
         async for pipe in network.accept_pipes():
             return pipe
     raise AssertionError
@@ -110,13 +111,13 @@ async def test_an_unreachable_direct_address_falls_back_and_is_remembered():
         port = silent[0].socket.getsockname()[1]
         async with networks(None, None) as (a, b):
             dead = PeerAddress(a.peer, a.address.libp2p, (f"/ip4/127.0.0.1/tcp/{port}",))
-            start = trio.current_time()
-            assert (await b.open_pipe(dead, deadline_s=2)).carrier == "libp2p-stream"
-            assert 0.7 < trio.current_time() - start < 1.5
-            start = trio.current_time()
-            assert (await b.open_pipe(dead, deadline_s=2)).carrier == "libp2p-stream"
-            assert trio.current_time() - start < 0.3
-            assert (await b.open_pipe(a.address, deadline_s=2)).carrier == "direct"
+            took_s = []
+            for _ in range(2):
+                start = trio.current_time()
+                assert (await b.open_pipe(dead, deadline_s=4)).carrier == "libp2p-stream"
+                took_s.append(trio.current_time() - start)
+            assert took_s[0] > 4 * DIRECT_SHARE > took_s[1]
+            assert (await b.open_pipe(a.address, deadline_s=4)).carrier == "direct"
     finally:
         await silent[0].aclose()
 
@@ -129,8 +130,8 @@ async def test_a_black_hole_before_the_good_address_costs_a_moment(kind: str):
         async with networks(None, None) as (a, b):
             hole, start = f"/ip4/127.0.0.1/tcp/{port}", trio.current_time()
             address = PeerAddress(a.peer, (hole, *a.address.libp2p), (hole, *a.address.direct))
-            assert (await b.open_pipe(only(address, kind), deadline_s=5)).peer == a.peer
-            assert trio.current_time() - start < 1
+            assert (await b.open_pipe(only(address, kind), deadline_s=30)).peer == a.peer
+            assert trio.current_time() - start < 30 * DIRECT_SHARE / 2
     finally:
         await silent[0].aclose()
 
@@ -138,7 +139,7 @@ async def test_a_black_hole_before_the_good_address_costs_a_moment(kind: str):
 async def test_nobody_anywhere_is_an_error_within_the_deadline():
     async with opened() as network:
         gone = PeerAddress(Identity.ephemeral().peer, ("/ip4/127.0.0.1/tcp/1",), ("/ip4/127.0.0.1/tcp/1",))
-        with trio.fail_after(3), pytest.raises(ChannelClosed):
+        with trio.fail_after(15), pytest.raises(ChannelClosed):
             await network.open_pipe(gone, deadline_s=2)
         with pytest.raises(ChannelClosed):
             await network.open_pipe(PeerAddress(gone.peer), deadline_s=2)
@@ -150,7 +151,7 @@ async def test_closing_reaches_the_other_end(kind: str):
         await mine.send_all(b"last words")
         await mine.aclose()
         assert await exactly(theirs, 10) == b"last words"
-        with trio.fail_after(2), suppress(ChannelClosed):
+        with trio.fail_after(15), suppress(ChannelClosed):
             assert await theirs.receive_some() == b""
         with pytest.raises(ChannelClosed):
             await mine.send_all(b"more")
@@ -161,7 +162,7 @@ async def test_closing_reaches_the_other_end(kind: str):
 @BOTH
 async def test_closing_wakes_our_own_reader(kind: str):
     async with piped(kind) as (mine, _):
-        with trio.fail_after(3):
+        with trio.fail_after(15):
             async with trio.open_nursery() as nursery:
 
                 async def read() -> None:
@@ -201,7 +202,7 @@ async def test_a_record_that_the_peer_did_not_seal_is_its_fault(forged: bytes):
     async with piped("direct") as (mine, theirs):
         assert isinstance(mine, DirectPipe)
         await mine._stream.send_all(forged)
-        with trio.fail_after(2), pytest.raises(RemoteProtocolError):
+        with trio.fail_after(15), pytest.raises(RemoteProtocolError):
             await theirs.receive_some()
         with pytest.raises(ChannelClosed):
             await theirs.send_all(b"x")
@@ -212,7 +213,7 @@ async def test_a_connection_cut_within_a_record_is_not_an_orderly_end():
         assert isinstance(mine, DirectPipe)
         await mine._stream.send_all(b"\x40\x00half")
         await mine.aclose()
-        with trio.fail_after(2), pytest.raises(ChannelClosed):
+        with trio.fail_after(15), pytest.raises(ChannelClosed):
             await theirs.receive_some()
 
 

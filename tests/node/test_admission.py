@@ -136,5 +136,5 @@ async def test_a_session_given_up_at_the_moment_when_it_opens_holds_nothing(push
     assert await admission.open(client, asked, opening, engine) is None  # type: ignore[arg-type]
     assert (len(sessions), engine.sessions, unused) == (0, 0, [engine])
     assert [reply.code for reply in client.replies if isinstance(reply, Refused)] == ["busy"] * pushed_out
-    with trio.fail_after(1):
+    with trio.fail_after(15):
         await sessions.wait_idle()

@@ -100,7 +100,7 @@ class Twins:
 async def _told(node, peer, record):
     await peer.channel._pipe.send_all(record)
     said = await _heard_before_located(peer)
-    with trio.fail_after(5):
+    with trio.fail_after(25):
         while not node.engine._batcher.idle:  # noqa: ASYNC110
             await trio.sleep(0.001)
     return sorted(said + await _heard_before_located(peer), key=repr)

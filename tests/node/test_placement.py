@@ -69,7 +69,7 @@ async def test_a_node_moves_and_its_sessions_go_on_bit_for_bit(home, checkpoint)
                 assert np.array_equal(await session.step([token]), expected)
             assert session.ring.route[0].address.peer == first
             assert not session.ring.lost
-        with trio.fail_after(5):
+        with trio.fail_after(25):
             await node.server.wait_unused(old)
         assert old.tokens_free == old.tokens
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
@@ -103,7 +103,7 @@ async def test_a_node_says_where_it_is_going_before_it_is_there(home, checkpoint
 
         nursery.start_soon(listen)
         await a_move(nursery, swarm.nodes[0])
-        with trio.fail_after(5):
+        with trio.fail_after(25):
             while (RIGHT, None) not in said:  # noqa: ASYNC110  the listener hears it
                 await trio.sleep(0.02)
         assert said[0] == (LEFT, RIGHT)

@@ -390,9 +390,9 @@ def test_a_thousand_peers_and_126_blocks_are_a_matter_of_milliseconds(ways):
     offers = a_large_swarm(1, 1000, 126, ways)
     took = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         route = choose_route(offers, 126, 100)
-        took.append(time.perf_counter() - begun)
+        took.append(time.thread_time() - begun)
     assert [s.span.start for s in route][1:] == [s.span.end for s in route][:-1]
     assert min(took) < 0.1
 

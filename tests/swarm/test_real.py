@@ -47,7 +47,9 @@ async def test_a_peer_that_dies_is_doubted_by_its_neighbours_and_gone_before_its
         second = await stack.enter_async_context(member(address, expiry_s=expiry_s))
         async with member(address, expiry_s=expiry_s) as victim:
             peer = victim.network.peer
-            await until(lambda: peer in {a.peer for a in first.alive()} & {a.peer for a in second.alive()}, 8)
+            await until(
+                lambda: peer in {a.peer for a in first.alive()} & {a.peer for a in second.alive()}, 30
+            )
             await trio.sleep(2)
             await victim.announce()  # its newest word would hold for a whole expiry from now
             await trio.sleep(0.5)
@@ -61,10 +63,10 @@ async def test_a_living_peer_refutes_a_suspicion():
         address = f"{first.network.address.libp2p[0]}/p2p/{first.network.peer}"
         second = await stack.enter_async_context(member(address))
         peer = second.network.peer
-        await until(lambda: first.directory.get(peer) is not None, 8)
+        await until(lambda: first.directory.get(peer) is not None, 30)
         await trio.sleep(0.15 * EXPIRY_S)
         suspected = first.directory.sequence(peer)
         assert await first.suspect(peer)
-        await until(lambda: first.directory.sequence(peer) > suspected, 3)
+        await until(lambda: first.directory.sequence(peer) > suspected, 0.8 * EXPIRY_S)
         await trio.sleep(0.5 * EXPIRY_S)
         assert peer in {a.peer for a in first.alive()}
