@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -123,9 +124,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Generator[Hub]:
-    folder = write_checkpoint(tmp_path / "published", shard="300KB")
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the hub has. It is nobody's to change."""
+    scratch = tmp_path_factory.mktemp("hub")
+    folder = write_checkpoint(scratch / "published", shard="300KB")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / "modeling_evil.py").write_text("raise SystemExit")
     (folder / "consolidated.safetensors").write_bytes(b"the same again")
@@ -134,10 +137,15 @@ def hub(tmp_path: Path) -> Generator[Hub]:
         (folder / inner).mkdir()
         (folder / inner / "config.json").write_text("{}")
     (folder / "ggufs").mkdir()
-    write_family(folder / "ggufs" / "big.gguf", tmp_path / "big", "llama", split=20)
-    write_family(folder / "ggufs" / "small.gguf", tmp_path / "small", "qwen3")
+    write_family(folder / "ggufs" / "big.gguf", scratch / "big", "llama", split=20)
+    write_family(folder / "ggufs" / "small.gguf", scratch / "small", "qwen3")
     (folder / "ggufs" / "mmproj.gguf").write_bytes(b"GGUF")
-    with Hub(folder) as hub:
+    return folder
+
+
+@pytest.fixture
+def hub(published: Path, tmp_path: Path) -> Generator[Hub]:
+    with Hub(shutil.copytree(published, tmp_path / "published")) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
         yield hub

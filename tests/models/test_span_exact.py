@@ -54,8 +54,8 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 def test_prefill_and_decode_equal_the_whole_model(
     family: str, folder_of: Callable[[str], Path], local: Local
 ) -> None:
-    """Three spans, the first of one block: a prompt, then 20 tokens one by one, past every sliding window."""
-    pieces = [PROMPT[:11], *([token] for token in PROMPT)]
+    """Three spans, the first of one block: a prompt, then 8 tokens one by one, past every sliding window."""
+    pieces = [PROMPT[:11], *([token] for token in PROMPT[:8])]
     assert_same(chained(local(family), [1, 4], pieces), Whole(folder_of(family)).logits(pieces))
 
 
@@ -87,7 +87,7 @@ def test_a_recurrent_state_goes_on_with_a_piece_as_with_single_tokens(
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("cuts", [[], [1], [2], [5], [1, 2, 3, 4, 5]], ids=str)
+@pytest.mark.parametrize("cuts", [[], [2], [1, 2, 3, 4, 5]], ids=str)
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_next", "gpt2"])
 def test_wherever_it_is_cut(
     family: str, cuts: list[int], folder_of: Callable[[str], Path], local: Local
