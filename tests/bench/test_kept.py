@@ -139,7 +139,7 @@ def test_results_are_kept_and_compared_from_the_command_line(
     shoal: Shoal, folder: Path, tmp_path: Path
 ) -> None:
     kept_in = tmp_path / "a.json"
-    options = ("--model", str(folder), "--rounds", "2", "--threads", "1", "--format", "int8")
+    options = ("--model", str(folder), "--rounds", "1", "--threads", "1", "--format", "int8")
     ran = shoal("bench", "executor", *options, "--save", str(kept_in))
     assert ran.code == 0 and "shoal bench compare" in ran.err
     shown = shoal("bench", "compare", str(kept_in), str(kept_in), "--json")
