@@ -176,7 +176,7 @@ async def test_it_is_freed_when_unused_and_loaded_again(home, checkpoint, eager,
         for _ in range(2):
             monkeypatch.setattr(draft_holder, "UNUSED_S", 300.0)
             await loaded(swarm, checkpoint)
-            assert drafts([await asked(swarm, checkpoint, PROMPTS[0], count=40)])[0]
+            assert drafts([await asked(swarm, checkpoint, PROMPTS[0], count=40, temperature=3.0, seed=5)])[0]
             monkeypatch.setattr(draft_holder, "UNUSED_S", 0.05)
             with trio.fail_after(60):
                 await freed(swarm)

@@ -249,7 +249,7 @@ async def test_a_client_that_never_reads_is_let_go(tmp_path, checkpoint, monkeyp
 
 
 async def test_a_lost_hop_mid_stream_is_one_error_event_and_a_close(tmp_path, checkpoint):
-    async with served(tmp_path, checkpoint, nodes={"resume_s": 1.0}) as gateway:
+    async with served(tmp_path, checkpoint) as gateway:
         asked = {"model": gateway.model, "messages": [user("go on")], "max_tokens": 1500, "stream": True}
         asked["logit_bias"] = {"2": -100}
         text = ""
