@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import trio
 from shoal.errors import ShoalError
 from shoal.testing.sim import model
 from shoal.testing.sim.churn import ChurnPlan, ChurnResult, _count_leftovers, churn
-from shoal.testing.sim.clock import SimClock
+from shoal.testing.sim.clock import SimClock, simulate
 from shoal.testing.sim.engine import SimEngine
 from shoal.testing.sim.nodes import SimSwarm
 from shoal.testing.sim.peers import SimPeers
@@ -40,6 +41,13 @@ def test_half_a_minute_of_churn_leaves_no_trace():
     assert outcome.good, outcome.details
     assert outcome.kills > 3
     assert outcome.answers > 8
+
+
+def test_what_was_taken_from_the_search_for_garbage_before_stays_so():
+    gc.freeze()
+    before = gc.get_freeze_count()
+    simulate(1, trio.sleep, 1.0)
+    assert gc.get_freeze_count() > 0.9 * before > 0
 
 
 async def test_tasks_that_are_left_are_a_fault():

@@ -27,14 +27,17 @@ def simulate(seed: int, main: Callable[..., Awaitable[_ResultT]], *args: Any) ->
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
     # What was there before is not looked over for garbage again and again: a third of a simulation's time.
-    gc.freeze()
+    frozen = gc.get_freeze_count()
+    if not frozen:
+        gc.freeze()
     thresholds = gc.get_threshold()
     gc.set_threshold(*GARBAGE)
     try:
         return trio.run(main, *args, clock=SimClock())
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if not frozen:  # else whoever did it before wants it to stay so
+            gc.unfreeze()
 
 
 class SimClock(Clock):
