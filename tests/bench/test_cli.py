@@ -20,6 +20,7 @@ def test_every_benchmark_prints_json(shoal: Shoal) -> None:
         assert "--json" in shoal("bench", command, "--help").out
 
 
+@pytest.mark.usefixtures("measured_soon")
 def test_the_executor_is_measured_in_a_format(shoal: Shoal, folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "out.html"
     options = ("--model", str(folder), "--rounds", "1", "--threads", "1", "--format", "int8")

@@ -135,6 +135,7 @@ def test_a_file_that_is_broken_is_refused(tmp_path: Path, written: str, said: st
     assert caught.value.check
 
 
+@pytest.mark.usefixtures("measured_soon")
 def test_results_are_kept_and_compared_from_the_command_line(
     shoal: Shoal, folder: Path, tmp_path: Path
 ) -> None:
