@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal import config, option_values
+from shoal import config, option_values, process_environ
 from shoal.config import OPTIONS, Settings, default_paths, load
 from shoal.errors import UsageError
 from shoal.option_values import parse_size
@@ -195,7 +195,7 @@ def test_settings_do_not_change() -> None:
 def test_a_child_gets_our_environment_without_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_PORT", "4001")
     monkeypatch.setenv("LANG", "C.UTF-8")
-    environ = config.child_environ(SHOAL_HOME="/tmp/x")
+    environ = process_environ.child_environ(SHOAL_HOME="/tmp/x")
     assert "SHOAL_PORT" not in environ
     assert (environ["SHOAL_HOME"], environ["LANG"]) == ("/tmp/x", "C.UTF-8")
 

@@ -408,7 +408,7 @@ async def test_rows_that_attested_peers_alone_may_see_are_shown_to_no_auditor(
         job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
         middle = {session.ring.route[1].address.peer}
         assert client.audits.auditors.peer(session, job, middle) is not None
-        hops = session.ring._places.hops
+        hops = session.ring.places.hops
         hops[0].hop = dataclasses.replace(hops[0].hop, attested="tdx")
         assert client.audits.auditors.peer(session, job, middle) is None
 

@@ -295,7 +295,7 @@ async def test_who_asks_is_bounded_and_hears_only_of_rows_that_it_sent(
         ask = Prove(session.ring.session, bytes(16), len(PROMPT), 0, len(rows))
 
         async def refused(message: Prove, payload: bytes) -> str:
-            hop = session.ring._places.hops[0]
+            hop = session.ring.places.hops[0]
             reply = await hop.ask(message, 5.0, payload)
             assert isinstance(reply, Proved)
             return reply.refused

@@ -149,7 +149,7 @@ async def test_a_hop_that_takes_nothing_keeps_nobody_from_hearing_of_the_end(hom
     async with memory_swarm(home, checkpoint, THIRDS) as swarm:
         async with swarm.client.session(str(checkpoint), tokens=100) as session:
             await session.step(PROMPT)
-            first, send, reads = session.ring._places.hops[0].channel, Channel.send, trio.Event()
+            first, send, reads = session.ring.places.hops[0].channel, Channel.send, trio.Event()
 
             async def stuck(channel, message, payload=b""):
                 if channel is first:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shoal import config
+from shoal import process_environ
 from shoal.models.seam.split import plan_of
 from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import FAMILIES
@@ -39,7 +39,7 @@ def found(
     both = [
         subprocess.Popen(
             [sys.executable, str(program), str(rank), str(ranks), str(folder), *FAMILIES],
-            env=config.child_environ(),
+            env=process_environ.child_environ(),
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -41,14 +41,13 @@ from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.cache_names import CacheName, KeepCache
+from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     Attest,
     Attested,
     Close,
     Failed,
-    Fetch,
-    Fetched,
     GetReceipts,
     Hello,
     HopTime,
@@ -56,7 +55,6 @@ from shoal.wire.messages import (
     Inferred,
     Locate,
     Message,
-    NotFetched,
     Open,
     Opened,
     Ping,

@@ -9,7 +9,7 @@ from shoal.net.channel import Channel
 from shoal.net.outbox import CONTROL_LIMIT
 from shoal.testing.memory import pipe_pair
 from shoal.types import PeerId, Span
-from shoal.wire.messages import NotFetched
+from shoal.wire.fetching import NotFetched
 
 from .conftest import Imported
 

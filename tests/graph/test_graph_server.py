@@ -32,19 +32,9 @@ from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import GraphSwarm, graph_swarm
 from shoal.testing.graphs import inputs_of
 from shoal.types import SessionId, Span
+from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
-from shoal.wire.messages import (
-    Close,
-    Failed,
-    Fetch,
-    Fetched,
-    Infer,
-    Inferred,
-    NotFetched,
-    Opened,
-    Refused,
-    Step,
-)
+from shoal.wire.messages import Close, Failed, Infer, Inferred, Opened, Refused, Step
 
 from .conftest import Imported
 

@@ -11,7 +11,7 @@ from shoal.client.graph.served_manifest import fetch_graph
 from shoal.errors import BadWeights, Busy, ChannelClosed, RemoteProtocolError, UnknownModel
 from shoal.swarm.announcement import Announcement
 from shoal.types import Digest, PeerAddress
-from shoal.wire.messages import FetchPart
+from shoal.wire.fetching import FetchPart
 
 from .conftest import Imported
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shoal import config
+from shoal import process_environ
 from shoal.errors import BadWeights, PortInUse, ShoalError
 from shoal.models.store.store import ModelStore
 from shoal.node.endpoint import show
@@ -54,7 +54,7 @@ def test_20_a_full_disk_is_said_in_one_error(tmp_path: Path, command: list[str])
     shell = ["bash", "-c", 'ulimit -f 0; exec "$@"', "-", sys.executable, "-m", "shoal.cli", *command]
     ran = subprocess.run(
         [*shell, "--json"],
-        env=config.child_environ(SHOAL_HOME=str(tmp_path / "home")),
+        env=process_environ.child_environ(SHOAL_HOME=str(tmp_path / "home")),
         capture_output=True,
         text=True,
         timeout=60,

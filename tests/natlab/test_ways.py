@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.local.processes import local_swarm, make_home, on_this_machine
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.natlab.lab import NatLab
@@ -95,7 +95,7 @@ async def whole_answer(settings: Any, model: str, home: Path) -> list[int]:
     """The tokens of one process that has the whole model."""
     async with local_swarm(on_this_machine(settings, "whole"), HALVES[1].end, 1) as local:
         make_home(home, settings.paths.models, local.membership)
-        environ = config.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
+        environ = process_environ.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
         argv = [sys.executable, str(ASKER), model, str(TOKENS)]
         ran = await trio.run_process(argv, env=environ, capture_stdout=True)
         return [token for line in ran.stdout.splitlines() for token in json.loads(line)[1]]

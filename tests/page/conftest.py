@@ -20,7 +20,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.gateway.page.static import FOLDER
 from shoal.local.processes import LocalSwarm, ended_with_us, local_swarm, start
 from shoal.models.store.store import ModelStore
@@ -47,9 +47,14 @@ class Gateway:
     def start(self) -> None:
         settings = config.to_environ(self.local.settings) | {"SHOAL_HOME": str(self.home)}
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", str(self.port), "--json"]
+        environ = process_environ.child_environ(**settings)
         with (self.home / "gateway.log").open("a") as log:
             self.process = subprocess.Popen(
-                command, env=config.child_environ(**settings), stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                env=environ,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         assert self.process.stdout
         said = json.loads(self.process.stdout.readline() or "{}")

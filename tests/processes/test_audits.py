@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.client.audits.auditors import HERE
 from shoal.local.processes import (
     address_of,
@@ -55,7 +55,7 @@ async def test_a_cheating_process_is_named_and_avoided_from_then_on(tmp_path, ch
     async with cheated(tmp_path / "nodes", checkpoint) as (peers, swarm, models):
         client = tmp_path / "client"
         make_home(client, models, swarm)
-        environ = config.child_environ(
+        environ = process_environ.child_environ(
             SHOAL_HOME=str(client), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0", SHOAL_SWARM="demo",
             SHOAL_PIN=peers[CHEAT],
         )  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 import trio
 from transformers import AutoModelForCausalLM
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.client.connect import open_swarm
 from shoal.config import Paths
 from shoal.local.processes import Process, address_of, ended_with_us, free_ports, on_this_machine, start
@@ -85,7 +85,7 @@ async def one_and_two(checkpoint: Path, folder: Path) -> AsyncGenerator[tuple[li
 
 def offline(home: Path) -> dict[str, str]:
     """The environment of a machine that reaches no hub."""
-    environ = config.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0")
+    environ = process_environ.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0")
     return environ | {"SHOAL_FORMAT": "fp32", "SHOAL_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 

@@ -14,7 +14,7 @@ import torch
 import trio
 from transformers import AutoModelForCausalLM
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.client.connect import open_swarm
 from shoal.local.processes import ended_with_us, local_swarm, make_home, start
 from shoal.node.owner.yielding import BUSY_S, QUIET_S
@@ -63,7 +63,7 @@ async def peers_shown(local, home):
     make_home(home, local.settings.paths.models, local.membership)
     shown = await trio.run_process(
         [sys.executable, "-m", "shoal.cli", "peers", "--json", "--swarm", local.membership.name],
-        env=config.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0"),
+        env=process_environ.child_environ(SHOAL_HOME=str(home), SHOAL_HOST="127.0.0.1", SHOAL_MDNS="0"),
         capture_stdout=True,
     )
     return {peer["peer"]: peer for peer in json.loads(shown.stdout)["peers"]}

@@ -21,7 +21,8 @@ from shoal.sharing.weight_server import WeightServer
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.types import PeerAddress, PeerId
-from shoal.wire.messages import Fetch, Message
+from shoal.wire.fetching import Fetch
+from shoal.wire.messages import Message
 
 Answer = Callable[[Channel, Fetch], None]
 

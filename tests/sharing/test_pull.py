@@ -20,7 +20,7 @@ from shoal.sharing import pull as pull_module
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.sharing.shared_model import SharedModel
 from shoal.testing.memory import World
-from shoal.wire.messages import Fetch, Fetched, NotFetched
+from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from tests.sharing.conftest import HeldModel
 from tests.sharing.peers import Puller, Sharer, add_sharer, puller
 

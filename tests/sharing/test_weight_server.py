@@ -28,17 +28,8 @@ from shoal.sharing.weight_server import (
 )
 from shoal.testing.byhand import framed
 from shoal.testing.memory import World
-from shoal.wire.messages import (
-    MAX_PIECE,
-    NEWEST_VERSION,
-    Fetch,
-    Fetched,
-    FetchPart,
-    Hello,
-    Message,
-    NotFetched,
-    encode,
-)
+from shoal.wire.fetching import MAX_PIECE, Fetch, Fetched, FetchPart, NotFetched
+from shoal.wire.messages import NEWEST_VERSION, Hello, Message, encode
 from tests.sharing.conftest import HeldModel
 
 MIB = 1 << 20

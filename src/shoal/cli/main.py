@@ -16,7 +16,7 @@ import typer
 import typer.main
 from typer.exceptions import TyperException
 
-from shoal import config
+from shoal import process_environ
 from shoal.cli.options import debugging, flag, remember
 from shoal.cli.output import report, wants_json
 from shoal.cli.shell import completion
@@ -99,7 +99,7 @@ def before(
 
 def main() -> None:
     """Run the command line of this process and end it with the command's exit code."""
-    config.share_cores()
+    process_environ.share_cores()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from shoal.client.ring.results import NextToken
 from shoal.client.scores import TokenScore, score
-from shoal.errors import StepFailed, UsageError
+from shoal.errors import ShoalError, StepFailed, UsageError
 from shoal.executor.arrays import Floats
 
 MAX_TOP_LOGPROBS = 20
@@ -301,3 +302,30 @@ class Sampler:
             return likeliest(logits)
         tokens, probabilities = candidates(logits, self._sampling)
         return draw(self._seed, len(token_ids), tokens, probabilities)
+
+
+def choose_all(
+    sampler: Sampler, ahead: Sequence[int], known: list[int], ends: Container[int], logits: Floats
+) -> list[NextToken]:
+    """What follows each token of a step, as long as the next token of it is what was chosen.
+
+    Args:
+        ahead: the tokens of the step.
+        known: those before it, to which those that hold are added.
+        ends: tokens after which nothing follows.
+    """
+    chosen: list[NextToken] = []
+    for row, token in enumerate(ahead[: len(logits)]):
+        if chosen and chosen[-1].token != token:
+            break
+        known.append(token)
+        try:
+            following = sampler.choose(logits[row], known)
+        except ShoalError:
+            if not chosen:
+                raise
+            break  # it is raised when this token's turn has come, which may be never
+        chosen.append(NextToken(following, None, sampler.score, sampler.complete))
+        if following in ends or sampler.complete:
+            break
+    return chosen

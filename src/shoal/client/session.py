@@ -21,7 +21,7 @@ from shoal.client.ring.prefill import grow, piece_tokens
 from shoal.client.ring.recovery import Recovery, RouteChange, recoverable
 from shoal.client.ring.results import NextToken, Returned
 from shoal.client.ring.ring import IN_FLIGHT, Ring
-from shoal.client.sampling import Sampler
+from shoal.client.sampling import Sampler, choose_all
 from shoal.client.seq2seq.encoder_pass import EncoderPass
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.client.vision.pictures import PlacedPicture
@@ -121,7 +121,7 @@ class Session:
         whole = self.takes_back and not (
             self.ends.own or self.ends.given or self.ends.stateless or self.ends.pictures.count
         )
-        await self.ring.keep(keys if whole else ())
+        await self.ring.places.keep(keys if whole else ())
 
     def reusable(self, prompt: Sequence[int], pictures: Sequence[PlacedPicture] = ()) -> int:
         """How many tokens of ``prompt``, with these pictures among them, are held as the prompt alone would
@@ -153,7 +153,7 @@ class Session:
         chunk = self._chunk if chunk is None else chunk
         given = max(0, len(self.ends.given) - self._transcript.length)
         returned = await self._append(token_ids, chunk, max(1, len(token_ids) - given), sequence_length)
-        return join([await self.ends.head(step, _as_they_are) for step in returned])
+        return join([await self.ends.head(step, lambda logits: logits) for step in returned])
 
     async def encode(self, token_ids: Sequence[int], wanted: int) -> Floats:
         """The last hidden states ``[wanted, hidden_size]`` of a whole text's last tokens, after the norm.
@@ -241,7 +241,8 @@ class Session:
         self._heard = trio.current_time()
         self._recovery.relieve(self.ring, cached=before, remaining=self.room)
         try:
-            chosen = await self.ends.head(returned, partial(self._choose_all, sampler, ahead, before, ends))
+            choose = partial(choose_all, sampler, ahead, self.token_ids[:before], ends)
+            chosen = await self.ends.head(returned, choose)
         except BaseException:
             self._take_back(before)
             raise
@@ -318,7 +319,7 @@ class Session:
             bounded: whether it may be less than hops that are paid for would take on credit.
         """
         size = chunk or piece_tokens(self.ring.format, tokens, stages, width=self.ring.width)
-        most = self.ring.most_step_tokens if bounded else None
+        most = self.ring.places.most_step_tokens if bounded else None
         return size if most is None else min(size, most)
 
     async def _persist(self, error: ShoalError, pieces: list[Piece], wanted: int) -> list[Returned]:
@@ -475,27 +476,6 @@ class Session:
         self.ends.roll_back(position)
         self.ring.roll_back(min(self._transcript.held, self.ring.rules.length))
 
-    def _choose_all(
-        self, sampler: Sampler, ahead: Sequence[int], before: int, ends: Container[int], logits: Floats
-    ) -> list[NextToken]:
-        """What follows each token of a step, as long as the next token of it is what was chosen."""
-        known = self.token_ids[:before]
-        chosen: list[NextToken] = []
-        for row, token in enumerate(ahead[: len(logits)]):
-            if chosen and chosen[-1].token != token:
-                break
-            known.append(token)
-            try:
-                following = sampler.choose(logits[row], known)
-            except ShoalError:
-                if not chosen:
-                    raise
-                break  # it is raised when this token's turn has come, which may be never
-            chosen.append(NextToken(following, None, sampler.score, sampler.complete))
-            if following in ends or sampler.complete:
-                break
-        return chosen
-
     def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> int:
         """The next token. If it has a step, that is sent from the thread that runs this, without waiting."""
         token = sampler.choose(logits[-1], self.token_ids)
@@ -517,7 +497,3 @@ def _launch(ring: Ring, following: Issued, codec: Codec, made: Embedded, after: 
 def _plain(error: ShoalError) -> ShoalError:
     """The error itself, without which hop it came from."""
     return error.error if isinstance(error, HopFailed) else error
-
-
-def _as_they_are(logits: Floats) -> Floats:
-    return logits

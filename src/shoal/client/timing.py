@@ -63,14 +63,14 @@ def traced_answer(session: Session, prompt_tokens: int, timing: Timing) -> Gener
         return
     context = above.child() if above else TraceContext.begin()
     span = TraceSpan(f"chat {session.shape.name}", "client", context, above.span if above else b"")
-    session.ring.begin_turn(context)
+    session.ring.places.begin_turn(context)
     try:
         yield
     except ShoalError as error:
         span.error = error.code
         raise
     finally:
-        session.ring.begin_turn(None)
+        session.ring.places.begin_turn(None)
         tracing.end(span, _facts(session, prompt_tokens, timing))
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, OutOfResources, ShoalError, UsageError, from_code
 from shoal.local.ending import stop_signals
@@ -252,7 +252,7 @@ async def start(
             stdin=subprocess.PIPE,  # when we end, however that is, so does the node
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=config.child_environ(**config.to_environ(settings), SHOAL_HOME=str(home)),
+            env=process_environ.child_environ(**config.to_environ(settings), SHOAL_HOME=str(home)),
             # Ctrl-C is for us, and we end them in order. In a group of our session, not in a session of its
             # own: then the kernel wakes one that is frozen when we are killed (POSIX, orphaned groups).
             process_group=0,

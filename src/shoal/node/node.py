@@ -44,7 +44,7 @@ from shoal.sharing.weight_server import WeightServer, answer_address, shares_wei
 from shoal.swarm.announcement import Served, ServedAdapter
 from shoal.swarm.member import Member
 from shoal.types import Format, Span, TeeKind
-from shoal.wire.messages import Fetch
+from shoal.wire.fetching import Fetch
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
 from shoal.types import Digest, PeerAddress, PeerId
-from shoal.wire.messages import Fetch, Fetched, FetchPart, Message, NotFetched
+from shoal.wire.fetching import Fetch, Fetched, FetchPart, NotFetched
+from shoal.wire.messages import Message
 
 REACH_WITHIN_S = 5.0
 GIVEN_UP = 256

@@ -24,7 +24,7 @@ from shoal.sharing.pull_plan import FIRST_REST_S, HASHES, PieceAsk, PullPlan
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.tasks import one_error
 from shoal.types import Digest, PeerAddress, PeerId
-from shoal.wire.messages import MAX_PIECE
+from shoal.wire.fetching import MAX_PIECE
 
 PIECE_WITHIN_S = 20.0
 """A mebibyte takes so long at 400 kbit/s."""

@@ -16,7 +16,7 @@ from shoal.models.graph.items import graph_items, graph_parts
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.types import Digest
-from shoal.wire.messages import MAX_PIECE
+from shoal.wire.fetching import MAX_PIECE
 
 
 class SharedFiles(Protocol):

@@ -26,8 +26,9 @@ from shoal.sharing.shared_model import SharedModel
 from shoal.swarm.membership import PUBLIC
 from shoal.tasks import ends_alone
 from shoal.types import Digest, PeerId
+from shoal.wire.fetching import MAX_PIECE, Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
-from shoal.wire.messages import MAX_PIECE, Fetch, Fetched, Message, NotFetched, shorten
+from shoal.wire.messages import Message, shorten
 
 PER_PEER = 32
 """Pieces that one peer may have asked for and not got: twice what ours ask for at once."""

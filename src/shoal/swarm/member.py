@@ -117,7 +117,7 @@ class Member:
         network.answer(DIRECTORY_PROTOCOL, self._tell)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled. Started once what a bootstrap peer knows has been heard, if one answers."""
+        """Take part until cancelled. Started once a bootstrap peer has told what it knows, if one answers."""
         async with (
             self.network.subscribe(TOPIC, self._valid) as words,
             trio.open_nursery() as nursery,

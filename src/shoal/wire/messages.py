@@ -47,7 +47,7 @@ KV in :mod:`shoal.wire.cache_names`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -56,6 +56,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.types import NUMERICS_PATTERN, Codec, Format
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.cache_names import CacheNames, KeepCache
+from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import (
     MAX_BLOCKS,
     MAX_PAYLOAD,
@@ -95,19 +96,11 @@ MAX_WINDOWS = 128
 MAX_REVEALED = 1 << 20
 """Bytes of rows in one message, but for a single row that is longer."""
 
-MAX_PIECE = 1 << 20
-"""Bytes of one piece of a model: a chunk of those that are hashed by themselves."""
-MAX_ITEMS = 1 << 17
-"""Tensors and text files of a model."""
 
 MAX_EVIDENCE = 128 << 10
 """Bytes of what shows a peer's machine; Intel's has 25,000."""
 NONCE_BYTES = 32
 """Of a question for it."""
-
-FetchPart = Literal["offer", "manifest", "hashes", "chunk"]
-"""Which items the peer has, a bit for each, the first one the lowest of its byte; the manifest; the hashes of
-an item's chunks; a chunk."""
 
 
 class Hello(TaggedMessage, frozen=True, tag="hello"):
@@ -361,34 +354,6 @@ class Inferred(TaggedMessage, frozen=True, tag="inferred"):
     arrays: GraphArrays
     compute_us: Microseconds = 0
     waiting_us: Microseconds = 0
-
-
-class Fetch(TaggedMessage, frozen=True, tag="fetch"):
-    """Ask for a piece of a model: at most ``MAX_PIECE`` bytes."""
-
-    number: Number
-    """The answer has it too; who asks chooses it."""
-    digest: Annotated[str, Meta(min_length=1, max_length=128)]
-    part: FetchPart
-    item: Annotated[int, Meta(ge=0, le=MAX_ITEMS)] = 0
-    """By its place in the manifest; nothing to ``offer`` and ``manifest``."""
-    index: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
-    """Which ``MAX_PIECE`` bytes of it."""
-
-
-class Fetched(TaggedMessage, frozen=True, tag="fetched"):
-    """The piece; its payload: the piece's bytes."""
-
-    number: Number
-    size: Annotated[int, Meta(ge=0, le=MAX_PIECE)]
-
-
-class NotFetched(TaggedMessage, frozen=True, tag="not_fetched"):
-    number: Number
-    code: Annotated[str, Meta(max_length=64)]
-    """The ``code`` of an error in :mod:`shoal.errors`: ``busy`` where asking again later helps."""
-    message: Text
-    retry_after_s: Annotated[float, Meta(ge=0, le=86400)] = 1.0
 
 
 class Attest(TaggedMessage, frozen=True, tag="attest"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from shoal import config
+from shoal import process_environ
 from shoal.cli.doctor import checks
 from shoal.config import Settings
 from shoal.errors import IncompatibleLibrary
@@ -78,7 +78,7 @@ def test_a_command_that_needs_a_model_ends_with_that_one_error(tmp_path: Path) -
     folder = write_checkpoint(tmp_path / "model", "gpt2")
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, "5.99.0", "models", "pull", str(folder), "--json"],
-        env=config.child_environ(SHOAL_HOME=str(tmp_path / "home")),
+        env=process_environ.child_environ(SHOAL_HOME=str(tmp_path / "home")),
         capture_output=True,
         text=True,
         timeout=120,

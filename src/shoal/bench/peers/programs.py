@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from shoal import config, leash
+from shoal import leash, process_environ
 from shoal.errors import DeadlineExceeded, ShoalError
 
 START_WITHIN_S = 180.0
@@ -54,7 +54,7 @@ async def output_of(command: Sequence[str | Path], within_s: float = ANSWER_WITH
             capture_stdout=True,
             capture_stderr=True,
             check=False,
-            env=config.child_environ(),
+            env=process_environ.child_environ(),
         )
         if ended.returncode:
             raise ShoalError(
@@ -84,7 +84,7 @@ async def running_program(
             stdin=subprocess.PIPE,  # by which the leash knows that we live
             stdout=said,
             stderr=said,
-            env=config.child_environ(**environ),
+            env=process_environ.child_environ(**environ),
             process_group=0,
         )
     try:

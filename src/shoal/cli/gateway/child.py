@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.cli.node.turns import tell
 from shoal.cli.output import say
 from shoal.config import Settings
@@ -75,7 +75,7 @@ async def _start(settings: Settings, log: Path, processes: list[Process], *, as_
             stdin=subprocess.PIPE,  # its end is ours
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=config.child_environ(**config.to_environ(settings), **home),
+            env=process_environ.child_environ(**config.to_environ(settings), **home),
             process_group=0,  # Ctrl-C is for us, and we end it in order
         )
     process = Process(child, log)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal import config
+from shoal import process_environ
 from shoal.cli import options
 from shoal.cli.output import emit, say
 from shoal.errors import UsageError
@@ -168,7 +168,7 @@ def _say_setup(app: App, shown: GatewayAddress) -> None:
 
 def _start(path: str, arguments: list[str], setup: Setup) -> int:
     """Run the program until it ends; Ctrl-C is for it alone. Returns its exit code."""
-    environ = config.child_environ(**setup.environ)
+    environ = process_environ.child_environ(**setup.environ)
     try:
         process = subprocess.Popen([path, *arguments], env=environ)
     except OSError as error:

@@ -359,7 +359,7 @@ def _shown_bytes_s(session: Session, *, exact: bool) -> list[float]:
     The first hop's are here, and go to an auditor over a link like that to the hop. Of inexact numerics each
     hop shows what it made of them, too.
     """
-    links = [session.ring.link_bytes_s(index) for index in range(len(session.ring.route))]
+    links = [session.ring.places.link_bytes_s(index) for index in range(len(session.ring.route))]
     before = [links[0], *links[:-1]]
     return before if exact else [min(pair) / 2 for pair in zip(before, links, strict=True)]
 

@@ -148,7 +148,7 @@ class Consensus:
         signed: dict[int, AnswerReceipts] = {}
 
         async def commit(number: int) -> None:
-            committed[number] = await everybody[number].commitments(nonce, text.tokens, within_s)
+            committed[number] = await everybody[number].places.commitments(nonce, text.tokens, within_s)
 
         async def sign(number: int) -> None:
             ring = everybody[number]
@@ -288,7 +288,7 @@ class Consensus:
             needs_s = (
                 count
                 * encoded_bytes(1, one.receipts.kept.width, ring.codec)
-                / ring.link_bytes_s(disputed.hop - 1)
+                / ring.places.link_bytes_s(disputed.hop - 1)
             )
             # By the link's speed, and half of what is left at most: others may have to show them instead.
             within_s = min(REVEAL_WITHIN_S + 2 * needs_s, AUDITOR_SHARE * seconds_left(until))

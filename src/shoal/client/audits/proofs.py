@@ -102,7 +102,7 @@ class Proofs:
                 f"by {numerics} nothing is proved: proofs are of int8 and w8a8 on the C kernels; serve the "
                 "model with --format int8, or ask for audited"
             )
-        links = [session.ring.link_bytes_s(index) for index in range(len(session.ring.route))]
+        links = [session.ring.places.link_bytes_s(index) for index in range(len(session.ring.route))]
         hops = within_reach(auditable(kept, receipts.faults), links, kept.width)
         target = draw_target(kept, hops, self.chance)
         return target or "no hop's receipts hold, so nothing could be proved"
@@ -178,7 +178,7 @@ class Proofs:
         """What the hop shows, or why it shows nothing: that counts as a refused session does."""
         had_s = min(within_s, seconds_left(until))
         try:
-            return await session.ring.prove(target.hop, question, given, had_s)
+            return await session.ring.places.hops[target.hop].prove(question, given, had_s)
         except ShoalError as error:
             self._findings.hold_against(kept.hops[target.hop].peer, fault_share(error, had_s))
             return f"it proves nothing: {error.message}"

@@ -10,7 +10,7 @@ from shoal.models.graph.manifest import MAX_GRAPH_MANIFEST, graph_digest, read_g
 from shoal.sharing.peer_fetcher import PieceSource
 from shoal.swarm.announcement import Announcement
 from shoal.types import Digest, PeerAddress
-from shoal.wire.messages import MAX_PIECE
+from shoal.wire.fetching import MAX_PIECE
 
 
 async def fetch_graph(

@@ -114,7 +114,8 @@ async def signed_text(
     Args:
         nonce: new, or one for which they have committed to it.
     """
-    given = await ring.receipts(nonce, text.tokens, timeout_s)
+    answers = await ring.places.receipts(nonce, text.tokens, timeout_s)
+    given = zip(ring.places.hops, answers, strict=True)
     hops = tuple(
         HopReceipts(
             peer=hop.peer,

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import trio
 
-from shoal.client.paying.terms import TermsOf, no_terms
+from shoal.client.paying.accounts import GivenWork
+from shoal.client.paying.terms import HopBill, TermsOf, no_terms
 from shoal.client.paying.work import HopWork, RingWork
 from shoal.client.ring.hop import HopLost, HopRefused, RingHop, RouteHop
 from shoal.errors import ChannelClosed, DeadlineExceeded, OutdatedPeer, RemoteProtocolError, ShoalError
@@ -25,6 +26,8 @@ from shoal.wire.fields import NextHop
 from shoal.wire.messages import Close, GetReceipts, Locate, Located, Open, Reroute, Rerouted, SignedWindow
 from shoal.wire.turn import TraceTurn
 
+WAY_BYTES_S = 4e6
+"""What a slow way between two hops takes in a second, unless one of ours is known as slower."""
 KEEP_WITHIN_S = 1.0
 
 _Reply = TypeVar("_Reply")
@@ -106,6 +109,35 @@ class Places:
 
         with trio.move_on_after(KEEP_WITHIN_S):
             await _together([partial(tell, hop, hop.channel) for hop in self.hops if hop.channel is not None])
+
+    @property
+    def bills(self) -> list[HopBill]:
+        """What the hops may ask for that are to be paid, those that have lost their places among them."""
+        return [
+            HopBill(hop.hop.price, len(hop.hop.span), hop.work, hop.channel)
+            for hop in (*self.hops, *self.departed)
+            if hop.hop.price is not None and hop.work is not None
+        ]
+
+    @property
+    def most_step_tokens(self) -> int | None:
+        """Tokens of a step that each hop gives credit for, with others beside it; ``None``: of any."""
+        bills = self.bills
+        return min(bill.step_tokens for bill in bills) if bills else None
+
+    @property
+    def given(self) -> list[GivenWork]:
+        """What the hops have given that keep credits."""
+        return [
+            GivenWork(hop.peer, hop.work.came * len(hop.hop.span), hop.channel)
+            for hop in (*self.hops, *self.departed)
+            if hop.credits and hop.work is not None
+        ]
+
+    def link_bytes_s(self, index: int) -> float:
+        """What the link to a hop takes in a second, as far as that is known."""
+        channel = self.hops[index].channel
+        return (channel.bytes_s if channel is not None else None) or WAY_BYTES_S
 
     def place(self, channel: Channel) -> int | None:
         """Which hop is behind a channel; ``None`` for one that has lost its place and may not know yet.

@@ -15,16 +15,15 @@ from contextlib import suppress
 
 import trio
 
-from shoal.client.paying.accounts import GivenWork
-from shoal.client.paying.terms import HopBill, TermsOf, no_terms
+from shoal.client.paying.terms import TermsOf, no_terms
 from shoal.client.paying.work import RingWork
-from shoal.client.ring.hop import HopFailed, HopLost, RingHop, RouteHop
+from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
 from shoal.client.ring.prefill import LinkWidth, link_width
 from shoal.client.ring.results import Results, Returned
-from shoal.client.ring.ring_times import WAY_BYTES_S, RingTimes
+from shoal.client.ring.ring_times import RingTimes
 from shoal.client.ring.step_timeout import StepTimeout
 from shoal.errors import (
     ChannelClosed,
@@ -36,7 +35,6 @@ from shoal.errors import (
 )
 from shoal.executor.kernels.decode_steps import AwaitedResult, RanStep
 from shoal.metrics.trace import Trace
-from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.routing.replace import StepTimes
@@ -54,15 +52,16 @@ from shoal.wire.messages import (
     Refused,
     Rerouted,
     Revealed,
-    SignedWindow,
     Step,
     Stretch,
     decode,
 )
 from shoal.wire.payload import encoded_bytes, hidden_states
-from shoal.wire.proofs import Prove, Proved
+from shoal.wire.proofs import Proved
 from shoal.wire.session import ClientSession, Issued
 
+RingMessage = Opened | Refused | Rerouted | Located | Receipts | Revealed | Proved | Step | Failed
+"""What hops say of a session to its client."""
 IN_FLIGHT = 32
 """Steps on their way at once. Half of what may wait at a hop (``hop_queue.MAX_STEPS``), so that all can be
 sent again while those that were given up still wait there."""
@@ -93,7 +92,7 @@ class Ring:
         self.reputation = reputation
         self.session = SessionId(os.urandom(16))
         self.rules = ClientSession(tokens, IN_FLIGHT)
-        self._places = Places(
+        self.places = Places(
             self.session,
             shape,
             route,
@@ -116,22 +115,22 @@ class Ring:
         self._loop = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()  # asked from any thread
         self._giving_up = threading.Lock()  # a step that is given up is not sent after it
-        self._times = RingTimes(self._places, self.session, trace, shape.hidden_size, IN_FLIGHT)
+        self._times = RingTimes(self.places, self.session, trace, shape.hidden_size, IN_FLIGHT)
         self.received = RowLog()
         """Hashes of the rows that the last hop has given us."""
         self.losses = Losses(
-            self._places, self.rules, self._results, reputation, lambda peers: replaceable(self, peers)
+            self.places, self.rules, self._results, reputation, lambda peers: replaceable(self, peers)
         )
 
     @property
     def route(self) -> tuple[RouteHop, ...]:
         """The hops in their order."""
-        return self._places.route
+        return self.places.route
 
     @property
     def background(self) -> bool:
         """Whether nobody waits for it."""
-        return self._places.background
+        return self.places.background
 
     @property
     def span(self) -> Span:
@@ -140,33 +139,9 @@ class Ring:
         return Span(route[0].span.start, route[-1].span.end)
 
     @property
-    def bills(self) -> list[HopBill]:
-        """What the hops may ask for that are to be paid, those that have lost their places among them."""
-        return [
-            HopBill(hop.hop.price, len(hop.hop.span), hop.work, hop.channel)
-            for hop in (*self._places.hops, *self._places.departed)
-            if hop.hop.price is not None and hop.work is not None
-        ]
-
-    @property
-    def most_step_tokens(self) -> int | None:
-        """Tokens of a step that each hop gives credit for, with others beside it; ``None``: of any."""
-        bills = self.bills
-        return min(bill.step_tokens for bill in bills) if bills else None
-
-    @property
-    def given(self) -> list[GivenWork]:
-        """What the hops have given that keep credits."""
-        return [
-            GivenWork(hop.peer, hop.work.came * len(hop.hop.span), hop.channel)
-            for hop in (*self._places.hops, *self._places.departed)
-            if hop.credits and hop.work is not None
-        ]
-
-    @property
     def carriers(self) -> list[CarrierName]:
         """How each hop is reached from here."""
-        return [hop.channel.carrier for hop in self._places.hops if hop.channel]
+        return [hop.channel.carrier for hop in self.places.hops if hop.channel]
 
     @property
     def lost(self) -> list[int]:
@@ -176,7 +151,7 @@ class Ring:
     @property
     def rolls_back(self) -> bool:
         """Whether every hop's cache can return to any earlier position."""
-        return all(hop.rolls_back for hop in self._places.hops)
+        return all(hop.rolls_back for hop in self.places.hops)
 
     @property
     def answered(self) -> bool:
@@ -186,7 +161,7 @@ class Ring:
     @property
     def awaited(self) -> AwaitedResult | None:
         """The next result, if nothing is to be done with it but to send what follows."""
-        step, first, last = self.rules.only, self._places.hops[0].channel, self._places.hops[-1].channel
+        step, first, last = self.rules.only, self.places.hops[0].channel, self.places.hops[-1].channel
         if step is None or (step.tokens, step.wanted, step.sequence_length, step.mutual) != (1, 1, 0, ()):
             return None
         if first is None or last is None or first.full or self.answered or self.slow:
@@ -197,13 +172,13 @@ class Ring:
     @property
     def slow(self) -> list[tuple[int, HopPace, StepTimes]]:
         """Which hops have taken much longer than they promised, for long."""
-        paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self._places.hops)]
+        paces = [(index, hop.pace, hop.pace.slow) for index, hop in enumerate(self.places.hops)]
         return [(index, pace, seen) for index, pace, seen in paces if seen is not None]
 
     @property
     def paces(self) -> list[tuple[RouteHop, HopPace]]:
         """How fast each hop has decoded."""
-        return [(hop.hop, hop.pace) for hop in self._places.hops]
+        return [(hop.hop, hop.pace) for hop in self.places.hops]
 
     @property
     def width(self) -> LinkWidth:
@@ -224,12 +199,12 @@ class Ring:
         Raises:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
-        await self._places.enter(timeout_s)
-        if (held := self._places.held) is not None and self._codec in (None, held[1]):
+        await self.places.enter(timeout_s)
+        if (held := self.places.held) is not None and self._codec in (None, held[1]):
             self.held, self._codec = held
             self.rules.take_up(self.held)
-        self._places.begin_work(self.work)
-        self._asked = coarsest((self._places.codec, self._first_asks()))
+        self.places.begin_work(self.work)
+        self._asked = coarsest((self.places.codec, self._first_asks()))
         if self._codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
             exact = self.format == "fp32"
@@ -255,8 +230,8 @@ class Ring:
         self._results.begin_again()
         if any(replacement.last == len(self.route) - 1 for replacement in replacements):
             self.received.forget(position)  # the new last hop cannot sign for what the lost one has sent
-        fills = await self._places.replace(replacements, position, timeout_s)
-        self._places.begin_work(self.work, position)
+        fills = await self.places.replace(replacements, position, timeout_s)
+        self.places.begin_work(self.work, position)
         return fills
 
     async def fill(
@@ -356,7 +331,7 @@ class Ring:
             await self.first.send(step, payload)
         except ChannelClosed as error:
             self.losses.lose(0, error.message)
-            raise HopLost(self._places.hops[0].hop, error.message) from error
+            raise HopLost(self.places.hops[0].hop, error.message) from error
 
     def _made(self, issued: Issued, codec: Codec) -> Step:
         return Step(
@@ -402,50 +377,21 @@ class Ring:
         await self.losses.give_up()
         raise results.broken or DeadlineExceeded(f"no result within {self._step_timeout_s:.0f} s")
 
-    async def receipts(
-        self, nonce: bytes, tokens: int, timeout_s: float
-    ) -> list[tuple[RingHop, list[SignedWindow] | ShoalError]]:
-        """What each hop signs for the first ``tokens`` positions, or why it does not."""
-        signed = await self._places.receipts(nonce, tokens, timeout_s)
-        return list(zip(self._places.hops, signed, strict=True))
-
-    async def commitments(self, nonce: bytes, tokens: int, timeout_s: float) -> list[bytes | ShoalError]:
-        """What each hop says of these receipts before it shows any, or why it does not."""
-        return await self._places.commitments(nonce, tokens, timeout_s)
-
     async def sent_rows(self, index: int, tokens: int, timeout_s: float, first: int = 0) -> list[bytes]:
         """The rows that a hop says it has sent on. As :meth:`RingHop.sent_rows`."""
         row_bytes = encoded_bytes(1, self._shape.hidden_size, self.codec)
-        return await self._places.hops[index].sent_rows(self.session, tokens, row_bytes, timeout_s, first)
-
-    async def prove(self, index: int, question: Prove, payload: bytes, timeout_s: float) -> bytes:
-        """What a hop shows of a window. Raises as :meth:`RingHop.prove`."""
-        return await self._places.hops[index].prove(question, payload, timeout_s)
-
-    def link_bytes_s(self, index: int) -> float:
-        """What the link to a hop takes in a second, as far as that is known."""
-        channel = self._places.hops[index].channel
-        return (channel.bytes_s if channel is not None else None) or WAY_BYTES_S
-
-    async def keep(self, keys: Sequence[CacheKey]) -> None:
-        """Have the hops keep the session's KV by these keys once it is over, or let another session have it
-        that begins so; without keys, have them keep nothing."""
-        await self._places.keep(keys)
+        return await self.places.hops[index].sent_rows(self.session, tokens, row_bytes, timeout_s, first)
 
     def roll_back(self, position: int) -> None:
         """Go on from ``position``: with the next step, every hop forgets what it computed beyond it."""
         with self._giving_up:
             self.rules.roll_back(position)
-        self._places.go_back(position)
+        self.places.go_back(position)
         self._results.cut(position)
 
     def end(self) -> None:
         """No more steps: whoever waits for one hears of it."""
         self._results.end(ChannelClosed("the session was closed"))
-
-    def begin_turn(self, context: TraceContext | None) -> None:
-        """As :meth:`Places.begin_turn`."""
-        self._places.begin_turn(context)
 
     def stop(self, error: ShoalError) -> None:
         """No more steps, and nobody can take a hop's place: whoever waits for a step is told ``error``."""
@@ -453,16 +399,16 @@ class Ring:
 
     async def aclose(self) -> None:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
-        await self._places.leave()
+        await self.places.leave()
 
     def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
         """Take what a hop of this session has sent."""
-        hop = self._places.place(channel)
+        hop = self.places.place(channel)
         if hop is None:
             return
         match message:
             case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed() | Proved():
-                self._places.hops[hop].replied(message, payload)
+                self.places.hops[hop].replied(message, payload)
             case Step():
                 self._returned(hop, message, payload, self._clock.current_time())
             case Failed():
@@ -476,7 +422,7 @@ class Ring:
         message = decode(step.header, len(step.came))
         if not isinstance(message, Step):
             raise LocalProtocolError(f"a {type(message).__name__} was answered")
-        self._returned(len(self._places.hops) - 1, message, step.came, came, step.token)
+        self._returned(len(self.places.hops) - 1, message, step.came, came, step.token)
         issued = self.rules.issue(1, 1)
         self.work.sent(issued.number, 1)
         self._times.sent(issued, sent)
@@ -484,14 +430,14 @@ class Ring:
     @property
     def first(self) -> Channel:
         """The channel to the first hop."""
-        first = self._places.hops[0].channel
+        first = self.places.hops[0].channel
         if first is None:
             raise LocalProtocolError("a step before the session is open")
         return first
 
     def uses(self, channel: Channel) -> bool:
         """Whether a hop is reached over ``channel``."""
-        return any(hop.channel is channel for hop in self._places.hops)
+        return any(hop.channel is channel for hop in self.places.hops)
 
     def _first_asks(self) -> Codec:
         """What the way to the first hop asks for."""
@@ -500,12 +446,12 @@ class Ring:
     @property
     def _slowest_s(self) -> float:
         """What a decode step takes at the slowest hop, as promised."""
-        return max(hop.hop.promised_s for hop in self._places.hops)
+        return max(hop.hop.promised_s for hop in self.places.hops)
 
     def _returned(
         self, hop: int, message: Step, payload: bytes, came: float, token: int | None = None
     ) -> None:
-        if hop != len(self._places.hops) - 1:
+        if hop != len(self.places.hops) - 1:
             raise RemoteProtocolError("a result from a hop that is not the last")
         try:
             hidden = message.hidden
@@ -516,7 +462,7 @@ class Ring:
             issued = self.rules.returned(message)
         except RemoteProtocolError as error:
             # Each hop passes on what it was given, so any of them may have written this.
-            self.losses.blame.hold_against(range(len(self._places.hops)), error.message, always=True)
+            self.losses.blame.hold_against(range(len(self.places.hops)), error.message, always=True)
             return
         self.work.came_back(message.number)
         if issued is not None:
@@ -527,13 +473,13 @@ class Ring:
             hashes = row_hashes(payload, hidden.codec, hidden.rows, hidden.width)
             self.received.note(issued.position, issued.tokens, hashes)
             # A result has been through every hop, so each of them has shown that it works.
-            self.reputation.answered(hop.peer for hop in self._places.hops)
+            self.reputation.answered(hop.peer for hop in self.places.hops)
 
     def _failed(self, index: int, message: Failed) -> None:
         if message.gone is not None or not message.number:  # steps that fill caches have the number 0
             self.losses.told(index, message)
             return
-        hop = self._places.hops[index].hop
+        hop = self.places.hops[index].hop
         error = HopFailed(hop, from_code(message.code, f"{hop}: {message.message}"))
         self._come_to_nothing(message.number, error)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from shoal.client.ring.hop import RouteHop
-from shoal.client.ring.places import Places
+from shoal.client.ring.places import WAY_BYTES_S, Places
 from shoal.metrics.trace import HopTrace, StepTrace, Trace, ring_step
 from shoal.routing.prices import HOP_S
 from shoal.routing.replace import PREFILL
@@ -17,8 +17,6 @@ from shoal.wire.session import Issued
 
 ROW_BYTES = 2
 """Of a hidden state's element, mostly."""
-WAY_BYTES_S = 4e6
-"""What a slow way between two hops takes in a second, unless one of ours is known as slower."""
 
 
 class RingTimes:

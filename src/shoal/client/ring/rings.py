@@ -16,7 +16,7 @@ from shoal.client.paying.accounts import HopAccounts
 from shoal.client.paying.terms import HopBill, Payer
 from shoal.client.ring.at_once import answer_at_once
 from shoal.client.ring.hop import HopRefused, RouteHop
-from shoal.client.ring.ring import Ring
+from shoal.client.ring.ring import Ring, RingMessage
 from shoal.client.ring.route_finder import RouteFinder
 from shoal.client.tuning.questions import TrainingQuestions
 from shoal.config import Settings
@@ -43,18 +43,9 @@ from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, Sessio
 from shoal.wire.cache_names import Beginning, CacheKey
 from shoal.wire.messages import (
     Attested,
-    Failed,
-    Located,
     Message,
-    Opened,
-    Receipts,
-    Refused,
-    Rerouted,
-    Revealed,
-    Step,
 )
 from shoal.wire.paying import PaymentDue
-from shoal.wire.proofs import Proved
 from shoal.wire.training import NotTrained, Trained
 
 OPEN_ATTEMPTS = 64
@@ -367,13 +358,13 @@ class Rings:
             if (step_s := pace.usual_s) is not None:
                 self.finder.reputation.paced(hop.address.peer, step_s / len(hop.span))
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
-            await self._accounts.settle(ring.given, ring.bills, self._bills)
+            await self._accounts.settle(ring.places.given, ring.places.bills, self._bills)
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
             await ring.aclose()
 
     @property
     def _bills(self) -> list[HopBill]:
-        return [bill for ring in self._rings.values() for bill in ring.bills]
+        return [bill for ring in self._rings.values() for bill in ring.places.bills]
 
     async def _pay(self, payer: Payer, channel_id: bytes, channel: Channel) -> None:
         """Pay what a hop says is due; where that is not to be paid, its sessions end with why."""
@@ -478,17 +469,7 @@ class Rings:
                     self._start(self._pay, payer, message.channel_id, channel)
             case Trained() | NotTrained():
                 self.training.answered(channel, message, payload)
-            case (
-                Opened()
-                | Refused()
-                | Rerouted()
-                | Located()
-                | Receipts()
-                | Revealed()
-                | Proved()
-                | Step()
-                | Failed()
-            ):
+            case _ if isinstance(message, RingMessage):
                 ring = self._rings.get(SessionId(message.session))
                 if ring is not None:  # else it was closed a moment ago
                     ring.deliver(channel, message, payload)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from shoal import config
+from shoal import process_environ
 from shoal.errors import ShoalError, StepFailed
 from shoal.executor.parallel.messages import (
     Drop,
@@ -50,7 +50,7 @@ class _Process:
             [sys.executable, "-P", "-m", "shoal.executor.parallel.shard", str(rank)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=config.child_environ(
+            env=process_environ.child_environ(
                 LOCAL_RANK=str(rank)
             ),  # by which transformers tells which GPU is its own
             start_new_session=True,  # Ctrl-C is for the node, which lets its sessions come to their end

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import trio
 
-from shoal import config
+from shoal import process_environ
 from shoal.errors import PositionGap, StepFailed, UsageError
 from shoal.executor.cores import usable_cores
 from shoal.executor.device.device import CPU
@@ -220,7 +220,7 @@ def load_parallel(
             check=f"choose one of {', '.join(DTYPES)}; or {INSTEAD}",
             next_command="shoal serve MODEL --parallel 1",
         )
-    config.keep_collectives_inside()
+    process_environ.keep_collectives_inside()
     each = max(1, (threads or usable_cores()) // ranks)
     torch.set_num_threads(each)
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from shoal import config
+from shoal import process_environ
 
 TICK_S = 0.25
 """How often a process that has to answer is looked at. A timer for each request would cost ten times as much
@@ -34,7 +34,7 @@ class WatchedProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=config.bare_environ(),
+            env=process_environ.bare_environ(),
             cwd=folder,
             start_new_session=True,  # a Ctrl-C is for us, and not for what runs there
         )

@@ -32,20 +32,9 @@ from shoal.sharing.share_pace import SharePace
 from shoal.sharing.weight_server import WeightServer
 from shoal.types import Numerics, SessionId, Span
 from shoal.wire.arrays import ArraySpec
+from shoal.wire.fetching import MAX_PIECE, Fetch, Fetched, NotFetched
 from shoal.wire.fields import MAX_PAYLOAD
-from shoal.wire.messages import (
-    MAX_PIECE,
-    Close,
-    Failed,
-    Fetch,
-    Fetched,
-    Infer,
-    Inferred,
-    NotFetched,
-    Open,
-    Opened,
-    shorten,
-)
+from shoal.wire.messages import Close, Failed, Infer, Inferred, Open, Opened, shorten
 
 NEWEST = 0.2
 """Share of the newest request in the time that is announced."""

@@ -11,7 +11,7 @@ import msgspec
 import trio
 import typer
 
-from shoal import config
+from shoal import process_environ
 from shoal.cli import main, options
 from shoal.cli.output import emit
 from shoal.cli.progress import working
@@ -111,5 +111,5 @@ def _carry_out(
 
 
 if __name__ == "__main__":
-    config.share_cores()
+    process_environ.share_cores()
     sys.exit(main.run(sys.argv[1:], app, "python -m shoal.testing.lab"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import trio
 import typer
 
-from shoal import config
+from shoal import process_environ
 from shoal.cli import main, options
 from shoal.cli.output import emit
 from shoal.cli.progress import working
@@ -103,5 +103,5 @@ def _tried(
 
 
 if __name__ == "__main__":
-    config.share_cores()
+    process_environ.share_cores()
     sys.exit(main.run(sys.argv[1:], app, "python -m shoal.testing.natlab"))

@@ -22,7 +22,7 @@ import psutil
 import trio
 from msgspec import Struct
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.local.processes import local_swarm, make_home, on_this_machine, split
@@ -135,7 +135,7 @@ async def _whole_answer(settings: Settings, blocks: int, folder: Path, tokens: i
     async with local_swarm(on_this_machine(settings, "whole"), blocks, 1) as local:
         home = folder / "whole-client"
         make_home(home, settings.paths.models, local.membership)
-        environ = config.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
+        environ = process_environ.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
         argv = [*CLIENT, settings.model, str(tokens), "1"]
         # With an open stdin, at whose end the client would.
         with _process(argv, environ, home / "log") as process:

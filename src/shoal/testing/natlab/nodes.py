@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import trio
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.config import Settings
 from shoal.errors import DeadlineExceeded, ShoalError, from_code
 from shoal.local.processes import (
@@ -92,7 +92,7 @@ class NatSwarm:
         home = self._folder / f"{name}-client"
         make_home(home, self._settings.paths.models, self._membership)
         own = replace(self._settings, host=EVERYWHERE, port=0, direct_port=0)
-        environ = config.child_environ(**config.to_environ(own), SHOAL_HOME=str(home))
+        environ = process_environ.child_environ(**config.to_environ(own), SHOAL_HOME=str(home))
         return self.lab.host(name).command(SHOAL), environ
 
     async def shoal(self, name: str, *argv: str) -> dict[str, Any]:

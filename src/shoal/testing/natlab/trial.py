@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shoal import config
+from shoal import config, process_environ
 from shoal.config import Settings
 from shoal.errors import ShoalError
 from shoal.local.processes import local_swarm, make_home, on_this_machine, split
@@ -132,7 +132,7 @@ async def _whole_answer(settings: Settings, blocks: int, folder: Path, question:
     async with local_swarm(on_this_machine(settings, "whole"), blocks, 1) as local:
         home = folder / "whole-client"
         make_home(home, settings.paths.models, local.membership)
-        environ = config.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
+        environ = process_environ.child_environ(**config.to_environ(local.settings), SHOAL_HOME=str(home))
         said = await run_json([*SHOAL, *question, "--json"], environ)
         return said["token_ids"]
 

