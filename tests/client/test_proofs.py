@@ -285,6 +285,16 @@ async def test_a_hop_that_shows_no_proof_is_not_named_and_the_answer_is_not_prov
         assert AuditBook(client.settings.paths.audits).read().convictions == ()
 
 
+async def test_more_keys_and_values_than_a_proof_may_have_are_not_shown(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove, "MAX_PAST", 32 * 32 * 4 - 1)
+    async with asking(home, checkpoint) as (_, client):
+        assert (await proved(client, checkpoint, 3, 0)).protection.level == "proved"
+        found = (await proved(client, checkpoint, 3, 1)).protection
+        assert "more keys and values than a proof may have" in found.audits[0].what
+
+
 async def test_who_asks_is_bounded_and_hears_only_of_rows_that_it_sent(
     home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

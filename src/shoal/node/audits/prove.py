@@ -26,6 +26,7 @@ from shoal.node.receipts import work_of
 from shoal.node.rerouting import NOT_YOURS
 from shoal.node.sessions import Sessions
 from shoal.trust.proofs.block_proof import BlockStatement, prove_block, window_root
+from shoal.trust.proofs.draw import MAX_PAST
 from shoal.trust.receipt import Receipt, unsigned_receipts
 from shoal.trust.rows import WINDOW, RowLog, row_hashes, windows
 from shoal.trust.signing import MAX_QUESTIONS, WorkLog
@@ -157,8 +158,14 @@ def _roots(hop: Hop, message: Prove, came: Floats, tracer: BlockTracer, state: K
 def _laid_open(
     hop: Hop, message: Prove, block: int, came: Floats, tracer: BlockTracer, state: KvState
 ) -> tuple[TracedBlock, BlockTracer]:
-    """The block's forward, and what has the integers of its weights."""
+    """The block's forward, and what has the integers of its weights.
+
+    Raises:
+        NotAllowed: too much is before the window.
+    """
     first = message.window * WINDOW
+    if tracer.past_bytes(first) > MAX_PAST:
+        raise NotAllowed(f"before position {first} there are more keys and values than a proof may have")
     outs = tracer.boundaries(state, range(hop.opened.start, block), first, came)
     return tracer.trace(state, block, first, outs[-1] if outs else came), tracer
 
