@@ -12,7 +12,7 @@ from shoal.errors import NotAllowed, RemoteProtocolError, ShoalError
 from shoal.executor.arrays import Floats
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import library
-from shoal.executor.kernels.tiles import tile_quads, untile_quads
+from shoal.executor.kernels.tiles import quads_by_row, tile_quads
 from shoal.executor.load import load_runner
 from shoal.executor.proofs.tracer import BlockTracer
 from shoal.executor.runner import KvState, Runner, SessionRows
@@ -127,4 +127,4 @@ def test_other_formats_are_refused_by_name(
 
 def test_tiles_of_bytes_are_turned_back() -> None:
     values = np.random.default_rng(0).integers(-127, 128, (37, 70)).astype(np.int8)
-    assert np.array_equal(untile_quads(tile_quads(values), 37, 70), values)
+    assert np.array_equal(quads_by_row(tile_quads(values), 37, 70), values)

@@ -36,7 +36,7 @@ from shoal.tasks import seconds_left
 from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import AuditVerdict, Chance, auditable, is_whole
 from shoal.trust.proofs.block_proof import read_roots
-from shoal.trust.proofs.draw import PROVABLE_FORMATS, ProofTarget, draw_target, within_reach
+from shoal.trust.proofs.draw import PROVABLE_FORMATS, ProofTarget, draw_target, provable_windows
 from shoal.trust.rows import row_log
 from shoal.types import Numerics, PeerId, Span
 from shoal.wire.proofs import Prove
@@ -103,7 +103,7 @@ class Proofs:
                 "model with --format int8, or ask for audited"
             )
         links = [session.ring.places.link_bytes_s(index) for index in range(len(session.ring.route))]
-        hops = within_reach(auditable(kept, receipts.faults), links, kept.width)
+        hops = provable_windows(auditable(kept, receipts.faults), links, kept.width)
         target = draw_target(kept, hops, self.chance)
         return target or "no hop's receipts hold, so nothing could be proved"
 

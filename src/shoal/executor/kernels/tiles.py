@@ -71,7 +71,7 @@ def tile_quads(values: Array) -> NDArray[np.int8]:
     return made
 
 
-def untile_quads(tiles: Array, rows: int, cols: int) -> NDArray[np.int8]:
+def quads_by_row(tiles: Array, rows: int, cols: int) -> NDArray[np.int8]:
     """What :func:`tile_quads` was given, ``[rows, cols]``."""
     turned = np.ascontiguousarray(tiles).view(np.uint32)[..., 0].transpose(0, 2, 1)
     whole = np.ascontiguousarray(turned).view(np.int8).reshape(len(tiles) * TILE, -1)

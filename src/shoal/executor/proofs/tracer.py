@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,9 +17,8 @@ from shoal.errors import NotAllowed, RemoteProtocolError
 from shoal.executor.arrays import Array, Floats, address
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.executor.kernels.structs import ADAPTABLE, SequenceStruct, SpanStruct, TapeStruct
-from shoal.executor.kernels.tiles import untile_quads
-from shoal.executor.pages import PAGE, PagePool
-from shoal.executor.runner import KvState
+from shoal.executor.kernels.tiles import quads_by_row
+from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.weights.llama_blocks import LayerWeights
 from shoal.types import Span
 
@@ -41,6 +41,26 @@ class TracedBlock:
     """The keys and values of the positions before, page by page, as they are kept."""
 
 
+class CachedTokens(Protocol):
+    """What is needed of a session's KV (``KvState``)."""
+
+    @property
+    def pages(self) -> Pages: ...
+
+    @property
+    def length(self) -> int:
+        """Tokens cached."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Of a session of somebody else's, of which keys and values were shown."""
+
+    pages: Pages
+    length: int
+
+
 def check_provable(layers: Sequence[LayerWeights]) -> None:
     """Refuse blocks of whose products there are no proofs.
 
@@ -56,10 +76,10 @@ def check_provable(layers: Sequence[LayerWeights]) -> None:
         )
 
 
-def integers_of(matrix: Matrix) -> Array:
+def weight_integers(matrix: Matrix) -> Array:
     """The weights as they are multiplied, int8 ``[rows, cols]``."""
     if matrix.layout == "w8a8":
-        return untile_quads(matrix.weights, matrix.rows, matrix.cols)
+        return quads_by_row(matrix.weights, matrix.rows, matrix.cols)
     return matrix.weights
 
 
@@ -95,9 +115,9 @@ class BlockTracer:
 
     def weights(self, block: int) -> list[Array]:
         """The integers of a block's matrices, in the order of ``ADAPTABLE``."""
-        return [integers_of(matrix) for matrix in self._matrices(block)]
+        return [weight_integers(matrix) for matrix in self._matrices(block)]
 
-    def boundaries(self, state: KvState, blocks: range, position: int, came: Floats) -> list[Floats]:
+    def boundaries(self, state: CachedTokens, blocks: range, position: int, came: Floats) -> list[Floats]:
         """The rows that each of some blocks gives, one after another, of a window again.
 
         Args:
@@ -116,7 +136,7 @@ class BlockTracer:
             found.append(hidden.copy())
         return found
 
-    def trace(self, state: KvState, block: int, position: int, came: Floats) -> TracedBlock:
+    def trace(self, state: CachedTokens, block: int, position: int, came: Floats) -> TracedBlock:
         """One block's forward of a window again. As :meth:`boundaries`.
 
         Args:
@@ -150,11 +170,9 @@ class BlockTracer:
             arena = pool.arena.reshape(-1, pool.page_bytes)
             shown = np.frombuffer(past, np.uint8).reshape(before, self._layer_bytes)
             arena[list(pages.numbers[:before])] = shown
-            state = KvState(self.span, pages, length=position + len(came))
             inputs, _ = self._empty(block, len(came))
-            return self._run(
-                block, _sequence(state, position, len(came)), came, inputs, tuple(sums), past, given=True
-            )
+            sequence = _sequence(_Shown(pages, position + len(came)), position, len(came))
+            return self._run(block, sequence, came, inputs, tuple(sums), past, given=True)
         finally:
             pages.resize(0)
             pool.forget(pages)
@@ -191,7 +209,7 @@ class BlockTracer:
         return TracedBlock(came, hidden, inputs, sums, past)
 
 
-def _sequence(state: KvState, position: int, rows: int) -> SequenceStruct:
+def _sequence(state: CachedTokens, position: int, rows: int) -> SequenceStruct:
     """A window of a session.
 
     Raises:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
 from shoal.trust.proofs.challenges import Challenges
-from shoal.trust.proofs.field import Integers
+from shoal.trust.proofs.field import SignedIntegers
 from shoal.trust.proofs.sumcheck import proof_bytes, prove_product, verify_product
 from shoal.trust.rows import HASH, root
 
@@ -71,7 +71,7 @@ class BlockProof:
     came: NDArray[np.float32]
     """``[rows, width]``"""
     past: bytes
-    sums: tuple[Integers, ...]
+    sums: tuple[SignedIntegers, ...]
     """int32 ``[rows, out]``, in the order of ``PRODUCTS``."""
     argument: bytes
     """That the sums are those of the weights: one proof after another."""
@@ -114,7 +114,7 @@ def read_proof(payload: bytes, sizes: ProofSizes) -> BlockProof:
         raise RemoteProtocolError("a proof whose rows hold NaN or infinity")
     past_at = at + came.nbytes
     at = past_at + sizes.past
-    sums = list[Integers]()
+    sums = list[SignedIntegers]()
     for out, _ in sizes.products:
         sums.append(np.frombuffer(payload, np.int32, sizes.rows * out, at).reshape(sizes.rows, out))
         at += sums[-1].nbytes
@@ -125,9 +125,9 @@ def prove_block(
     statement: BlockStatement,
     came: NDArray[np.float32],
     past: bytes,
-    inputs: Sequence[Integers],
-    sums: Sequence[Integers],
-    weights: Sequence[Integers],
+    inputs: Sequence[SignedIntegers],
+    sums: Sequence[SignedIntegers],
+    weights: Sequence[SignedIntegers],
 ) -> BlockProof:
     """Prove a block's forward of a window.
 
@@ -141,7 +141,10 @@ def prove_block(
 
 
 def first_unproved(
-    statement: BlockStatement, proof: BlockProof, inputs: Sequence[Integers], weights: Sequence[Integers]
+    statement: BlockStatement,
+    proof: BlockProof,
+    inputs: Sequence[SignedIntegers],
+    weights: Sequence[SignedIntegers],
 ) -> str | None:
     """The first product that a proof does not show to be that of the weights; ``None``: it shows all.
 
@@ -162,8 +165,8 @@ def _begun(
     statement: BlockStatement,
     came: NDArray[np.float32],
     past: bytes,
-    inputs: Sequence[Integers],
-    sums: Sequence[Integers],
+    inputs: Sequence[SignedIntegers],
+    sums: Sequence[SignedIntegers],
 ) -> Challenges:
     """All that is said before any number is drawn."""
     challenges = Challenges(statement.encoded)

@@ -35,7 +35,7 @@ class ProofTarget:
         return self.window * WINDOW
 
 
-def within_reach(hops: Mapping[int, int], bytes_s: Sequence[float], width: int) -> dict[int, int]:
+def provable_windows(hops: Mapping[int, int], bytes_s: Sequence[float], width: int) -> dict[int, int]:
     """Of the hops that can be asked, how many windows of each can be proved.
 
     A proof has the keys and values of all positions before its window: each at most ``width`` numbers of 16

@@ -1,4 +1,4 @@
-"""Integers modulo the prime 2^61 - 1, many at once: uint64 arrays of numbers below it.
+"""SignedIntegers modulo the prime 2^61 - 1, many at once: uint64 arrays of numbers below it.
 
 What is multiplied in a block is small: 8 bits by 16, summed in 32. In this field such numbers keep their
 difference, and a sum of products is 0 only if it is.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 PRIME = (1 << 61) - 1
 
 Elements = NDArray[np.uint64]
-Integers = NDArray[Any]
+SignedIntegers = NDArray[Any]
 """Signed, of 8, 16 or 32 bits."""
 
 _P = np.uint64(PRIME)
@@ -51,7 +51,7 @@ def total(a: Elements) -> int:
     return (int((a & _LOW32).sum()) + (int((a >> _32).sum()) << 32)) % PRIME
 
 
-def elements(values: Integers) -> Elements:
+def elements(values: SignedIntegers) -> Elements:
     """Signed integers as elements."""
     wide = values.astype(np.int64)
     return np.where(wide < 0, wide + PRIME, wide).astype(np.uint64)
@@ -70,7 +70,7 @@ def equality(point: list[int]) -> Elements:
     return table
 
 
-def combine(factors: Elements, rows: Integers) -> Elements:
+def combine(factors: Elements, rows: SignedIntegers) -> Elements:
     """The sum of ``factors[i] * rows[i]``, by column.
 
     Args:

@@ -15,7 +15,7 @@ from shoal.trust.proofs.challenges import Challenges
 from shoal.trust.proofs.field import (
     PRIME,
     Elements,
-    Integers,
+    SignedIntegers,
     add,
     combine,
     elements,
@@ -39,7 +39,9 @@ def proof_bytes(cols: int) -> int:
     return ROUND_BYTES * bits_for(cols)
 
 
-def prove_product(challenges: Challenges, inputs: Integers, weights: Integers, sums: Integers) -> bytes:
+def prove_product(
+    challenges: Challenges, inputs: SignedIntegers, weights: SignedIntegers, sums: SignedIntegers
+) -> bytes:
     """Prove that ``sums`` are ``inputs @ weights.T``.
 
     Args:
@@ -66,7 +68,11 @@ def prove_product(challenges: Challenges, inputs: Integers, weights: Integers, s
 
 
 def verify_product(
-    challenges: Challenges, inputs: Integers, weights: Integers, sums: Integers, proof: bytes | memoryview
+    challenges: Challenges,
+    inputs: SignedIntegers,
+    weights: SignedIntegers,
+    sums: SignedIntegers,
+    proof: bytes | memoryview,
 ) -> bool:
     """Whether ``proof`` shows that ``sums`` are ``inputs @ weights.T``. As :func:`prove_product`.
 
@@ -93,7 +99,7 @@ def verify_product(
     return claim == a * b % PRIME
 
 
-def _claim(challenges: Challenges, sums: Integers) -> tuple[int, Elements, Elements]:
+def _claim(challenges: Challenges, sums: SignedIntegers) -> tuple[int, Elements, Elements]:
     """The table of sums at a random point, and what its rows and its columns weigh there."""
     rows = equality(challenges.point(bits_for(sums.shape[0])))
     columns = equality(challenges.point(bits_for(sums.shape[1])))[: sums.shape[1]]
