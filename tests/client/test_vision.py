@@ -101,7 +101,7 @@ async def test_what_is_no_picture_or_too_much_is_refused(tmp_path, folder_of, au
         ]:
             with pytest.raises(UsageError, match=told):
                 await answer_of(swarm.client, folder, images)
-        with pytest.raises(UsageError, match="the messages show pictures, and none are given"):
+        with pytest.raises(UsageError, match="no text, and no picture is given for it"):
             await answer_of(swarm.client, folder, [])
         said = [{"role": "user", "content": "what is <image> this?"}]
         answer = await answer_of(swarm.client, folder, [picture(size=(40, 40), format="JPEG")], said)

@@ -363,14 +363,16 @@ def test_a_conversation_is_rendered_in_the_words_that_templates_know():
     ("think", "effort"), [(True, "medium"), ("high", "high"), ("max", "high"), (False, "none"), (None, None)]
 )
 def test_a_model_is_asked_to_think_in_its_templates_words(think, effort):
-    model = SimpleNamespace(hears=False, codec=SimpleNamespace(template="{% if enable_thinking %}"))
+    model = SimpleNamespace(
+        hears=False, looking=None, codec=SimpleNamespace(template="{% if enable_thinking %}")
+    )
     options = _thinking(OllamaChatRequest(model="m", think=think), model)
     assert options.get("reasoning_effort") == effort
     assert capabilities(model) == ["completion", "tools", "thinking"]
 
 
 def test_a_model_that_cannot_think_is_not_asked_to():
-    model = SimpleNamespace(hears=False, codec=SimpleNamespace(template="{{ messages }}"))
+    model = SimpleNamespace(hears=False, looking=None, codec=SimpleNamespace(template="{{ messages }}"))
     assert _thinking(OllamaChatRequest(model="m", think=False), model)["enable_thinking"] is False
     with pytest.raises(BadRequest, match="does not support thinking"):
         _thinking(OllamaChatRequest(model="m", think=True), model)

@@ -97,7 +97,8 @@ class TextCodec:
             raise UsageError("no messages")
         if pictures is None and pictures_in(messages):
             raise UsageError(
-                "the messages show pictures, and none are given", check="give the pictures, or leave them out"
+                "a message has a part that is no text, and no picture is given for it",
+                check="give the pictures, or leave such parts out",
             )
         return self._chat.prompt(messages, options, _check, pictures)
 
