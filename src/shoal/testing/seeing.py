@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,7 +104,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (80, 60), format: str = "PNG"
 @torch.inference_mode()
 def whole_answer(folder: Path, token_ids: Sequence[int], pictures: Sequence[bytes], tokens: int) -> list[int]:
     """The tokens that the whole model gives in transformers, greedily."""
-    model: Any = t.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model = _whole(folder)
     kind = model.config.model_type
     kind = "llava_siglip" if "siglip" in model.config.vision_config.model_type and kind == "llava" else kind
     opened = [Image.open(io.BytesIO(one)) for one in pictures]
@@ -116,6 +117,11 @@ def whole_answer(folder: Path, token_ids: Sequence[int], pictures: Sequence[byte
         given["token_type_ids"] = (given["input_ids"] == ROW).long()
     found = model.generate(**given, max_new_tokens=tokens, do_sample=False)
     return found[0].tolist()[len(token_ids) :]
+
+
+@lru_cache(maxsize=2)
+def _whole(folder: Path) -> Any:
+    return t.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
 
 def _add_words(folder: Path, shown: str) -> None:
