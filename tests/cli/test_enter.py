@@ -41,7 +41,7 @@ def test_commands_that_look_or_ask_can_be_told_where_to_begin(
 ) -> None:
     met: list[tuple[str, ...]] = []
 
-    def joined(settings: Settings) -> Membership:
+    def joined(settings: Settings, **_: object) -> Membership:
         met.append(settings.bootstrap)
         raise NotRunning("far enough")
 
