@@ -98,7 +98,7 @@ async def market(tmp_path, checkpoint, spans):
 
 async def settled(market, desk):
     """Wait until a payee has the newest voucher that was signed for it."""
-    with trio.fail_after(5):
+    with trio.fail_after(25):
         while market.payee(desk).paid < market.payers()[desk._address].signed:  # noqa: ASYNC110
             await trio.sleep(0.01)
     return market.payee(desk)

@@ -77,7 +77,7 @@ class Market:
 
     async def settled(self, agent: Agent) -> PayeeAccount:
         """The account of an agent, once all that was used is counted."""
-        with trio.fail_after(5):
+        with trio.fail_after(25):
             while self.till._open:  # noqa: ASYNC110
                 await trio.sleep(0.005)
         return self.account(agent)
