@@ -4,8 +4,8 @@ The adapter is tuned through nodes that train: shoal serve MODEL --format fp32 -
 
 python grpo.py [MODEL] [STEPS] [FOLDER]
 
-The model is shown two digits of a series and is to say the next one. First it learns that a digit is wanted, any
-of them; then, by rewards alone, which. So the reward begins near 0.1, whatever the model was before.
+The model is shown two digits of a series and is to say the next one. First it learns that a digit is wanted,
+any of them; then, by rewards alone, which. So the reward begins near 0.1, whatever the model was before.
 """
 
 import sys

@@ -38,7 +38,7 @@ from shoal.ledger.contracts.artefacts import NAMES
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
-from shoal.ledger.x402.offer import PaymentOffer
+from shoal.ledger.x402.offer import GatewayOffer
 from shoal.ledger.x402.settlement import SettlementClient
 from shoal.types import Span
 from tests.ledger.engines import Engine
@@ -154,7 +154,7 @@ async def market_of(home: Any, checkpoint: Any, engine: Engine) -> Any:
     client.check(TOKEN)
     facts = client.token_facts(TOKEN)
     engine.give(show_address(KEY.address))
-    offer = PaymentOffer(
+    offer = GatewayOffer(
         chain_id=chain_id,
         token=TOKEN,
         token_name=facts.name,

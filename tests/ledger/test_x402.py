@@ -25,7 +25,7 @@ from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
 from shoal.ledger.x402.messages import MAX_HEADER, read_payment, terms_of
-from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, PaymentOffer, response
+from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
 from shoal.ledger.x402.refusals import PaymentNotTaken
 from shoal.ledger.x402.settlement import TokenFacts
 from shoal.ledger.x402.taking import charge_after, charge_before, pay_request, tell
@@ -33,7 +33,7 @@ from tests.ledger.x402 import contracts
 
 PAYER, OURS = (ChainKey.from_secret(bytes([n]) * 32) for n in (0x71, 0x72))
 TOKEN, PAYEE = bytes([7]) * 20, bytes([8]) * 20
-OFFER = PaymentOffer(
+OFFER = GatewayOffer(
     chain_id=84532,
     token=TOKEN,
     token_name="USDC",

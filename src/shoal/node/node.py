@@ -283,6 +283,33 @@ async def _payment_desk(settings: Settings) -> PaymentDesk | None:
     return await trio.to_thread.run_sync(payee_desk, settings)
 
 
+def _span_server(
+    network: Network,
+    member: Member,
+    model: LocalModel,
+    span: Span,
+    settings: Settings,
+    loaded: LoadedSpan,
+    adapters: Sequence[Adapter],
+    payments: PaymentDesk | None,
+) -> SpanServer:
+    return SpanServer(
+        network,
+        loaded.engine,
+        digest=model.digest,
+        span=span,
+        speed=loaded.speed,
+        max_sessions=settings.max_sessions,
+        wire=settings.wire,
+        where=member.directory.address_of,
+        adapters=[adapter.digest for adapter in adapters],
+        train_tokens=settings.train_tokens if settings.train else 0,
+        countersign=countersigner(settings.paths.data),
+        credits=_credit_desk(network, settings),
+        payments=payments,
+    )
+
+
 @asynccontextmanager
 async def start_node(
     network: Network,
@@ -329,21 +356,7 @@ async def start_node(
     format = pick_format(model, settings, member, device).format
     memory = memory_budget(settings, device)
     loaded = await load_served_span(model, span, format, settings, device, memory, adapters, measure)
-    server = SpanServer(
-        network,
-        loaded.engine,
-        digest=model.digest,
-        span=span,
-        speed=loaded.speed,
-        max_sessions=settings.max_sessions,
-        wire=settings.wire,
-        where=member.directory.address_of,
-        adapters=[adapter.digest for adapter in adapters],
-        train_tokens=settings.train_tokens if settings.train else 0,
-        countersign=countersigner(settings.paths.data),
-        credits=_credit_desk(network, settings),
-        payments=payments,
-    )
+    server = _span_server(network, member, model, span, settings, loaded, adapters, payments)
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
     node = Node(

@@ -33,9 +33,9 @@ from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
 from shoal.swarm.failure.detector import FailureDetector
 from shoal.swarm.failure.probe import NeighbourProbe
-from shoal.swarm.releases import behind
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.messages import AGENT
+from shoal.wire.versions import behind
 
 TOPIC = "/shoal/announce/1"
 DIRECTORY_PROTOCOL = "/shoal/directory/3"

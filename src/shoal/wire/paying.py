@@ -19,8 +19,8 @@ from msgspec import Meta, Struct
 
 from shoal.wire.fields import PeerText, TaggedMessage, Text
 
-Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
-Word = Annotated[bytes, Meta(min_length=1, max_length=512)]
+PeerSignature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+SignedWord = Annotated[bytes, Meta(min_length=1, max_length=512)]
 """What somebody has signed, as MessagePack."""
 ChannelId = Annotated[bytes, Meta(min_length=32, max_length=32)]
 WireAmount = Annotated[bytes, Meta(max_length=32)]
@@ -34,9 +34,9 @@ class ShownCredit(Struct, frozen=True, array_like=True, gc=False):
     """A node of the client's machine."""
     expires: Annotated[float, Meta(ge=0, le=1e12)]
     """Seconds since the epoch."""
-    signature: Signature
+    signature: PeerSignature
     """Of that node: the peer that asks may ask in its name, until then."""
-    words: Annotated[tuple[Word, ...], Meta(max_length=16)] = ()
+    words: Annotated[tuple[SignedWord, ...], Meta(max_length=16)] = ()
 
 
 class PaymentOffer(Struct, frozen=True, array_like=True, gc=False):
@@ -46,7 +46,7 @@ class PaymentOffer(Struct, frozen=True, array_like=True, gc=False):
     """For a million tokens of one block, for as long as the session lasts."""
     chain_id: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     contract: Annotated[bytes, Meta(min_length=20, max_length=20)]
-    terms: Word
+    terms: SignedWord
     """Of the payment channel."""
     signature: Annotated[bytes, Meta(min_length=65, max_length=65)]
     """Of who signs its vouchers: this client may have it pay, at this price."""
@@ -55,7 +55,7 @@ class PaymentOffer(Struct, frozen=True, array_like=True, gc=False):
 class Acknowledged(TaggedMessage, frozen=True, tag="acknowledged"):
     """What the hop is owed: signed by the node in whose name its client asked."""
 
-    word: Word
+    word: SignedWord
 
 
 class PaymentDue(TaggedMessage, frozen=True, tag="payment_due"):
@@ -75,7 +75,7 @@ class PaymentDue(TaggedMessage, frozen=True, tag="payment_due"):
 class Paid(TaggedMessage, frozen=True, tag="paid"):
     """A voucher: worth all before it."""
 
-    voucher: Word
+    voucher: SignedWord
 
 
 PayingMessage = Acknowledged | PaymentDue | Paid

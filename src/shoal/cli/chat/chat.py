@@ -36,6 +36,8 @@ MAX_STDIN = 64 << 20
 CHAT_TEMPERATURE = 0.7
 """Of a conversation, where neither its user nor the model's makers name one."""
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+"""The options by which a token is chosen, by their names in the library."""
 MaxTokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
 TemperatureOption = Annotated[
     float | None,
@@ -169,14 +171,9 @@ def run(
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
         format=settings.asked_format,
-        sampling={
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
-        },
+        sampling=dict(
+            zip(SAMPLING, (temperature, top_k, top_p, min_p, repetition_penalty, seed), strict=True)
+        ),
         receipts=receipts is not None,
     )
 

@@ -12,9 +12,9 @@ from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
-from shoal.swarm.releases import behind, releases
 from shoal.types import Digest, ModelShape, NatKind, PeerId, Span, Way, gaps
 from shoal.wire.messages import AGENT
+from shoal.wire.versions import behind, releases
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -17,7 +17,7 @@ from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress
 from shoal.ledger.wallet import open_wallet
-from shoal.ledger.x402.offer import PaymentOffer
+from shoal.ledger.x402.offer import GatewayOffer
 from shoal.ledger.x402.settlement import SettlementClient, TokenFacts
 
 
@@ -51,7 +51,7 @@ def accounts(folder: Path) -> PaymentBook[PayeeAccount]:
     return PaymentBook(folder / "payments" / "x402", PayeeAccount)
 
 
-def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> PaymentOffer:
+def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> GatewayOffer:
     """What is asked for, in the token's smallest unit.
 
     Raises:
@@ -63,7 +63,7 @@ def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> Payme
         least = LEAST_REQUESTS * ceiling
     else:
         least = smallest_units(terms.least_deposit, token.decimals)
-    return PaymentOffer(
+    return GatewayOffer(
         chain_id=terms.chain_id,
         token=terms.token,
         token_name=token.name,

@@ -32,7 +32,7 @@ from shoal.ledger.x402.messages import (
     encoded,
     terms_of,
 )
-from shoal.ledger.x402.offer import PaymentOffer, response
+from shoal.ledger.x402.offer import GatewayOffer, response
 from shoal.ledger.x402.refusals import (
     BUSY,
     DEPOSIT_FAILED,
@@ -118,7 +118,7 @@ class Purchase:
 class Till:
     """Takes payments. Once made, :meth:`shoal.gateway.payment.collecting.Collector.run` claims them."""
 
-    offer: PaymentOffer
+    offer: GatewayOffer
     client: SettlementClient
     key: ChainKey
     book: PaymentBook[PayeeAccount]

@@ -20,7 +20,7 @@ AUTHORIZATION_S = 600
 """How long a client's permission to take its tokens holds: a deposit is seen through in that time."""
 
 
-class PaymentOffer(Struct, frozen=True, kw_only=True):
+class GatewayOffer(Struct, frozen=True, kw_only=True):
     """On what terms requests are answered. Amounts are in the token's smallest unit."""
 
     chain_id: int
@@ -147,7 +147,7 @@ def channel_state(account: PayeeAccount) -> dict[str, Any]:
 
 
 def response(
-    offer: PaymentOffer, account: PayeeAccount, charged: int, transaction: str = ""
+    offer: GatewayOffer, account: PayeeAccount, charged: int, transaction: str = ""
 ) -> dict[str, Any]:
     """What ``PAYMENT-RESPONSE`` carries.
 

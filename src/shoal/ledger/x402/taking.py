@@ -14,7 +14,7 @@ import msgspec
 from shoal.errors import PaymentRequired, VoucherRefused
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, Recover, check_credit, take_voucher
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
-from shoal.ledger.x402.offer import PaymentOffer
+from shoal.ledger.x402.offer import GatewayOffer
 from shoal.ledger.x402.refusals import (
     CLOSING,
     MISMATCH,
@@ -27,7 +27,7 @@ from shoal.ledger.x402.refusals import (
 
 
 def pay_request(
-    account: PayeeAccount, offer: PaymentOffer, voucher: Voucher, recover: Recover, now: float
+    account: PayeeAccount, offer: GatewayOffer, voucher: Voucher, recover: Recover, now: float
 ) -> PayeeAccount:
     """Take the voucher of a request.
 
@@ -76,7 +76,7 @@ def check_signed(voucher: Voucher, terms: PaymentTerms, recover: Recover) -> Non
         raise PaymentNotTaken(message, reason=SIGNATURE)
 
 
-def charge_before(account: PayeeAccount, offer: PaymentOffer, under_way: int) -> int:
+def charge_before(account: PayeeAccount, offer: GatewayOffer, under_way: int) -> int:
     """What to tell of a request whose tokens are not counted yet, beside what was told.
 
     At least 1, so that no voucher pays for two requests.
@@ -87,12 +87,12 @@ def charge_before(account: PayeeAccount, offer: PaymentOffer, under_way: int) ->
     return max(1, offer.ceiling - max(0, _spare(account, offer, under_way)))
 
 
-def charge_after(account: PayeeAccount, offer: PaymentOffer, under_way: int) -> int:
+def charge_after(account: PayeeAccount, offer: GatewayOffer, under_way: int) -> int:
     """What to tell of a request that is counted in ``account``, beside what was told. At least 1, too."""
     return min(offer.ceiling, max(1, -_spare(account, offer, under_way)))
 
 
-def _spare(account: PayeeAccount, offer: PaymentOffer, under_way: int) -> int:
+def _spare(account: PayeeAccount, offer: GatewayOffer, under_way: int) -> int:
     """What was told beyond what is owed, and beyond what is under way. A begun unit counts as whole."""
     return account.told - -(-account.owed_micro // MICRO) - under_way * offer.ceiling
 
