@@ -91,7 +91,7 @@ def test_samples_go_on_after_the_client_is_killed_and_none_is_lost_or_there_twic
 
 
 def test_reinforcement_learning_raises_the_reward(nodes, tmp_path, monkeypatch, capsys):
-    steps, swarm = 30, nodes.local.membership.name
+    steps, swarm = 20, nodes.local.membership.name
     for name, value in {"HOME": nodes.home, "HOST": "127.0.0.1", "MDNS": "0", "SWARM": swarm}.items():
         monkeypatch.setenv(f"SHOAL_{name}", str(value))
     monkeypatch.setattr(sys, "argv", ["grpo.py", nodes.model, str(steps), str(tmp_path / "adapter")])
