@@ -24,7 +24,9 @@ ShoalError
 │   └── StepFailed         the span's forward failed (NaN, internal fault)
 ├── ProtocolError
 │   ├── LocalProtocolError   we broke the protocol: a defect of ours
-│   └── RemoteProtocolError  the peer broke it: close the channel, blame the peer
+│   ├── RemoteProtocolError  the peer broke it: close the channel, blame the peer
+│   ├── OutdatedPeer         a peer's release does not know what it is asked for; it has done nothing wrong
+│   └── OutdatedRelease      this machine's release is too old for a peer
 ├── PaymentError
 │   ├── VoucherRefused     a payee does not take a voucher; its reason says why
 │   ├── PaymentRequired    a payee waits for the next voucher

@@ -69,7 +69,7 @@ def test_each_sample_has_a_seed_of_its_own_that_any_language_can_read():
 def codec():
     return SimpleNamespace(
         encode=lambda text, special=True: list(text.encode()),
-        prompt=lambda messages, options: SimpleNamespace(token_ids=[len(messages)]),
+        prompt=lambda messages, options, pictures: SimpleNamespace(token_ids=[len(messages)]),
     )
 
 

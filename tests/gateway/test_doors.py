@@ -26,7 +26,7 @@ def key(tmp_path):
 
 def paths(gateway):
     """Every path that leads anywhere, and what clients mistype."""
-    inner = gateway.gateway.app._app.app
+    inner = gateway.gateway.app._app._app.app
     known = [route.path.replace("{id:path}", "x") for route in inner.routes]
     return (
         known + [f"{p}/" for p in known] + [f"/{p}" for p in known] + [p.upper() for p in known if p != "/"]

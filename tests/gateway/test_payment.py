@@ -16,14 +16,6 @@ import httpx
 import pytest
 import trio
 from anyio.from_thread import start_blocking_portal
-from eth_account import Account
-from x402 import x402Client
-from x402.http.clients.httpx import x402_httpx_transport
-from x402.mechanisms.evm.batch_settlement.client import (
-    BatchSettlementEvmScheme,
-    BatchSettlementEvmSchemeOptions,
-)
-from x402.mechanisms.evm.signers import EthAccountSigner
 
 from shoal.cli.gateway import process
 from shoal.gateway import app
@@ -35,6 +27,7 @@ from shoal.ledger.chain.client import ChainClient
 from shoal.ledger.chain.deployment import Deployment
 from shoal.ledger.chain.rpc import connect
 from shoal.ledger.contracts.artefacts import NAMES
+from shoal.ledger.recursion import recursion_limit_kept
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
@@ -45,6 +38,16 @@ from tests.ledger.engines import Engine
 from tests.ledger.x402.contracts import TOKEN, contract, engine_with_x402
 
 from .conftest import Served, served, user
+
+with recursion_limit_kept():
+    from eth_account import Account
+    from x402 import x402Client
+    from x402.http.clients.httpx import x402_httpx_transport
+    from x402.mechanisms.evm.batch_settlement.client import (
+        BatchSettlementEvmScheme,
+        BatchSettlementEvmSchemeOptions,
+    )
+    from x402.mechanisms.evm.signers import EthAccountSigner
 
 PRICE = 2_000_000
 """Two of the smallest unit for each token of text."""

@@ -247,9 +247,9 @@ async def test_what_was_said_and_called_in_one_turn_is_one_message_beside_the_ef
     codec = (await gateway.gateway.models.find(gateway.model)).codec
     render = codec.prompt
 
-    def watched(messages, options):
+    def watched(messages, options, pictures):
         seen.append((messages, options))
-        return render(messages, options)
+        return render(messages, options, pictures)
 
     monkeypatch.setattr(codec, "prompt", watched)
     conversation = [

@@ -73,7 +73,7 @@ def test_a_price_is_part_of_it_and_one_from_before_there_were_prices_asks_nothin
     assert read.served.price == asked
     assert candidate(PeerId("a"), read.served, None).price == 2_000
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(served(price=asked)))
-    assert msgspec.convert(fields[:-1], Served).price is None
+    assert msgspec.convert(fields[: Served.__struct_fields__.index("price")], Served).price is None
     for broken in (msgspec.structs.replace(asked, amount=0), msgspec.structs.replace(asked, payee=b"short")):
         with pytest.raises(RemoteProtocolError, match="not an announcement"):
             unseal(seal(announcement(served=served(price=broken)), ALICE.sign), NOW, verify)

@@ -48,12 +48,10 @@ class Commands(LazyGroup):
         "transcribe": Lazy("audio.transcribe", "Write down what is said in a recording."),
         "infer": Lazy("graph.infer", "Run a graph: arrays in, arrays out."),
         "tune": Lazy("tune.tune", "Tune a LoRA adapter of MODEL through the nodes that serve it."),
-        "rollouts": Lazy(
-            "rollouts.rollouts", "Make many samples of many prompts, behind all who are waited for."
-        ),
+        "rollouts": Lazy("rollouts.rollouts", "Make many samples of each prompt with MODEL."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),
-        "market": Lazy("status.market", "List what the swarm offers, how fast and with which protection."),
+        "market": Lazy("status.market", "List what the swarm offers."),
         "ping": Lazy("status.status", "Measure latency to a peer."),
         "models": Lazy("models", "List, fetch, share, remove and show models."),
         "key": Lazy("key", "Create, list and revoke API keys."),

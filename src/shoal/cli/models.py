@@ -130,7 +130,6 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
     The format is the one in which this machine would hold it, if nobody in the swarm served it yet.
     """
     from shoal.executor.load import holds_published
-    from shoal.models.checkpoint.checkpoint import tower_bytes
 
     chosen = choose_format("auto", model.dtype, kernels=kernels_built(), published=holds_published(model))
     return {
@@ -143,7 +142,7 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
         "vocab_size": model.shape.vocab_size,
         "size": model.size,
         "dtype": model.dtype,
-        "tower": tower_bytes(model.path),
+        "tower": _tower_bytes(model),
         "format": chosen.format,
         "format_why": chosen.why,
         "source": model.source,
@@ -152,6 +151,17 @@ def model_fields(model: LocalModel) -> dict[str, Any]:
             key: value for key, value in dataclasses.asdict(model.sampling).items() if value is not None
         },
     }
+
+
+def _tower_bytes(model: LocalModel) -> int | None:
+    """Of what looks at images; ``None`` where the files are not there any more: all else is known without."""
+    from shoal.errors import ModelError
+    from shoal.models.checkpoint.checkpoint import tower_bytes
+
+    try:
+        return tower_bytes(model.path)
+    except ModelError:
+        return None
 
 
 def graph_fields(graph: LocalGraph) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from shoal.executor.load import load_runner
 from shoal.executor.runner import Runner
 from shoal.executor.thread import ComputeThread
 from shoal.ledger.credits.credit_file import CreditFile
-from shoal.ledger.delegate import countersigner
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
@@ -293,6 +292,8 @@ def _span_server(
     adapters: Sequence[Adapter],
     payments: PaymentDesk | None,
 ) -> SpanServer:
+    from shoal.ledger.delegate import countersigner  # noqa: PLC0415  of the ledger, which most do without
+
     return SpanServer(
         network,
         loaded.engine,
