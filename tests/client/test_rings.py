@@ -133,3 +133,19 @@ async def test_one_that_was_silent_a_moment_ago_goes_before_one_that_is_distrust
         assert hop.address.peer == silent
         (hop,) = finder.find(shape, FP32, 16, {silent}, span=Span(0, 6))
         assert hop.address.peer == liar
+
+
+async def test_what_hops_did_is_settled_once_however_often_a_ring_is_closed(
+    tmp_path, checkpoint, monkeypatch
+):
+    async with memory_swarm(tmp_path / "home", checkpoint, THIRDS) as swarm:
+        rings, settled = swarm.client.rings, []
+
+        async def settle(given, bills, live):
+            settled.append(given)
+
+        monkeypatch.setattr(rings._accounts, "settle", settle)
+        ring = await rings.open(swarm.model.shape, FP32, 16)
+        for _ in range(3):  # a session whose recovery failed closes it again
+            await rings.close(ring)
+        assert len(settled) == 1

@@ -350,7 +350,8 @@ class Rings:
 
     async def close(self, ring: Ring) -> None:
         """Free the KV on every hop."""
-        self._rings.pop(ring.session, None)
+        if self._rings.pop(ring.session, None) is None:
+            return  # it was closed before: what was done is settled once
         # Whoever waits for a step hears at once; the hops are told after.
         ring.end()
         # What it has learnt of its hops is for the routes of later sessions.

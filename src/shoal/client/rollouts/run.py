@@ -212,30 +212,34 @@ class Rollouts:
             wanted = 1
         while todo.left and len(self._places) < wanted and now >= self._not_before:
             samples = todo.take()
-            if samples is None:
+            # Taken here: sessions for samples that others make would only fill nodes' places.
+            if samples is None or (first := samples.take()) is None:
                 return
             place = next(n for n in range(len(self._places) + 1) if n not in self._places)
             self._places.add(place)
-            nursery.start_soon(self._work, todo, samples, place)
+            nursery.start_soon(self._work, todo, samples, first, place)
 
     def _fitting(self, serving: Sequence[Served]) -> int:
         longest = max(len(prompt.token_ids) for prompt in self._prompts) + self._options.max_tokens
         shape = self._local.shape
         return fitting_sessions(serving, shape.n_blocks, min(longest, shape.context))
 
-    async def _work(self, todo: SamplesToMake, samples: PromptSamples, place: int) -> None:
-        """Make the samples of a prompt that nobody else has begun, in one session."""
-        sample: int | None = None
+    async def _work(self, todo: SamplesToMake, samples: PromptSamples, first: int, place: int) -> None:
+        """Make ``first`` and the samples of a prompt that nobody else has begun, in one session."""
+        sample: int | None = first
+        opened = False
         try:
             prompt = samples.prompt
             limit = self._tokens_of(prompt)
             async with self._swarm.open_session(len(prompt.token_ids) + limit) as session:
-                while place < self._limit and (sample := samples.take()) is not None:
+                opened = True
+                while sample is not None:
                     made = await self._sample(session, prompt, sample, limit, place)
                     await self._write(made)
                     sample = None
+                    sample = samples.take() if place < self._limit else None
         except ShoalError as error:
-            self._note_failure(error, samples.prompt, sample)
+            self._note_failure(error, samples.prompt, sample if opened else None)
         finally:
             if sample is not None:
                 todo.put_back(samples, sample)
