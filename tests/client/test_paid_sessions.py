@@ -16,7 +16,7 @@ from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped, VoucherRef
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.offer import offer_payment
-from shoal.ledger.vouchers.payee import MICRO
+from shoal.ledger.vouchers.payee import MICRO, PayeeAccount
 from shoal.ledger.vouchers.voucher import sign_voucher
 from shoal.node import hop
 from shoal.node.paying import payee_desk
@@ -258,6 +258,8 @@ async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name
         for change in ({"payee": key.address}, {"payee_signer": key.address}, {"token": b"t" * 20}):
             with pytest.raises(VoucherRefused, match="pays somebody else"):
                 await desk.admit(channel, offered(**change))
+        with pytest.raises(VoucherRefused, match="closes too soon"):
+            await desk.admit(channel, offered(delay_s=86399))
         # Who only knows the terms, as all who read the chain do, has nothing done at the payer's cost.
         for thief in (offered(signer=ChainKey.generate()), offered(client="another")):
             with pytest.raises(VoucherRefused, match="has not let this client"):
@@ -278,3 +280,39 @@ async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name
         assert await pay(3000, channel_id=b"x" * 32) == []  # of no payment channel that is known
         assert there.paid.read(account.channel_id).paid == 1000
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_payee_hears_of_a_close_also_where_no_session_is_open(tmp_path, caplog, restarted):
+    chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
+    books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
+    kept = chain.fund(books, key, payee, 10**9)
+    idle = chain.fund(books, key, payee, 10**9)
+    for account, paid in ((kept, 1000), (idle, 0)):
+        voucher = sign_voucher(key, chain.domain, account.channel_id, paid) if paid else None
+        there.paid.add(
+            PayeeAccount(
+                terms=account.terms,
+                domain=chain.domain,
+                channel_id=account.channel_id,
+                deposit=10**9,
+                window=10**6,
+                voucher=voucher,
+            )
+        )
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    if not restarted:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(desk.run)
+            for account in (kept, idle):
+                offer = offer_payment(key, chain.domain, account.terms, "client", PRICE)
+                opened = Open(b"s" * 16, "sha256:m", "fp32", 0, 6, 64, 0, None, None, "n1", payment=offer)
+                await desk.admit(Heard(), opened)
+                desk.ended(opened.session)
+            nursery.cancel_scope.cancel()
+    for account in (kept, idle):
+        chain.channels[account.channel_id].closes_at = 86400.0
+    await desk._look()
+    said = [record.getMessage() for record in caplog.records if "is being closed" in record.getMessage()]
+    assert len(said) == 1 and kept.channel_id.hex() in said[0]
+    assert there.paid.read(kept.channel_id).closes_at == 86400.0

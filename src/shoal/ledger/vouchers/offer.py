@@ -17,6 +17,8 @@ from shoal.types import PeerId
 from shoal.wire.paying import PaymentOffer
 
 OFFER_CONTEXT = b"shoal payment offer 1\n"
+LEAST_DELAY_S = 86400
+"""Between the payer's wish to close and the end: by then whoever runs the node must have seen it, and redeemed."""
 
 _terms = msgspec.msgpack.Decoder(PaymentTerms)
 
@@ -56,6 +58,13 @@ def check_offer(
     if (terms.payee, terms.payee_signer, terms.token) != (payee, payee, COIN):
         message = "this payment channel pays somebody else, in another coin, or lets others sign for it"
         raise VoucherRefused(message, reason="other channel")
+    if terms.delay_s < LEAST_DELAY_S:
+        message = f"this payment channel closes too soon: {terms.delay_s} s after its payer asks for it"
+        raise VoucherRefused(
+            message,
+            reason="other channel",
+            check=f"open one that closes {LEAST_DELAY_S} s after you ask for it, or later",
+        )
     if recover(_offered(domain, terms, client, offer.price), offer.signature) != terms.payer_signer:
         message = "the payer of this payment channel has not let this client have it pay"
         raise VoucherRefused(message, reason="signature")

@@ -233,15 +233,39 @@ class PayeeDesk:
                     await self._write(account)
 
     async def _look(self) -> None:
-        """See whether payers of open sessions are closing their payment channels: no more is served then."""
+        """See whether payers are closing their payment channels, of open sessions and of all in which there is
+        something to redeem: no more is served then, and who does not redeem in time has worked for nothing."""
         for account in [one for one in self._accounts.values() if one.sessions]:
-            name = account.kept.channel_id.hex()
             try:
                 self._adopt(account, await self._looked(account.kept.channel_id, account.kept.terms))
             except ShoalError as error:
-                log.warning("it is not known what is in the payment channel %s: %s", name, error.message)
-            if account.kept.closes_at is not None:
-                log.warning("%s is being closed: shoal wallet withdraw %s takes what is paid", name, name)
+                _warn_unknown(account.kept, error)
+            _warn_closing(account.kept)
+        for kept in await trio.to_thread.run_sync(self._unredeemed, abandon_on_cancel=True):
+            account = self._accounts.get(kept.channel_id)
+            if account is not None and account.sessions:
+                continue
+            try:
+                seen = await self._looked(kept.channel_id, kept.terms)
+            except ShoalError as error:
+                _warn_unknown(kept, error)
+                seen = kept
+            if account is not None and seen is not kept:
+                self._adopt(account, seen)
+            _warn_closing(seen)
+
+    def _unredeemed(self) -> list[PayeeAccount]:
+        """The accounts on the disk for which the chain would still pay something out."""
+        found: list[PayeeAccount] = []
+        for channel_id in self._book.channel_ids():
+            try:
+                account = self._book.read(channel_id)
+            except ShoalError as error:
+                log.warning("%s: it is passed over", error.message)
+                continue
+            if account.unredeemed and account.domain == self._domain:
+                found.append(account)
+        return found
 
     async def admit(self, channel: Channel, message: Open) -> PaidSession:
         """How a session will be paid for. See :class:`~shoal.node.paying.payment.PaymentDesk`."""
@@ -419,6 +443,17 @@ class PayeeDesk:
     def _start(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(task)
+
+
+def _warn_unknown(account: PayeeAccount, error: ShoalError) -> None:
+    name = account.channel_id.hex()
+    log.warning("it is not known what is in the payment channel %s: %s", name, error.message)
+
+
+def _warn_closing(account: PayeeAccount) -> None:
+    if account.closes_at is not None:
+        name = account.channel_id.hex()
+        log.warning("%s is being closed: shoal wallet withdraw %s takes what is paid", name, name)
 
 
 def _seen(state: Escrowed, account: PayeeAccount) -> PayeeAccount:
