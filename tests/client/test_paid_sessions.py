@@ -221,9 +221,8 @@ async def test_a_client_without_a_wallet_goes_over_nobody_who_asks(tmp_path, che
 class Heard:
     """The client's end of a channel, as far as the payee speaks to it."""
 
-    peer = "client"
-
-    def __init__(self):
+    def __init__(self, peer="client"):
+        self.peer = peer
         self.said = []
 
     def reply(self, message):
@@ -269,6 +268,14 @@ async def test_stale_replayed_foreign_and_too_large_vouchers_are_refused_by_name
             with pytest.raises(VoucherRefused, match="this node is paid"):
                 await desk.admit(channel, msgspec.structs.replace(opened, payment=foreign))
         await desk.admit(channel, offered())
+        # Who is not its client puts nothing in the place of what the client sends.
+        await desk._paid(
+            Heard("another"),
+            Paid(msgspec.msgpack.encode(sign_voucher(key, chain.domain, account.channel_id, 500))),
+            b"",
+        )
+        held = desk._accounts[account.channel_id]
+        assert held.pending is None and not held.taking
         assert await pay(1000) == []
         assert await pay(1000) == ["a voucher for 1000 is here already"]
         (stale,) = await pay(999)

@@ -387,8 +387,8 @@ class PayeeDesk:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RemoteProtocolError(f"no voucher: {error}") from error
         account = self._accounts.get(voucher.channel_id)
-        if account is None:
-            return  # of a session long ago; what was taken is on the disk
+        if account is None or channel.peer != account.client.peer:
+            return  # of a session long ago, or who has none here; what was taken is on the disk
         if account.pending is None or voucher.amount > account.pending.amount:
             account.pending = voucher
         if not account.taking:
