@@ -187,7 +187,7 @@ async def test_a_payee_that_is_gone_has_had_no_more_than_a_window_too_much_and_t
 
 async def test_a_spent_budget_ends_a_session_and_says_so(tmp_path, checkpoint):
     async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
-        client = await there.client(there.payer(budget=40 * 6 * TOKEN_BLOCK))
+        client = await there.client(there.payer(budget=60 * 6 * TOKEN_BLOCK))
         with pytest.raises((PaymentStopped, PaymentRequired, NoCoverage), match=r"spent|in escrow"):
             await there.tokens(client, 100)
         account = there.payee(there.desks[0])
@@ -323,3 +323,48 @@ async def test_a_payee_hears_of_a_close_also_where_no_session_is_open(tmp_path, 
     said = [record.getMessage() for record in caplog.records if "is being closed" in record.getMessage()]
     assert len(said) == 1 and kept.channel_id.hex() in said[0]
     assert there.paid.read(kept.channel_id).closes_at == 86400.0
+
+
+async def test_a_payment_channel_is_taken_up_with_a_window_in_it_and_forgotten_when_it_is_empty(tmp_path):
+    chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
+    books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    window = desk.asked(6).window
+
+    def opened(account):
+        offer = offer_payment(key, chain.domain, account.terms, "client", PRICE)
+        return Open(b"s" * 16, "sha256:m", "fp32", 0, 6, 64, 0, None, None, "n1", payment=offer)
+
+    with pytest.raises(PaymentRequired, match="takes up none with less"):
+        await desk.admit(Heard(), opened(chain.fund(books, key, payee, window - 1)))
+    assert there.paid.channel_ids() == []
+    account = chain.fund(books, key, payee, window)
+    escrow = chain.channels[account.channel_id]
+    await desk.admit(Heard(), opened(account))
+    escrow.redeemed = window
+    desk._accounts[account.channel_id].looked_at = -1e9
+    await desk._look()
+    assert there.paid.channel_ids() == [account.channel_id]  # a session is open
+    desk.ended(b"s" * 16)
+    await desk._look()
+    assert there.paid.channel_ids() == [] == list(desk._accounts)
+    # Filled again, it begins where the chain is: an old voucher pays for nothing a second time.
+    escrow.deposit = 3 * window
+    with pytest.raises(PaymentRequired, match="are owed and 0 paid"):
+        await desk.admit(Heard(), opened(account))
+    assert there.paid.read(account.channel_id).owed == window
+
+
+async def test_where_many_are_kept_the_chain_is_asked_which_are_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(payee_desk, "CROWDED", 2)
+    chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
+    books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    for _ in range(2):
+        account = chain.fund(books, key, payee, 10**9)
+        await desk._looked(account.channel_id, account.terms)
+    chain.channels[account.channel_id].redeemed = 10**9  # as after its payer has taken back what was left
+    await desk._look()
+    assert len(there.paid.channel_ids()) == 1
+    await desk._look()
+    assert len(there.paid.channel_ids()) == 1

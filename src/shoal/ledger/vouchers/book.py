@@ -57,6 +57,19 @@ class PaymentBook(Generic[PaymentAccount]):
                 )
             self._write(path, account)
 
+    def remove(self, channel_id: bytes) -> None:
+        """Keep a payment channel no more in which nothing is left. One that is not kept is no error.
+
+        Raises:
+            Busy, OutOfResources: as :meth:`change`.
+        """
+        path = self._path(channel_id)
+        with self._locked(path):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _unusable(path, error) from error
+
     def channel_ids(self) -> list[bytes]:
         """The payment channels that are kept, damaged ones too. What is named otherwise is none."""
         stems = (path.stem for path in self._folder.glob("*.account"))

@@ -18,7 +18,7 @@ from shoal.wire.paying import PaymentOffer
 
 OFFER_CONTEXT = b"shoal payment offer 1\n"
 LEAST_DELAY_S = 86400
-"""Between the payer's wish to close and the end: by then whoever runs the node must have seen it, and redeemed."""
+"""Between the payer's wish to close and the end: whoever runs the node must have redeemed by then."""
 
 _terms = msgspec.msgpack.Decoder(PaymentTerms)
 

@@ -26,7 +26,7 @@ from shoal.errors import (
     UsageError,
     VoucherRefused,
 )
-from shoal.ledger.vouchers.book import PaymentBook
+from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import recover
 from shoal.ledger.vouchers.offer import check_offer
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, charge, check_credit, take_voucher
@@ -52,6 +52,8 @@ LOOK_AGAIN_S = 2.0
 """The same where more is wanted than was in escrow then."""
 MAX_CHANNELS = 1024
 """Payment channels in memory; others are read again."""
+CROWDED = MAX_ACCOUNTS // 2
+"""Accounts on the disk: with so many, the chain is asked of all of them, and those with nothing left go."""
 CHAIN_WITHIN_S = 8.0
 WRITE_WITHIN_S = 2.0
 ADMIT_WITHIN_S = 2.0
@@ -233,37 +235,51 @@ class PayeeDesk:
                     await self._write(account)
 
     async def _look(self) -> None:
-        """See whether payers are closing their payment channels, of open sessions and of all in which there is
-        something to redeem: no more is served then, and who does not redeem in time has worked for nothing."""
+        """See whether payers are closing their payment channels, of open sessions and of all in which
+        something is to be redeemed: no more is served then, and what is not redeemed in time is lost."""
         for account in [one for one in self._accounts.values() if one.sessions]:
             try:
                 self._adopt(account, await self._looked(account.kept.channel_id, account.kept.terms))
             except ShoalError as error:
                 _warn_unknown(account.kept, error)
             _warn_closing(account.kept)
-        for kept in await trio.to_thread.run_sync(self._unredeemed, abandon_on_cancel=True):
+        for kept in await trio.to_thread.run_sync(self._due_to_look, abandon_on_cancel=True):
             account = self._accounts.get(kept.channel_id)
             if account is not None and account.sessions:
                 continue
             try:
                 seen = await self._looked(kept.channel_id, kept.terms)
+                if seen.deposit <= seen.redeemed:
+                    await self._drop(seen)
+                    continue
             except ShoalError as error:
                 _warn_unknown(kept, error)
-                seen = kept
-            if account is not None and seen is not kept:
+                break  # the others would wait as long for nothing; a minute later they are asked for again
+            if account is not None:
                 self._adopt(account, seen)
             _warn_closing(seen)
 
-    def _unredeemed(self) -> list[PayeeAccount]:
-        """The accounts on the disk for which the chain would still pay something out."""
+    async def _drop(self, kept: PayeeAccount) -> None:
+        """Forget a payment channel that has nothing left: what the chain says is all that counts by now."""
+        account = self._accounts.get(kept.channel_id)
+        if account is not None and (account.sessions or account.taking):
+            return
+        self._accounts.pop(kept.channel_id, None)
+        await trio.to_thread.run_sync(self._book.remove, kept.channel_id)
+
+    def _due_to_look(self) -> list[PayeeAccount]:
+        """The accounts on the disk for which the chain would still pay something out, and those that have
+        nothing left; all where so many are kept that some of them must go."""
         found: list[PayeeAccount] = []
-        for channel_id in self._book.channel_ids():
+        channel_ids = self._book.channel_ids()
+        for channel_id in channel_ids:
             try:
                 account = self._book.read(channel_id)
             except ShoalError as error:
                 log.warning("%s: it is passed over", error.message)
                 continue
-            if account.unredeemed and account.domain == self._domain:
+            due = account.unredeemed or account.deposit <= account.redeemed or len(channel_ids) >= CROWDED
+            if due and account.domain == self._domain:
                 found.append(account)
         return found
 
@@ -328,7 +344,7 @@ class PayeeDesk:
         channel_id = terms.channel_id(self._domain)
         account = self._accounts.get(channel_id)
         if account is None or trio.current_time() - account.looked_at > LOOK_S:
-            kept = await self._looked(channel_id, terms)
+            kept = await self._looked(channel_id, terms, least=window)
             if account is None:
                 account = self._accounts[channel_id] = _Account(kept, channel, trio.current_time())
             else:
@@ -347,20 +363,33 @@ class PayeeDesk:
         for key in idle[: max(0, len(self._accounts) - MAX_CHANNELS)]:
             del self._accounts[key]
 
-    async def _looked(self, channel_id: bytes, terms: PaymentTerms) -> PayeeAccount:
-        """The account as it is kept and as the chain has it; a new one where something is in escrow."""
+    async def _looked(self, channel_id: bytes, terms: PaymentTerms, least: int = 1) -> PayeeAccount:
+        """The account as it is kept and as the chain has it; a new one where ``least`` are in escrow."""
 
         def look() -> PayeeAccount:
             state = self._escrow.escrow_state(channel_id)
             if channel_id in self._book.channel_ids():
                 return self._book.change(channel_id, partial(_seen, state))
-            if not state.deposit:
-                message = "nothing is in escrow in this payment channel"
-                raise PaymentRequired(message, reason="over deposit", next_command="shoal wallet fund")
-            account = _seen(
-                state,
-                PayeeAccount(terms=terms, domain=self._domain, channel_id=channel_id, deposit=0, window=1),
+            left = state.deposit - state.redeemed
+            if left < least:
+                raise PaymentRequired(
+                    f"{show_coins(left)} are in escrow in this payment channel; this node takes up none with "
+                    f"less than {show_coins(least)}",
+                    reason="over deposit",
+                    check="add to the payment channel, or set a larger pay-budget",
+                    next_command="shoal wallet fund",
+                )
+            # It may have been kept before: what the chain has paid out was served, and pays for nothing more.
+            served = state.redeemed * MICRO
+            began = PayeeAccount(
+                terms=terms,
+                domain=self._domain,
+                channel_id=channel_id,
+                deposit=0,
+                window=1,
+                owed_micro=served,
             )
+            account = _seen(state, began)
             self._book.add(account)
             return account
 
