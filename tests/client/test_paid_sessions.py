@@ -23,7 +23,7 @@ from shoal.node.paying import payee_desk
 from shoal.node.paying.payee_desk import PayeeDesk
 from shoal.testing.escrow import PretendedChain
 from shoal.testing.swarm import memory_swarm
-from shoal.types import Span
+from shoal.types import Numerics, Span
 from shoal.wire.messages import Open
 from shoal.wire.paying import Paid
 
@@ -34,6 +34,7 @@ TOKEN_BLOCK = PRICE // MICRO
 WINDOW_TOKENS = 48
 FRONT, BACK = Span(0, 3), Span(3, 6)
 BUDGET = 10**12
+FP32 = Numerics("fp32", "auto", "modules")
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +57,10 @@ class Market:
         self.key = ChainKey.generate()
         self.books = PaymentBooks.below(folder / "payer")
 
-    async def node(self, span):
+    async def node(self, span, kind=PayeeDesk):
         book = PaymentBooks.below(self.folder / f"payee{len(self.desks)}").paid
         address = ChainKey.generate().address
-        desk = PayeeDesk(book, self.chain, self.chain.domain, address, PRICE, lambda: 0.0)
+        desk = kind(book, self.chain, self.chain.domain, address, PRICE, lambda: 0.0)
         self.desks.append(desk)
         await self.swarm.add_node(span, payments=desk)
         return desk
@@ -121,6 +122,21 @@ async def test_twenty_answers_are_paid_for_and_balances_add_up(tmp_path, checkpo
             kept = desk._book.read(account.channel_id)
             assert kept.voucher == account.voucher == there.payers()[desk._address].voucher
         assert len(there.payers()) == 2
+
+
+class Greedy(PayeeDesk):
+    """A payee that says it may be owed more than anybody has."""
+
+    def asked(self, blocks):
+        return msgspec.structs.replace(super().asked(blocks), window=1 << 62)
+
+
+async def test_a_payee_may_ask_for_no_more_than_its_blocks_are_worth_beyond_what_came(tmp_path, checkpoint):
+    async with market(tmp_path, checkpoint, []) as there:
+        await there.node(Span(0, 6), Greedy)
+        client = await there.client(there.payer())
+        route = client.rings.finder.find(there.swarm.model.shape, FP32, 64, set(), span=Span(0, 6))
+        assert [hop.price.window for hop in route] == [4096 * 6 * TOKEN_BLOCK]
 
 
 class Silent(VoucherPayer):

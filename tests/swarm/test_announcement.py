@@ -72,6 +72,9 @@ def test_a_price_is_part_of_it_and_one_from_before_there_were_prices_asks_nothin
     assert read.served is not None
     assert read.served.price == asked
     assert candidate(PeerId("a"), read.served, None).price == 2_000
+    # Its window is worth 4096 tokens of its blocks at the most.
+    assert [msgspec.structs.replace(asked, window=w).bounded(3).window for w in (7, 1 << 62)] == [7, 24]
+    assert msgspec.structs.replace(asked, amount=1).bounded(3).window == 1
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(served(price=asked)))
     assert msgspec.convert(fields[: Served.__struct_fields__.index("price")], Served).price is None
     for broken in (msgspec.structs.replace(asked, amount=0), msgspec.structs.replace(asked, payee=b"short")):

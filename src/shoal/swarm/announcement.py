@@ -60,6 +60,10 @@ PRICED_TOKENS = 10**6
 """Of one block, for which prices are."""
 
 
+WINDOW_TOKENS = 4096
+"""Tokens through a node's blocks that it serves before it is paid; no client goes by more."""
+
+
 class AskedPrice(Struct, frozen=True, array_like=True):
     """What a node asks for its work, and where it is paid: over payment channels of one escrow contract."""
 
@@ -72,6 +76,12 @@ class AskedPrice(Struct, frozen=True, array_like=True):
     chain_id: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     contract: Annotated[bytes, Meta(min_length=20, max_length=20)]
     """The escrow's."""
+
+    def bounded(self, blocks: int) -> AskedPrice:
+        """The same with a window that ``blocks`` are worth at the most: what a client may lose goes by it,
+        so the payee's word alone does not do."""
+        most = max(1, self.amount * blocks * WINDOW_TOKENS // PRICED_TOKENS)
+        return self if self.window <= most else msgspec.structs.replace(self, window=most)
 
 
 class Served(Struct, frozen=True, array_like=True):

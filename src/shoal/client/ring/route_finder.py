@@ -33,7 +33,7 @@ from shoal.routing.repair import choose_repair
 from shoal.routing.replace import ReplaceDecision, StepTimes, promised_s, worth_replacing
 from shoal.routing.reputation import TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
-from shoal.swarm.announcement import Announcement, candidate, numerics_of
+from shoal.swarm.announcement import Announcement, AskedPrice, candidate, numerics_of
 from shoal.swarm.member import Member
 from shoal.types import Format, ModelShape, Numerics, PeerId, Span, gaps
 
@@ -474,7 +474,7 @@ class RouteFinder:
                 promised_s(known[stage.peer], stage.span),
                 self.reputation.proven(stage.peer),
                 *self._shown_of(stage.peer),
-                price=served.price if (served := serving[stage.peer].served) else None,
+                price=_price_of(serving[stage.peer]),
             )
             for stage in stages
         ]
@@ -483,3 +483,11 @@ class RouteFinder:
         """The key that the channel to a peer must have, and what the peer has shown."""
         shown = None if self._attested is None else self._attested.of(peer)
         return (b"", "") if shown is None else (shown.binding.noise_key, shown.shown)
+
+
+def _price_of(announcement: Announcement) -> AskedPrice | None:
+    """What a node asks, with no larger window than the blocks are worth that it serves."""
+    served = announcement.served
+    if served is None or served.price is None:
+        return None
+    return served.price.bounded(served.end - served.start)

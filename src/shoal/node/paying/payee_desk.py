@@ -35,13 +35,11 @@ from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
 from shoal.option_values import show_coins
-from shoal.swarm.announcement import AskedPrice
+from shoal.swarm.announcement import WINDOW_TOKENS, AskedPrice
 from shoal.types import Span
 from shoal.wire.messages import Open, shorten
 from shoal.wire.paying import Paid, PaymentDue
 
-WINDOW_TOKENS = 4096
-"""Tokens through the node's blocks that it serves before it is paid."""
 ASK_AT = 4
 """Of a window, a fourth: when so much is owed, the client is told."""
 LEAST_PART = 16
