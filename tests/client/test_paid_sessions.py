@@ -9,10 +9,11 @@ import msgspec
 import pytest
 import trio
 
+from shoal.client.paying import voucher_payer
 from shoal.client.paying.accounts import HopAccounts
 from shoal.client.paying.voucher_payer import VoucherPayer
 from shoal.client.ring import route_finder
-from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped, VoucherRefused
+from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped, RemoteProtocolError, VoucherRefused
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.offer import offer_payment
@@ -21,11 +22,12 @@ from shoal.ledger.vouchers.voucher import sign_voucher
 from shoal.node import hop
 from shoal.node.paying import payee_desk
 from shoal.node.paying.payee_desk import PayeeDesk
+from shoal.swarm.announcement import AskedPrice
 from shoal.testing.escrow import PretendedChain
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, Span
 from shoal.wire.messages import Open
-from shoal.wire.paying import Paid
+from shoal.wire.paying import Paid, PaymentDue
 
 from .conftest import PROMPT
 
@@ -143,7 +145,9 @@ class Silent(VoucherPayer):
     """A client that takes and does not pay."""
 
     async def pay_due(self, channel_id, bills):
+        self._paying[channel_id].pending.clear()
         self._paying[channel_id].busy = False
+        return {}
 
     async def settle(self, bills, live):
         pass
@@ -384,3 +388,41 @@ async def test_where_many_are_kept_the_chain_is_asked_which_are_empty(tmp_path, 
     assert len(there.paid.channel_ids()) == 1
     await desk._look()
     assert len(there.paid.channel_ids()) == 1
+
+
+class Asking:
+    """A client's end of a channel to a hop that asks for money."""
+
+    def __init__(self, peer):
+        self.peer, self.sent = peer, []
+
+    async def send(self, message):
+        self.sent.append(message)
+
+
+async def test_who_was_offered_nothing_asks_for_nothing_and_who_asks_too_much_stops_itself(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(voucher_payer, "RESULTS_WITHIN_S", 0.0)
+    chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
+    books = PaymentBooks.below(tmp_path)
+    fund = partial(chain.fund, books, key)
+    payer = VoucherPayer("client", key, books, fund, chain.domain, 10**9)
+    price = AskedPrice(PRICE, 10**6, payee, chain.domain.chain_id, chain.domain.contract)
+    for peer in ("liar", "honest"):
+        await payer.offer(peer, price)
+    ((channel_id, _),) = payer._paying.items()
+
+    def due(micro, waiting):
+        return PaymentDue(channel_id, micro.to_bytes(16, "big"), b"", waiting, "")
+
+    liar, honest, stranger = Asking("liar"), Asking("honest"), Asking("stranger")
+    with pytest.raises(RemoteProtocolError, match="was not offered"):
+        payer.note_due(stranger, due(1, True))
+    assert payer.note_due(honest, due(0, True))
+    assert not payer.note_due(liar, due(10**9 * MICRO, True))
+    stopped = await payer.pay_due(channel_id, list)
+    assert {channel.peer: why.reason for channel, why in stopped.items()} == {"liar": "overcharged"}
+    assert payer.note_due(liar, due(10**9 * MICRO, True))
+    assert not payer.note_due(honest, due(0, True))  # what one is told does not hide what the other is
+    assert list(await payer.pay_due(channel_id, list)) == [liar]

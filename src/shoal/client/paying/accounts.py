@@ -47,7 +47,7 @@ class HopAccounts:
                 check="set pay-budget and pay-password-file",
                 next_command="shoal wallet create",
             )
-        return HopTerms(credit, await self.payer.offer(price))
+        return HopTerms(credit, await self.payer.offer(peer, price))
 
     async def settle(
         self, given: Sequence[GivenWork], bills: Sequence[HopBill], live: Sequence[HopBill]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,8 +58,8 @@ class HopBill:
 class Payer(Protocol):
     """Who pays hops, outside of the steps."""
 
-    async def offer(self, price: AskedPrice) -> PaymentOffer:
-        """How a session will be paid for.
+    async def offer(self, peer: PeerId, price: AskedPrice) -> PaymentOffer:
+        """How a session at ``peer`` will be paid for.
 
         Raises:
             PaymentStopped: it will not, as the budget is spent or the node is paid elsewhere.
@@ -68,16 +68,23 @@ class Payer(Protocol):
         ...
 
     def note_due(self, channel: Channel, message: PaymentDue) -> bool:
-        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run."""
+        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run.
+
+        Raises:
+            RemoteProtocolError: this payment channel was not offered to it.
+        """
         ...
 
     async def pay_due(
         self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
-    ) -> PaymentStopped | None:
-        """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting.
+    ) -> Mapping[Channel, PaymentStopped]:
+        """Pay what is due, as far as the bills allow.
 
         Args:
             bills: of all sessions that are open by then.
+
+        Returns:
+            Of each channel whose hop waits and goes on waiting, why.
         """
         ...
 

@@ -7,7 +7,8 @@ back bounds it, with one window beyond. What is signed is on the disk before it 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -33,6 +34,8 @@ from shoal.wire.paying import Paid, PaymentDue, PaymentOffer
 LOOK_AGAIN_S = 0.05
 RESULTS_WITHIN_S = 15.0
 """How long a hop may wait for a voucher until what it claims has come back."""
+MAX_PEERS = 1024
+"""Of one payee, to whom its payment channel was offered; whom it was offered to longest ago is forgotten."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,10 @@ class _Paying:
         """What their hops may ask for them."""
         self.window = window
         self.last_claim = -1
-        self.pending: tuple[Channel, PaymentDue] | None = None
+        self.peers: OrderedDict[PeerId, None] = OrderedDict()
+        """To whom it was offered: nobody else has anything to ask for over it."""
+        self.pending: dict[Channel, PaymentDue] = {}
+        """The newest of each channel to one of them."""
         self.busy = False
         self.signing = trio.Lock()
 
@@ -92,8 +98,8 @@ class VoucherPayer:
         self._to: dict[bytes, _Paying] = {}  # by payee
         self._opening = trio.Lock()
 
-    async def offer(self, price: AskedPrice) -> PaymentOffer:
-        """How a session will be paid for. See :class:`~shoal.client.paying.terms.Payer`."""
+    async def offer(self, peer: PeerId, price: AskedPrice) -> PaymentOffer:
+        """How a session at ``peer`` will be paid for. See :class:`~shoal.client.paying.terms.Payer`."""
         if (price.chain_id, price.contract) != (self._domain.chain_id, self._domain.contract):
             raise PaymentStopped(
                 f"this node is paid on chain {price.chain_id}, and chain.toml names another one",
@@ -104,17 +110,21 @@ class VoucherPayer:
             paying = self._to.get(price.payee)
             if paying is None or paying.account.signed >= paying.account.ceiling:
                 paying = await self._opened(price)
+        paying.peers[peer] = None
+        paying.peers.move_to_end(peer)
+        if len(paying.peers) > MAX_PEERS:
+            paying.peers.popitem(last=False)
         made = partial(
             offer_payment, self._key, self._domain, paying.account.terms, self._client, price.amount
         )
         return await trio.to_thread.run_sync(made)
 
     def note_due(self, channel: Channel, message: PaymentDue) -> bool:
-        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run."""
+        """A hop says what it is owed. See :class:`~shoal.client.paying.terms.Payer`."""
         paying = self._paying.get(message.channel_id)
-        if paying is None:
+        if paying is None or channel.peer not in paying.peers:
             raise RemoteProtocolError("a payment is due over a payment channel that was not offered")
-        paying.pending = channel, message
+        paying.pending[channel] = message
         if paying.busy:
             return False
         paying.busy = True
@@ -122,24 +132,29 @@ class VoucherPayer:
 
     async def pay_due(
         self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
-    ) -> PaymentStopped | None:
-        """Pay what is due, as far as the bills allow. Returns why a hop that waits goes on waiting."""
-        paying, stopped = self._paying[channel_id], None
+    ) -> Mapping[Channel, PaymentStopped]:
+        """Pay what is due. See :class:`~shoal.client.paying.terms.Payer`."""
+        paying, waiting = self._paying[channel_id], dict[Channel, PaymentStopped]()
         until = trio.current_time() + RESULTS_WITHIN_S
         try:
-            while paying.pending is not None:
-                (channel, message), paying.pending = paying.pending, None
+            while paying.pending:
+                channel = next(iter(paying.pending))
+                message = paying.pending.pop(channel)
                 try:
                     stopped = await self._pay(paying, channel, message, bills())
                 except PaymentStopped as error:
                     stopped = error
-                if stopped is not None and stopped.reason == "overcharged" and trio.current_time() < until:
+                waiting.pop(channel, None)
+                if stopped is None:
+                    continue
+                waiting[channel] = stopped
+                if stopped.reason == "overcharged" and trio.current_time() < until:
                     # Most often its results are on their way yet, or with a slower hop.
                     await trio.sleep(LOOK_AGAIN_S)
-                    paying.pending = paying.pending or (channel, message)
+                    paying.pending.setdefault(channel, message)
         finally:
             paying.busy = False
-        return stopped
+        return waiting
 
     async def settle(self, bills: Sequence[HopBill], live: Sequence[HopBill]) -> None:
         """Pay for a session that is over. See :class:`~shoal.client.paying.terms.Payer`."""

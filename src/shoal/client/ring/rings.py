@@ -367,13 +367,13 @@ class Rings:
     def _bills(self) -> list[HopBill]:
         return [bill for ring in self._rings.values() for bill in ring.places.bills]
 
-    async def _pay(self, payer: Payer, channel_id: bytes, channel: Channel) -> None:
-        """Pay what a hop says is due; where that is not to be paid, its sessions end with why."""
+    async def _pay(self, payer: Payer, channel_id: bytes) -> None:
+        """Pay what hops say is due; where that is not to be paid, their sessions end with why."""
         with ends_alone(log, "paying a hop"):
-            stopped = await payer.pay_due(channel_id, lambda: self._bills)
-            for ring in list(self._rings.values()) if stopped is not None else ():
-                if stopped is not None and ring.uses(channel):
-                    ring.stop(stopped)
+            for channel, stopped in (await payer.pay_due(channel_id, lambda: self._bills)).items():
+                for ring in list(self._rings.values()):
+                    if ring.uses(channel):
+                        ring.stop(stopped)
 
     def survived(self, ring: Ring, at: float, gap_s: float, lost: Sequence[PeerId], way: str) -> None:
         """Note that a session, now on ``ring``, has survived a loss; ``at`` is seconds since the epoch."""
@@ -467,7 +467,7 @@ class Rings:
                 self.attested.questions.answered(channel, message, payload)
             case PaymentDue() if (payer := self._accounts.payer) is not None:
                 if payer.note_due(channel, message):
-                    self._start(self._pay, payer, message.channel_id, channel)
+                    self._start(self._pay, payer, message.channel_id)
             case Trained() | NotTrained():
                 self.training.answered(channel, message, payload)
             case _ if isinstance(message, RingMessage):
