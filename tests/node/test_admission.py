@@ -138,3 +138,23 @@ async def test_a_session_given_up_at_the_moment_when_it_opens_holds_nothing(push
     assert [reply.code for reply in client.replies if isinstance(reply, Refused)] == ["busy"] * pushed_out
     with trio.fail_after(15):
         await sessions.wait_idle()
+
+
+async def test_a_session_that_cannot_be_credited_holds_nothing() -> None:
+    class Credits:
+        def check(self, *_: object, **__: object) -> None:
+            pass
+
+        def metered(self, *_: object) -> None:
+            raise Busy("others are before it")
+
+    engine, client, unused = SimEngine(Span(2, 8), Agenda(), []), Client(), list[object]()
+    sessions = Sessions(4, unused=unused.append)
+    admission = Admission(sessions, None, LoadMeter(ME, 0.0), lambda *_: None, "auto", Credits())  # type: ignore[arg-type]
+    service = Service(ME, SERVICE.digest, SERVICE.span, engine.numerics)
+    asked = msgspec.structs.replace(FITTING, format=engine.format, numerics=str(engine.numerics))
+    opening = admission.begin(client, asked, service, engine)  # type: ignore[arg-type]
+    assert opening is not None
+    assert await admission.open(client, asked, opening, engine) is None  # type: ignore[arg-type]
+    assert (len(sessions), engine.sessions, unused) == (0, 0, [engine])
+    assert [reply.code for reply in client.replies if isinstance(reply, Refused)] == ["busy"]

@@ -282,13 +282,13 @@ class Admission:
             onward = None
             if message.next is not None:
                 onward = await reach_next(self._channels, message.next, channel.peer)
+            measured: Callable[[Step, StepOutput], None] = partial(self._measured, engine, span)
+            if self._credits is not None:
+                measured = self._credits.metered(channel, message, measured)
         except BaseException:
             engine.close(session)
             self._sessions.unuse(engine)
             raise
-        measured: Callable[[Step, StepOutput], None] = partial(self._measured, engine, span)
-        if self._credits is not None:
-            measured = self._credits.metered(channel, message, measured)
         hop = Hop(
             opened=message,
             client=channel,
