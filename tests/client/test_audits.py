@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -21,6 +22,7 @@ from shoal.node.admission import Admission
 from shoal.node.audits.reveal import RevealDesk
 from shoal.node.hop import Hop
 from shoal.routing.reputation import REFUSAL, SHARED_FAULT
+from shoal.swarm.announcement import AskedPrice
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import CHEATS, cheating
 from shoal.testing.swarm import MemorySwarm, memory_swarm
@@ -395,6 +397,23 @@ async def test_rows_that_are_not_kept_any_more_cannot_be_shown(
         found = (await answered(client, checkpoint)).protection
         assert [audit.what for audit in found.audits if "not kept here any more" in audit.what]
         assert suspected(client, swarm) == []
+
+
+async def test_who_asks_a_price_is_not_asked_to_audit(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        asking(home, checkpoint, [*SPANS, MIDDLE]) as (_, client),
+        client.session(str(checkpoint), tokens=64) as session,
+    ):
+        await session.step([5, 6, 7])
+        job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
+        finder, price = client.rings.finder, AskedPrice(1, 1, b"p" * 20, 1, b"c" * 20)
+        assert client.audits.auditors.peer(session, job, set()) is not None
+        replace, found = msgspec.structs.replace, finder.serving(session.shape)
+        priced = [replace(a, served=replace(a.served, price=price)) for a in found if a.served]
+        monkeypatch.setattr(finder, "serving", lambda *_: priced)
+        assert client.audits.auditors.peer(session, job, set()) is None
 
 
 async def test_rows_that_attested_peers_alone_may_see_are_shown_to_no_auditor(

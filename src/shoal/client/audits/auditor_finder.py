@@ -46,16 +46,16 @@ class AuditorFinder:
         seen_at = self._rings.seen_at
         hops = [whereabouts_of([hop.address], seen_at) for hop in session.ring.route]
         now = trio.current_time()
-        places = {
-            PeerId(a.peer): whereabouts_of([a.address], seen_at)
-            for a in finder.serving(shape, job.numerics.format)
-        }
+        serving = finder.serving(shape, job.numerics.format)
+        places = {PeerId(a.peer): whereabouts_of([a.address], seen_at) for a in serving}
+        # The identity under which audits ask pays nobody.
+        priced = {PeerId(a.peer) for a in serving if a.served is not None and a.served.price is not None}
         doubtful = {peer for peer in places if finder.reputation.distrusted(peer, now)}
         # Of whom nobody knows where it is, nobody is known to be beside: it must not push others back.
         hops, known_near = ([one for one in some if one.known] for some in (hops, near))
         known = {peer for peer, at in places.items() if at.known and not all(apart(at, hop) for hop in hops)}
         beside = {peer for peer, at in places.items() if not all(apart(at, one) for one in known_near)}
-        never = tried | doubtful
+        never = tried | doubtful | priced
         for avoid in (ring | known | beside, ring | beside, beside, ring | known, ring, set[PeerId]()):
             try:
                 route = finder.find(shape, job.numerics, len(job.rows), never | avoid, span=job.span)
