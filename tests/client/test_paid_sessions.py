@@ -236,6 +236,8 @@ async def test_a_client_without_a_wallet_goes_over_nobody_who_asks(tmp_path, che
         willing = await there.swarm.add_client(max_price="1", resume_s=0.2)
         with pytest.raises(PaymentStopped, match="no wallet"):
             await there.tokens(willing, 2)
+        # That it cannot pay is not held against who asks.
+        assert not any(one.faults for one in willing.rings.finder.reputation._records.values())
 
 
 class Heard:

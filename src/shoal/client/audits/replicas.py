@@ -11,7 +11,7 @@ import trio
 from shoal.client.audits.auditors import ENOUGH_S, fault_share, whereabouts_of
 from shoal.client.audits.findings import Findings
 from shoal.client.receipts.pull import AnswerText
-from shoal.client.ring.hop import HopRefused, RouteHop
+from shoal.client.ring.hop import HopNotAsked, HopRefused, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import Rings
 from shoal.client.session import Session
@@ -93,7 +93,7 @@ class Replicas:
             except HopRefused as error:
                 blamed = await self._rings.to_blame(route, error)
                 refused |= blamed
-                for peer in blamed:
+                for peer in () if isinstance(error, HopNotAsked) else blamed:
                     self._findings.hold_against(peer, fault_share(error.error, within_s))
                 continue
             for places, hop in zip(taken, route, strict=True):

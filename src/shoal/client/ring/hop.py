@@ -84,6 +84,10 @@ class HopRefused(ShoalError):
         self.gone = gone
 
 
+class HopNotAsked(HopRefused):
+    """This client could not ask a hop, as it has no terms for it: that is not the hop's fault."""
+
+
 class HopLost(ChannelClosed):
     """A hop went away in the middle of a session."""
 

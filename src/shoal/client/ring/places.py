@@ -13,7 +13,7 @@ import trio
 from shoal.client.paying.accounts import GivenWork
 from shoal.client.paying.terms import HopBill, TermsOf, no_terms
 from shoal.client.paying.work import HopWork, RingWork
-from shoal.client.ring.hop import HopLost, HopRefused, RingHop, RouteHop
+from shoal.client.ring.hop import HopLost, HopNotAsked, RingHop, RouteHop
 from shoal.errors import ChannelClosed, DeadlineExceeded, OutdatedPeer, RemoteProtocolError, ShoalError
 from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
@@ -277,7 +277,7 @@ class Places:
         try:
             terms = await self._terms(hop.peer, hop.hop.price, span)
         except ShoalError as error:
-            raise HopRefused(hop.peer, error) from error
+            raise HopNotAsked(hop.peer, error) from error
         message = Open(
             self._session,
             self._shape.digest,

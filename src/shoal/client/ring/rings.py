@@ -15,7 +15,7 @@ from shoal.client.attestation.attested import RENEW_S, AttestedPeers, no_measure
 from shoal.client.paying.accounts import HopAccounts
 from shoal.client.paying.terms import HopBill, Payer
 from shoal.client.ring.at_once import answer_at_once
-from shoal.client.ring.hop import HopRefused, RouteHop
+from shoal.client.ring.hop import HopNotAsked, HopRefused, RouteHop
 from shoal.client.ring.ring import Ring, RingMessage
 from shoal.client.ring.route_finder import RouteFinder
 from shoal.client.tuning.questions import TrainingQuestions
@@ -299,6 +299,9 @@ class Rings:
         """
         search.trial, search.refused = False, error.error
         log.info("a route was refused: %s", error.message)
+        if isinstance(error, HopNotAsked):
+            search.avoid.add(error.peer)
+            return
         at_odds = await self._at_odds(route, error)
         peers = at_odds or {error.gone or error.peer}
         out_of_reach = isinstance(error.error, ChannelClosed | DeadlineExceeded)
