@@ -20,15 +20,16 @@ from shoal.config import load
 from shoal.errors import UsageError
 from shoal.gateway.payment.opening import offer_of, paid_door
 from shoal.gateway.payment.terms import read_terms, smallest_units
+from shoal.gateway.payment.till import Till
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
 from shoal.ledger.x402.messages import MAX_HEADER, read_payment, terms_of
 from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
-from shoal.ledger.x402.refusals import PaymentNotTaken
+from shoal.ledger.x402.refusals import NOTHING_LEFT, SIGNATURE, PaymentNotTaken
 from shoal.ledger.x402.settlement import TokenFacts
-from shoal.ledger.x402.taking import charge_after, charge_before, pay_request, tell
+from shoal.ledger.x402.taking import charge_after, charge_before, check_refund, pay_request, tell
 from tests.ledger.x402 import contracts
 
 PAYER, OURS = (ChainKey.from_secret(bytes([n]) * 32) for n in (0x71, 0x72))
@@ -263,3 +264,24 @@ def test_gateways_that_share_a_database_are_not_paid(tmp_path: Path) -> None:
 def test_the_contracts_of_these_tests_are_compiled_from_what_stands_beside_them() -> None:
     for name in contracts.NAMES:
         assert contracts.contract(name)["source"] == contracts.source_hash(name)
+
+
+def test_what_is_worth_no_transaction_is_not_given_back() -> None:
+    """A tenth of the least deposit, which is 1000 here, and no less."""
+    found = account(deposit=1100, owed_micro=1000 * 10**6, told=1000)
+    voucher = sign_voucher(PAYER, OFFER.domain, found.channel_id, 1000)
+    assert check_refund(found, OFFER, voucher, recover) == 100
+    assert check_refund(found, OFFER, voucher, recover, 10**9) == 100
+    for kept, asked in ((found, 99), (found, 0), (msgspec.structs.replace(found, deposit=1099), None)):
+        with pytest.raises(PaymentNotTaken) as refused:
+            check_refund(kept, OFFER, voucher, recover, asked)
+        assert refused.value.reason == NOTHING_LEFT
+
+
+async def test_who_has_not_signed_keeps_no_request_of_the_payer_out() -> None:
+    till = Till(OFFER, None, OURS, None)  # type: ignore[arg-type]
+    forged = payment()
+    forged["payload"] |= {"type": "refund"}
+    with pytest.raises(PaymentNotTaken) as refused:
+        await till.give_back(read_payment(header(forged)))
+    assert (refused.value.reason, till._open) == (SIGNATURE, {})

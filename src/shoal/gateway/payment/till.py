@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -158,25 +158,27 @@ class Till:
         Raises:
             PaymentNotTaken, LimitReached, OutOfResources: as :meth:`taken`.
         """
-        channel_id = self._channel(payment)
+        channel_id, request = self._channel(payment), payment.payload
+        voucher = self._voucher(request.voucher, channel_id)
+        # First: who is not the payer must not keep the payer's own requests out.
+        check_signed(voucher, terms_of(payment), recover)
         self._decide(channel_id)
         try:
             if self._open[channel_id].streams:
                 raise _busy()
             account = await self._kept(channel_id)
-            check_refund(account, self._voucher(payment.payload.voucher, channel_id), recover)
-            transaction = await self.on_chain(partial(self._return, account, payment.payload))
+            asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else None
+            given = check_refund(account, self.offer, voucher, recover, asked)
+            transaction = await self.on_chain(partial(self._return, account, given))
             after = await self._change(channel_id, lambda now: now)
             return encoded(response(self.offer, after, 0, transaction))
         finally:
             self.decided(channel_id)
 
-    def _return(self, account: PayeeAccount, request: Any) -> str:
+    def _return(self, account: PayeeAccount, amount: int) -> str:
         if account.voucher is not None and account.owed > account.redeemed:
             self.client.claim(self.key, account)
-        left = account.deposit - account.owed
-        asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else left
-        transaction = self.client.give_back(self.key, account.terms, min(asked, left))
+        transaction = self.client.give_back(self.key, account.terms, amount)
         self.refresh(account, begin_anew)
         return transaction
 

@@ -25,6 +25,10 @@ from shoal.ledger.x402.refusals import (
     PaymentNotTaken,
 )
 
+REFUND_PART = 10
+"""Of the least deposit: less is not given back when it is asked for, as the gateway pays the gas of claiming
+and of giving back. The payer can close the payment channel itself, and has it then."""
+
 
 def pay_request(
     account: PayeeAccount, offer: GatewayOffer, voucher: Voucher, recover: Recover, now: float
@@ -102,19 +106,33 @@ def tell(account: PayeeAccount, charged: int) -> PayeeAccount:
     return msgspec.structs.replace(account, told=account.told + charged)
 
 
-def check_refund(account: PayeeAccount, voucher: Voucher, recover: Recover) -> None:
+def check_refund(
+    account: PayeeAccount, offer: GatewayOffer, voucher: Voucher, recover: Recover, asked: int | None = None
+) -> int:
     """See that who wants its money back is the payer, and knows what it was charged.
 
+    Args:
+        asked: what it wants; ``None``: all that is left.
+
+    Returns:
+        What it is given back.
+
     Raises:
-        PaymentNotTaken: it is not, or does not; or nothing is left.
+        PaymentNotTaken: it is not, or does not; or too little is left for a transaction.
     """
     check_signed(voucher, account.terms, recover)
     if voucher.amount != account.told:
         message = f"this voucher is for {voucher.amount}, and {account.told} were charged"
         raise PaymentNotTaken(message, reason=MISMATCH, account=account)
-    if account.deposit <= account.owed:
-        message = "nothing is left in this payment channel"
-        raise PaymentNotTaken(message, reason=NOTHING_LEFT)
+    left = max(0, account.deposit - account.owed)
+    given, least = left if asked is None else min(asked, left), max(1, offer.least_deposit // REFUND_PART)
+    if given < least:
+        raise PaymentNotTaken(
+            f"{given} would be given back, and this gateway sends nothing for less than {least}",
+            reason=NOTHING_LEFT,
+            check="ask for more of what is left at once, or close the payment channel yourself",
+        )
+    return given
 
 
 def begin_anew(account: PayeeAccount) -> PayeeAccount:
