@@ -10,6 +10,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.node import kept_caches
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
+from shoal.types import PeerId, Span
 from shoal.wire.cache_names import CACHE_STRIDE, MAX_CACHE_NAMES, Beginning, cache_keys, names_for
 
 from .conftest import PROMPT, THIRDS
@@ -140,6 +141,43 @@ async def test_where_one_hop_has_kept_nothing_all_is_computed(home, roomy):
         async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN) as session:
             assert session.token_ids == []
             assert np.array_equal(await session.step(TOKENS), given)
+
+
+async def test_what_came_by_one_way_is_not_taken_for_what_comes_by_another(home, roomy):
+    """An honest hop behind a liar: what it has kept is of no use behind an honest one."""
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        given = await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        await swarm.add_node(THIRDS[0])
+        with trio.fail_after(5):
+            while len(swarm.client.announcements()) < 4:
+                await swarm.client.member.wait_changed()
+        first = swarm.networks[0].peer
+        rings, shape = swarm.client.rings, swarm.model.shape
+        numerics = swarm.nodes[0].engine.numerics
+        route = rings.finder.find(shape, numerics, 256, {PeerId(first)}, span=Span(0, shape.n_blocks))
+        assert first not in {hop.address.peer for hop in route}
+        ring = await rings.open_over(route, shape, numerics, 256, 5.0, None, caches=KEYS)
+        assert [hop.held for hop in ring.places.hops] == [0, 0, 0]
+        await rings.close(ring)
+        assert [node.server.kept_caches for node in swarm.nodes] == [1, 1, 1, 0]
+        async with swarm.client.session(str(roomy), tokens=256) as session:
+            assert np.array_equal(await session.step(TOKENS), given)
+
+
+async def test_after_a_hop_was_replaced_none_keeps_what_came_by_two_ways(home, roomy):
+    async with memory_swarm(home, roomy, [*THIRDS, THIRDS[1]]) as swarm:
+        async with swarm.client.session(str(roomy), tokens=256) as session:
+            await session.step(TOKENS[:10])
+            used = [network.peer for network in swarm.networks].index(session.ring.route[1].address.peer)
+            swarm.kill(used)
+            await session.step(TOKENS[10:])
+            assert [reroute.way for reroute in session.reroutes] == ["resend"]
+            await session.keep(KEYS)
+        with trio.fail_after(25):
+            while any(n.engine.sessions for i, n in enumerate(swarm.nodes) if i != used):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert sum(node.server.kept_caches for node in swarm.nodes) == 0
 
 
 def test_what_begins_alike_looks_for_the_same_hops():

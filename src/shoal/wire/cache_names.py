@@ -1,7 +1,9 @@
 """Names under which hops keep a session's KV for whoever goes on from the same tokens.
 
 A key is made of a secret and of all tokens up to a position, so who does not have both cannot make it. Each
-hop is told names of its own, made of the keys: what one hop knows says nothing to another::
+hop is told names of its own, made of the keys: what one hop knows says nothing to another. They are of all
+peers through which the tokens came to it, too: what a liar has given an honest hop is found by nobody whose
+way is another. ::
 
     client → KeepCache       keep it by these names, once the session is over or another asks for it
     client → Open(caches)    the names that a new session's beginning may have
@@ -20,7 +22,6 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from shoal.types import PeerId
 from shoal.wire.fields import Count, SessionBytes, TaggedMessage
 
 CACHE_STRIDE = 64
@@ -85,9 +86,14 @@ def cache_keys(secret: bytes, token_ids: Sequence[int]) -> tuple[CacheKey, ...]:
     return tuple(found[-MAX_CACHE_NAMES:])
 
 
-def names_for(keys: Sequence[CacheKey], peer: PeerId) -> tuple[CacheName, ...]:
-    """What one hop is told of these keys."""
+def names_for(keys: Sequence[CacheKey], way: str) -> tuple[CacheName, ...]:
+    """What one hop is told of these keys.
+
+    Args:
+        way: the peers through which tokens came to it, itself the last: what one of them has made of them is
+            of no use behind others.
+    """
     return tuple(
-        CacheName(each.tokens, hashlib.blake2b(peer.encode(), digest_size=16, key=each.key).digest())
+        CacheName(each.tokens, hashlib.blake2b(way.encode(), digest_size=16, key=each.key).digest())
         for each in keys
     )

@@ -101,14 +101,19 @@ class Places:
 
     async def keep(self, keys: Sequence[CacheKey]) -> None:
         """Tell every hop by which names it is to keep the session's KV, as far as they take it within
-        ``KEEP_WITHIN_S``: one that is gone, or does not read, keeps nothing."""
+        ``KEEP_WITHIN_S``: one that is gone, or does not read, keeps nothing.
 
-        async def tell(hop: RingHop, channel: Channel) -> None:
+        Where a hop was replaced, none keeps any: those behind it have KV that came by two ways.
+        """
+        keys = () if self.departed else keys
+
+        async def tell(index: int, channel: Channel) -> None:
             with suppress(ChannelClosed, OutdatedPeer):
-                await channel.send(KeepCache(self._session, names_for(keys, hop.peer)))
+                await channel.send(KeepCache(self._session, names_for(keys, self._way(index))))
 
+        channels = [(index, hop.channel) for index, hop in enumerate(self.hops)]
         with trio.move_on_after(KEEP_WITHIN_S):
-            await _together([partial(tell, hop, hop.channel) for hop in self.hops if hop.channel is not None])
+            await _together([partial(tell, i, channel) for i, channel in channels if channel is not None])
 
     @property
     def bills(self) -> list[HopBill]:
@@ -291,7 +296,7 @@ class Places:
             str(self._numerics),
             self._key_before(index),
             self._shape.adapter or "",
-            names_for(self._caches, self.hops[index].peer),
+            names_for(self._caches, self._way(index)),
             terms.credit,
             terms.payment,
             self.background,
@@ -314,6 +319,10 @@ class Places:
         reply = await self.hops[index].ask(message, timeout_s)
         if isinstance(reply, Rerouted) and not reply.kept:
             raise ChannelClosed(f"{self.hops[index].hop} has not kept what the next one needs")
+
+    def _way(self, index: int) -> str:
+        """The peers through which tokens come to a hop, itself the last."""
+        return " ".join(hop.peer for hop in self.hops[: index + 1])
 
     def _before(self, index: int) -> str | None:
         return self.hops[index - 1].peer if index else None
