@@ -119,6 +119,21 @@ async def test_what_is_audited_takes_nothing_that_hops_have_kept(tmp_path, check
         assert (await asked(other, LONG, receipts=True))[2] > 0  # of its own, which it has seen
 
 
+async def test_what_a_liar_had_a_part_in_is_not_gone_on_with(tmp_path, checkpoint):
+    async with (
+        memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 2) as swarm,
+        another(swarm, checkpoint, kept_in(tmp_path)) as gateway,
+    ):
+        text, _, _ = await asked(gateway, LONG)
+        (lease,) = gateway.gateway.prefixes._kept
+        (liar,) = lease.session.ring.route
+        reputation = gateway.gateway.prefixes._swarm.rings.finder.reputation
+        reputation.lied(liar.address.peer, trio.current_time())
+        assert (await asked(gateway, next_turn(text)))[2] == 0
+        (hop,) = gateway.gateway.prefixes._kept[-1].session.ring.route
+        assert hop.address.peer != liar.address.peer
+
+
 async def test_a_secret_is_made_once_and_another_follows_for_each_owner(database):
     secret = read_cache_secret(database)
     assert secret == read_cache_secret(database)

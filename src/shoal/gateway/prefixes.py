@@ -172,13 +172,19 @@ class Prefixes:
         rings = [(kept, kept.session.ring) for kept in self._kept]
         for lease in [kept for kept, ring in rings if len(ring.lost) == len(ring.route)]:
             self._give_up(lease)
-        for lease in self._kept:
+        for lease in [kept for kept in self._kept if not self._doubtful(kept)]:
             ours = lease.owner == owner and lease.tokens >= asked.least_need
             ours = ours and not (lease.session.taken_up and asked.checked)
             shared = lease.session.reusable(asked.prompt, asked.placed) if ours else 0
             if shared > most and shared >= len(lease.session.token_ids) // 2:
                 best, most = lease, shared
         return best
+
+    def _doubtful(self, lease: Lease) -> bool:
+        """Whether a peer that is distrusted by now has had a part in a session's KV."""
+        reputation, places = self._swarm.rings.finder.reputation, lease.session.ring.places
+        now = trio.current_time()
+        return any(reputation.distrusted(hop.peer, now) for hop in (*places.hops, *places.departed))
 
     def _give_up(self, lease: Lease) -> None:
         self._kept.remove(lease)
