@@ -92,6 +92,15 @@ def test_a_position_that_was_never_reached_is_not_made_up():
     assert kept.below(9) is None
 
 
+def test_a_session_that_began_with_kept_kv_does_not_have_what_was_below():
+    kept = ResendBuffer(ResendBudget(), merge=False)
+    kept.add(a_step(192), "float32", bytes(8))
+    assert kept.below(193) is None
+    assert kept.rows(192, 1, 2) == [bytes(8)]
+    fill(kept, [2])
+    assert [e.tokens for e in kept.below(2)] == [2]
+
+
 def test_beyond_the_bound_the_session_with_most_is_kept_no_longer():
     room = ResendBudget(limit=40)
     first, second = ResendBuffer(room, merge=False), ResendBuffer(room, merge=False)

@@ -84,7 +84,7 @@ class ResendBuffer:
         self._merge = merge
         self._size = 0  # bytes
         self._entries: list[Entry] = []
-        self._whole = True  # nothing is missing from position 0 on
+        self._whole = True  # nothing is missing from where it began on
 
     def add(self, step: Step, codec: Codec, payload: bytes) -> None:
         """Keep the result of ``step``, and forget what it overwrites."""
@@ -108,8 +108,9 @@ class ResendBuffer:
             return []
         with self._room.lock:
             kept = [entry for entry in self._entries if entry.position < position] if self._whole else []
-        # A piece that goes beyond is not cut: in other pieces, the cache would hold other bits.
-        if not kept or kept[-1].end != position or any(entry.cut for entry in kept):
+        # A session that goes on with kept KV never sent what is before that. And a piece that goes beyond is
+        # not cut: in other pieces, the cache would hold other bits.
+        if not kept or kept[0].position or kept[-1].end != position or any(entry.cut for entry in kept):
             return None
         return list(_merged(kept)) if self._merge else kept
 
