@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.client.ring.prefill import MOST
 from shoal.client.transcript import Piece, Transcript, join_singles
 from shoal.errors import LocalProtocolError
 from shoal.models.build.rope_scaling import RopeScaling
@@ -153,6 +154,15 @@ def test_single_tokens_are_put_together_but_not_across_frequencies():
     assert [piece.token_ids for piece in transcript.held_pieces] == [[90, 91], list(range(8)), [8, 9]]
     assert transcript.token_ids == [90, 91, *range(10)]
     assert join_singles([Piece([1], 1), Piece([2], 2)]) == [Piece([1], 1), Piece([2], 2)]
+
+
+def test_what_an_earlier_session_has_left_is_owed_in_steps_of_a_usual_size():
+    transcript = Transcript(RopeScaling())
+    transcript.take_up(range(1100))
+    assert (transcript.held, transcript.length, transcript.owed) == (1100, 1100, [])
+    transcript.lose()
+    assert [len(piece.token_ids) for piece in transcript.owed] == [MOST, MOST, 1100 - 2 * MOST]
+    assert [token for piece in transcript.owed for token in piece.token_ids] == list(range(1100))
 
 
 # --- what can be used again --------------------------------------------------------------------------------

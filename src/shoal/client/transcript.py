@@ -23,6 +23,10 @@ from shoal.errors import LocalProtocolError
 from shoal.executor.runner import MERGED_ROWS
 from shoal.models.build.rope_scaling import RopeScaling
 
+TAKEN_UP_TOKENS = 512
+"""Tokens of a piece of what an earlier session has left, where it must be sent again: as many as a step of a
+prompt has at the most (``prefill.MOST``)."""
+
 
 class Piece(NamedTuple):
     """Tokens that go through the hops in one step."""
@@ -97,7 +101,10 @@ class Transcript:
 
     def take_up(self, token_ids: Sequence[int]) -> None:
         """The hops hold these tokens of an earlier session, in pieces that nobody knows any more."""
-        self._pieces = [Piece(list(token_ids))]
+        whole = list(token_ids)
+        self._pieces = [
+            Piece(whole[at : at + TAKEN_UP_TOKENS]) for at in range(0, len(whole), TAKEN_UP_TOKENS)
+        ]
         self.token_ids += token_ids
         self.held = self.length
 
