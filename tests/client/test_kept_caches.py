@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import numpy as np
 import pytest
 import trio
@@ -86,6 +88,31 @@ async def test_a_session_that_waits_gives_its_kv_to_a_later_one_and_ends(home, r
             # Whoever goes on with it all the same has it computed again.
             assert np.array_equal(await session.step(PROMPT), (await fresh(swarm, roomy, PROMPT)))
         assert given.shape[0] == len(TOKENS)
+
+
+async def test_of_several_that_wait_one_ends_and_none_where_as_much_is_kept(home, roomy):
+    async with memory_swarm(home, roomy, THIRDS) as swarm, AsyncExitStack() as stack:
+        waiting = []
+        for tokens, keys in ((128, KEYS[:2]), (197, KEYS)):
+            session = await stack.enter_async_context(swarm.client.session(str(roomy), tokens=256))
+            await session.step(TOKENS[:tokens])
+            await session.keep(keys)
+            waiting.append(session)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN) as later:
+            assert later.token_ids == TOKENS[:192]
+            await kept(swarm, 0)
+            assert all(node.server.sessions == 2 for node in swarm.nodes)
+            await later.step(TOKENS[192:])
+            await later.keep(KEYS)
+        await kept(swarm, 1)
+        # Of what is kept as much as the one that waits has, so that it goes on waiting.
+        short = Beginning(TOKENS[:128], KEYS[:2])
+        async with swarm.client.session(str(roomy), tokens=256, begins=short) as later:
+            assert later.token_ids == TOKENS[:128]
+            await kept(swarm, 0)
+            assert all(node.server.sessions == 2 for node in swarm.nodes)
+        assert [len(session.ring.lost) for session in waiting] == [0, 3]
 
 
 async def fresh(swarm, model, then):

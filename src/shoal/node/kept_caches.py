@@ -68,6 +68,13 @@ class KeptCaches:
 
     def take(self, engine: Engine, opened: Open, now: float) -> FoundCache | None:
         """What holds most of the beginning of a session that is to be opened; it is no longer kept."""
+        found = self.find(engine, opened, now)
+        if found is not None:
+            self._caches.remove(found.cache)
+        return found
+
+    def find(self, engine: Engine, opened: Open, now: float) -> FoundCache | None:
+        """What :meth:`take` would take."""
         self.expire(now)
         ours = [kept for kept in self._caches if kept.engine is engine]
         found = [
@@ -79,7 +86,6 @@ class KeptCaches:
         if not found:
             return None
         tokens, best = max(found, key=lambda each: (each[0], each[1].since))
-        self._caches.remove(best)
         return FoundCache(best, tokens)
 
     def make_room(self, engine: Engine, tokens: int) -> None:

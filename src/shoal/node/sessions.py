@@ -142,16 +142,25 @@ class Sessions:
     def take_kept(self, engine: Engine, opened: Open) -> FoundCache | None:
         """What an earlier session has left, or one that waits with it, for one that is to be opened.
 
-        A session that waits is ended by it: its client has said that others may go on with its KV.
+        A session that waits is ended by it, the one that has most and only where nothing that is kept has as
+        much: its client has said that others may go on with its KV.
         """
         if not opened.caches:
             return None
-        for hop in [h for h in self if h.names and h.engine is engine and h.queue.idle]:
-            if hop.queue.length <= SHARED_PART * shared_tokens(hop.names, hop.opened, opened):
-                hop.fail(None, UnknownSession("its KV has gone to a later session of the same conversation"))
-                hop.end()
-                self.forget(hop)
-        return self.kept.take(engine, opened, trio.current_time())
+        now = trio.current_time()
+        waiting = [
+            (shared, hop)
+            for hop in self
+            if hop.names and hop.engine is engine and hop.queue.idle
+            if (shared := shared_tokens(hop.names, hop.opened, opened)) * SHARED_PART >= hop.queue.length
+        ]
+        shared, hop = max(waiting, key=lambda each: each[0], default=(0, None))
+        kept = self.kept.find(engine, opened, now)
+        if hop is not None and shared > (kept.tokens if kept is not None else 0):
+            hop.fail(None, UnknownSession("its KV has gone to a later session of the same conversation"))
+            hop.end()
+            self.forget(hop)
+        return self.kept.take(engine, opened, now)
 
     def close(self, channel: Channel, session: SessionId) -> None:
         """End a session. Only the channel that opened it, or is about to, may."""
