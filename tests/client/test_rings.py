@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trio
 
-from shoal.client.ring import suspects
+from shoal.client.ring import route_finder, suspects
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import NEWCOMER_OPENS_S
@@ -16,6 +16,7 @@ from shoal.errors import NoCoverage
 from shoal.executor.codecs import decode, encode
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, PeerId, Span
+from shoal.wire.cache_names import CACHE_STRIDE, Beginning
 
 from .conftest import THIRDS
 
@@ -149,3 +150,20 @@ async def test_what_hops_did_is_settled_once_however_often_a_ring_is_closed(
         for _ in range(3):  # a session whose recovery failed closes it again
             await rings.close(ring)
         assert len(settled) == 1
+
+
+@pytest.mark.parametrize("share", [0, 1])
+async def test_who_begins_as_others_did_tries_newcomers_too(tmp_path, checkpoint, monkeypatch, share):
+    monkeypatch.setattr(route_finder, "TRIALS", share)
+    begins = Beginning.of(b"ours", range(CACHE_STRIDE))
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm:
+        rings, asked = swarm.client.rings, []
+        find = rings.finder.find
+
+        def noted(*args, **options):
+            asked.append((options["trial"], options["affinity"]))
+            return find(*args, **options)
+
+        monkeypatch.setattr(rings.finder, "find", noted)
+        await rings.close(await rings.open(swarm.model.shape, FP32, 16, begins=begins))
+        assert asked == [(True, b"") if share else (False, begins.affinity)]

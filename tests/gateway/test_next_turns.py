@@ -8,6 +8,7 @@ from functools import partial
 import httpx
 import trio
 
+from shoal.client.ring import route_finder
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.app import Options, open_gateway
@@ -73,7 +74,10 @@ async def test_the_next_turn_at_another_gateway_begins_where_hops_have_kept_it(t
         assert (await asked(one, next_turn(text)))[2] >= cached
 
 
-async def test_of_nodes_that_are_alike_each_gateway_finds_those_that_have_kept_it(tmp_path, checkpoint):
+async def test_of_nodes_that_are_alike_each_gateway_finds_those_that_have_kept_it(
+    tmp_path, checkpoint, monkeypatch
+):
+    monkeypatch.setattr(route_finder, "TRIALS", 0)
     database = kept_in(tmp_path)
     async with (
         memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 3) as swarm,

@@ -209,7 +209,9 @@ class Rings:
         timeout_s = timeout_s or self.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         affinity, caches = (begins.affinity, begins.keys) if begins is not None else (b"", ())
-        search = _Search(trial=not affinity and self.finder.draw_trial())
+        search = _Search(trial=self.finder.draw_trial())
+        if search.trial:
+            affinity = b""  # else no newcomer is ever tried by who asks for conversations alone
         have_shown = partial(self.have_shown, finder, shape, numerics, tokens, span, search.avoid)
         if attested:
             await have_shown()
