@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import trio
 
-from shoal.errors import RemoteProtocolError
+from shoal.client.ring.hop import HopRefused
+from shoal.errors import Busy, RemoteProtocolError
 from shoal.node import kept_caches
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
@@ -271,3 +272,25 @@ async def test_a_hop_that_says_it_kept_what_nobody_asked_for_does_not_take_part(
         with pytest.raises(RemoteProtocolError, match="130 tokens"):
             async with swarm.client.session(str(roomy), tokens=256, begins=AGAIN):
                 pass
+
+
+async def test_a_hop_that_cannot_open_with_what_it_has_kept_gives_its_room_back(home, roomy, monkeypatch):
+    async with memory_swarm(home, roomy, THIRDS) as swarm:
+        await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        engine = swarm.nodes[1].engine
+
+        def full(session, state):
+            raise Busy("no more sessions")
+
+        monkeypatch.setattr(engine, "take_up", full)
+        route = swarm.client.rings.finder.find(
+            swarm.model.shape, engine.numerics, 256, set(), span=Span(0, 6)
+        )
+        with pytest.raises(HopRefused, match="no more sessions"):
+            await swarm.client.rings.open_over(
+                route, swarm.model.shape, engine.numerics, 256, 5.0, None, caches=KEYS
+            )
+        with trio.fail_after(25):
+            while engine.tokens_free != engine.tokens:  # noqa: ASYNC110
+                await trio.sleep(0.01)

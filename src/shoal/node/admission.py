@@ -276,6 +276,8 @@ class Admission:
             else:
                 await engine.open(session, span, AdapterDigest(message.adapter) if message.adapter else None)
         except BaseException:
+            if found is not None:
+                engine.give_up(found.cache.state)  # nobody else knows of it any more
             self._sessions.unuse(engine)
             raise
         try:
