@@ -9,14 +9,16 @@ import pytest
 import trio
 
 from shoal.client.ring import route_finder, suspects
-from shoal.client.ring.hop import RouteHop
+from shoal.client.ring.hop import HopLost, RouteHop
 from shoal.client.ring.ring import Ring
 from shoal.client.ring.rings import NEWCOMER_OPENS_S
-from shoal.errors import NoCoverage
+from shoal.errors import NoCoverage, OutdatedPeer
 from shoal.executor.codecs import decode, encode
+from shoal.node.hop import Hop
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, PeerId, Span
 from shoal.wire.cache_names import CACHE_STRIDE, Beginning
+from shoal.wire.messages import Reroute, Rerouted
 
 from .conftest import THIRDS
 
@@ -167,3 +169,31 @@ async def test_who_begins_as_others_did_tries_newcomers_too(tmp_path, checkpoint
         monkeypatch.setattr(rings.finder, "find", noted)
         await rings.close(await rings.open(swarm.model.shape, FP32, 16, begins=begins))
         assert asked == [(True, b"") if share else (False, begins.affinity)]
+
+
+async def test_a_first_hop_whose_release_does_not_know_a_step_is_lost_as_one_that_is_gone(
+    tmp_path, checkpoint
+):
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm:
+        rings, shape = swarm.client.rings, swarm.model.shape
+        ring = await rings.open(shape, FP32, 16)
+        ring.first.version = 8  # rows that see each other came with 9
+        hidden = np.zeros((ROWS, shape.hidden_size), np.float32)
+        with pytest.raises(HopLost, match="does not know"):
+            await ring.send(encode(hidden, "float32"), "float32", ROWS, ROWS, mutual=((0, ROWS),))
+        assert ring.lost == [0]
+        await rings.close(ring)
+
+
+async def test_what_a_new_next_hop_does_not_know_is_not_kept_for_it(tmp_path, checkpoint, monkeypatch):
+    def outdated(hop, message, onward):
+        raise OutdatedPeer("it does not know what it would be sent again")
+
+    monkeypatch.setattr(Hop, "reroute", outdated)
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), Span(3, 6)]) as swarm:
+        rings, shape = swarm.client.rings, swarm.model.shape
+        ring = await rings.open(shape, FP32, 16)
+        reply = await ring.places.hops[0].ask(Reroute(ring.session, 0, None, None), 5.0)
+        assert reply == Rerouted(ring.session, kept=False)
+        assert all(node.server.sessions == 1 for node in swarm.nodes)
+        await rings.close(ring)

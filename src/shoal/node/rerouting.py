@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
-from shoal.errors import Busy, ChannelClosed, NotAllowed, UnknownSession
+from shoal.errors import Busy, ChannelClosed, NotAllowed, OutdatedPeer, UnknownSession
 from shoal.net.channel import Channel
 from shoal.net.pool import ChannelPool
 from shoal.node.admission import check_neighbours, reach_next
@@ -80,7 +80,7 @@ class Rerouting:
             self._changing.add(hop)
             try:
                 # What is refused here is not kept either, and the client replays.
-                with suppress(ChannelClosed, NotAllowed, Busy):
+                with suppress(ChannelClosed, NotAllowed, Busy, OutdatedPeer):
                     kept = await self._changed(channel, message, hop)
             finally:
                 self._changing.remove(hop)

@@ -29,6 +29,7 @@ from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
     LocalProtocolError,
+    OutdatedPeer,
     RemoteProtocolError,
     ShoalError,
     from_code,
@@ -329,7 +330,7 @@ class Ring:
     async def _send(self, step: Step, payload: bytes) -> None:
         try:
             await self.first.send(step, payload)
-        except ChannelClosed as error:
+        except (ChannelClosed, OutdatedPeer) as error:
             self.losses.lose(0, error.message)
             raise HopLost(self.places.hops[0].hop, error.message) from error
 
