@@ -15,11 +15,15 @@ import trio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
+from shoal.client.timing import Timing, traced_answer
 from shoal.metrics import tracing
 from shoal.metrics.logs import JsonLines
 from shoal.metrics.otel import exporting
 from shoal.metrics.tracing import TraceSpan
+from shoal.testing.swarm import memory_swarm
 from tests.web_server import WebServer
+
+from .conftest import THIRDS
 
 CALLER = "00-" + "ab" * 16 + "-" + "cd" * 8
 TRACE = b"\xab" * 16
@@ -123,6 +127,30 @@ async def test_an_answer_over_three_hops_is_one_trace(
             assert chat.start_time_unix_nano <= hop.start_time_unix_nano
             assert hop.end_time_unix_nano <= chat.end_time_unix_nano
     assert len(collector.spans) == 2 * 5
+
+
+async def test_after_a_replay_the_new_hops_are_in_the_trace_too(tmp_path, checkpoint) -> None:
+    found: list[TraceSpan] = []
+    async with memory_swarm(tmp_path, checkpoint, THIRDS) as swarm:
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            with tracing.exporting_to(found.append):
+                with traced_answer(session, 3, Timing()):
+                    await session.step([5, 6, 7])
+                    found.clear()
+                    before = session.ring
+                    for index in range(3):
+                        before.losses.lose(index, "a test")
+                    await session.step([8])
+                    assert session.ring is not before
+                    assert [reroute.way for reroute in session.reroutes] == ["replay"]
+                with trio.fail_after(25):
+                    while len([span for span in found if "shoal.blocks" in span.attributes]) < 6:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+    (chat,) = [span for span in found if "shoal.blocks" not in span.attributes]
+    hops = [span for span in found if "shoal.blocks" in span.attributes]
+    # Of three hops twice: as they were, and as they were opened again.
+    assert sorted(str(hop.attributes["shoal.blocks"]) for hop in hops) == 2 * ["0:2"] + 2 * ["2:3"] + 2 * ["3:6"]
+    assert {hop.parent for hop in hops} == {chat.context.span}
 
 
 async def test_a_caller_that_wants_no_trace_gets_none(gateway, collector: Collector) -> None:

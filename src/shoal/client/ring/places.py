@@ -75,6 +75,8 @@ class Places:
         self.background = background
         self._former: list[Channel] = []
         self._turn: TraceTurn | None = None
+        self.traced: TraceContext | None = None
+        """For which span of a trace the steps are; ``None``: for none."""
         self.hops = [RingHop(hop) for hop in route]
         self.departed: list[RingHop] = []
         """Those that have lost their places."""
@@ -206,7 +208,7 @@ class Places:
         Args:
             context: ``None``: for none.
         """
-        turn = TraceTurn(self._session)
+        turn, self.traced = TraceTurn(self._session), context
         if context is not None:
             turn = TraceTurn(self._session, context.trace, context.span, context.sampled)
         self._turn = turn if turn.trace else None

@@ -105,7 +105,10 @@ class Recovery:
             way = "replay"
             # First: the new ring may go through the same nodes, and need the room that this one has there.
             await self.rings.close(ring)
+            traced = ring.places.traced
             ring = await self._reopened(ring, error, lost, until)
+            if traced is not None:
+                ring.places.begin_turn(traced)
         log.info("the route is whole again by %s: %s", way, error.message)
         return ring, tuple(lost), way
 
