@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+
 import pytest
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from shoal.errors import UsageError
-from shoal.metrics import tracing
+from shoal.metrics import otel, tracing
 from shoal.metrics.otel import exporting
 from shoal.metrics.tracing import TraceContext, TraceSpan
 
@@ -71,3 +76,31 @@ def test_what_is_no_collector_is_said_at_once() -> None:
         pass
     with exporting("", "shoal", "me"):
         assert not tracing.exports()
+
+
+def test_a_collector_that_is_away_is_told_of_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*args: object) -> None:
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter.export", away
+    )
+    with exporting("http://127.0.0.1:9", "shoal", "me"):
+        tracing.end(TraceSpan("now", "internal", TraceContext.begin(), b""))
+    (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert told.name.startswith("opentelemetry")
+    assert told.exc_info is None
+
+
+def test_nobody_waits_long_for_the_last_spans_to_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otel, "SENT_WITHIN_S", 0.1)
+    over = threading.Event()
+    monkeypatch.setattr(BatchSpanProcessor, "shutdown", lambda _: over.wait(20))
+    began = time.monotonic()
+    with exporting("http://127.0.0.1:9", "shoal", "me"):
+        pass
+    took_s = time.monotonic() - began
+    over.set()
+    assert took_s < 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager as ContextManager
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 SENT_WITHIN_S = 5
-"""How long a collector may take for a batch. What does not arrive is lost, and nobody waits for it."""
+"""How long a collector may take for a batch, and for the last ones. What does not arrive is lost, and nobody waits for it."""
 QUEUED = 2048
 """Spans that wait for it; the newest are lost where it is too slow."""
 
@@ -55,7 +56,8 @@ def _exporting(endpoint: str, service: str, instance: str) -> Generator[None]:
             next_command='pip install "shoal[otel]"',
         ) from error
     # A collector that is away is told of once a batch, with a traceback, by the library itself.
-    logging.getLogger("opentelemetry").addFilter(_without_traceback)
+    # By this logger: a filter is not asked about what loggers below its own log.
+    logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(_without_traceback)
     resource = Resource.create({"service.name": service, "service.instance.id": instance})
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=SENT_WITHIN_S)
     processor = BatchSpanProcessor(exporter, max_queue_size=QUEUED)
@@ -63,7 +65,10 @@ def _exporting(endpoint: str, service: str, instance: str) -> Generator[None]:
         with exporting_to(partial(_export, processor, resource)):
             yield
     finally:
-        processor.shutdown()
+        # The library waits up to 30 s for a collector that takes nothing. Nobody else does.
+        ending = threading.Thread(target=processor.shutdown, name="end of spans", daemon=True)
+        ending.start()
+        ending.join(SENT_WITHIN_S)
 
 
 def _export(processor: BatchSpanProcessor, resource: Resource, span: TraceSpan) -> None:
