@@ -131,25 +131,29 @@ async def test_an_answer_over_three_hops_is_one_trace(
 
 async def test_after_a_replay_the_new_hops_are_in_the_trace_too(tmp_path, checkpoint) -> None:
     found: list[TraceSpan] = []
-    async with memory_swarm(tmp_path, checkpoint, THIRDS) as swarm:
-        async with swarm.client.session(str(checkpoint), tokens=64) as session:
-            with tracing.exporting_to(found.append):
-                with traced_answer(session, 3, Timing()):
-                    await session.step([5, 6, 7])
-                    found.clear()
-                    before = session.ring
-                    for index in range(3):
-                        before.losses.lose(index, "a test")
-                    await session.step([8])
-                    assert session.ring is not before
-                    assert [reroute.way for reroute in session.reroutes] == ["replay"]
-                with trio.fail_after(25):
-                    while len([span for span in found if "shoal.blocks" in span.attributes]) < 6:  # noqa: ASYNC110
-                        await trio.sleep(0.01)
+    async with (
+        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        with tracing.exporting_to(found.append):
+            with traced_answer(session, 3, Timing()):
+                await session.step([5, 6, 7])
+                found.clear()
+                before = session.ring
+                for index in range(3):
+                    before.losses.lose(index, "a test")
+                await session.step([8])
+                assert session.ring is not before
+                assert [reroute.way for reroute in session.reroutes] == ["replay"]
+            with trio.fail_after(25):
+                while len([span for span in found if "shoal.blocks" in span.attributes]) < 6:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
     (chat,) = [span for span in found if "shoal.blocks" not in span.attributes]
     hops = [span for span in found if "shoal.blocks" in span.attributes]
     # Of three hops twice: as they were, and as they were opened again.
-    assert sorted(str(hop.attributes["shoal.blocks"]) for hop in hops) == 2 * ["0:2"] + 2 * ["2:3"] + 2 * ["3:6"]
+    assert sorted(str(hop.attributes["shoal.blocks"]) for hop in hops) == 2 * ["0:2"] + 2 * ["2:3"] + 2 * [
+        "3:6"
+    ]
     assert {hop.parent for hop in hops} == {chat.context.span}
 
 

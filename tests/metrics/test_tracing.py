@@ -84,9 +84,7 @@ def test_a_collector_that_is_away_is_told_of_without_a_traceback(
     def away(*args: object) -> None:
         raise OSError("nobody is there")
 
-    monkeypatch.setattr(
-        "opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter.export", away
-    )
+    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter.export", away)
     with exporting("http://127.0.0.1:9", "shoal", "me"):
         tracing.end(TraceSpan("now", "internal", TraceContext.begin(), b""))
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 SENT_WITHIN_S = 5
-"""How long a collector may take for a batch, and for the last ones. What does not arrive is lost, and nobody waits for it."""
+"""How long a collector may take for a batch, and for the last ones. What does not arrive is lost, and
+nobody waits for it."""
 QUEUED = 2048
 """Spans that wait for it; the newest are lost where it is too slow."""
 
