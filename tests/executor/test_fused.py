@@ -152,6 +152,18 @@ def test_in_other_models_no_token_sees_those_behind_it(models: Models) -> None:
         module.forward(torch.zeros((1, 4, WIDTH)), module.new_cache(), 0, mutual=((0, 2),))
 
 
+def test_nor_do_they_on_the_kernels_whatever_a_step_says(
+    models: Models, tmp_path: Path, kernels: Kernels
+) -> None:
+    runner = fused(models("llama"), tmp_path, "bf16", kernels)
+    bad, good = opened(runner), opened(runner)
+    said, found = runner.forward(
+        [SessionRows(bad, 0, rows(4), mutual=((0, 2),)), SessionRows(good, 0, rows(4))]
+    )
+    assert isinstance(said, StepFailed) and "no tokens of a llama model see" in said.message
+    assert isinstance(found, np.ndarray) and (bad.length, good.length) == (0, 4)
+
+
 # ---- the same as the model's own modules ----
 
 

@@ -38,7 +38,7 @@ class FusedRunner(PagedRunner):
         team: ThreadTeam,
         kv: Kv,
     ) -> None:
-        super().__init__()
+        super().__init__(shape.family)
         self._shape = shape
         self._adapters = FusedAdapters()
         self.span = span

@@ -8,12 +8,13 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from shoal.errors import NotAllowed, PositionGap, ShoalError, UsageError
+from shoal.errors import NotAllowed, PositionGap, ShoalError, StepFailed, UsageError
 from shoal.executor.adapters.parts import AdapterNumbers
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
 from shoal.models.adapters.adapter import Adapter
+from shoal.models.checkpoint.multimodal import MUTUAL
 from shoal.types import AdapterDigest, Exactness, Span
 
 if TYPE_CHECKING:
@@ -151,12 +152,17 @@ class Runner(Protocol):
 
 
 class PagedRunner(ABC):
-    """What runners share that keep all KV in pages of their own, and compute in this process."""
+    """What runners share that keep all KV in pages of their own, and compute in this process.
+
+    Args:
+        family: the model's ``model_type``.
+    """
 
     span: Span
     capabilities: Capabilities
 
-    def __init__(self) -> None:
+    def __init__(self, family: str) -> None:
+        self._family = family
         self.numbers = AdapterNumbers()
 
     def open(self, span: Span, pages: Pages, adapter: AdapterDigest | None = None) -> KvState:
@@ -171,7 +177,7 @@ class PagedRunner(ABC):
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         """As :meth:`Runner.forward`, once for each span that sessions use, of the rows that have pages."""
-        outcomes = [_make_room(rows) for rows in batch]
+        outcomes = [_unfit(self._family, rows) or _make_room(rows) for rows in batch]
         # Sessions may use parts of this span; those of one part run together.
         for span in dict.fromkeys(rows.state.span for rows in batch):
             ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
@@ -206,6 +212,13 @@ def _make_room(rows: SessionRows) -> ForwardOutput | None:
         rows.state.pages.resize(rows.position + len(rows.hidden))
     except ShoalError as error:
         return error
+    return None
+
+
+def _unfit(family: str, rows: SessionRows) -> ShoalError | None:
+    """The error of rows that are to see those behind them in a model in which none do."""
+    if rows.mutual and family not in MUTUAL:
+        return StepFailed(f"no tokens of a {family} model see those behind them")
     return None
 
 

@@ -28,6 +28,8 @@ MLP_BIAS = ("llama", "smollm3", "granite")
 class LlamaShape:
     """The numbers of a model of Llama's shape."""
 
+    family: str
+    """The config's ``model_type``."""
     hidden: int
     ffn: int
     heads: int
@@ -78,6 +80,7 @@ def llama_shape(config: Mapping[str, Any]) -> LlamaShape | None:
     biased = c.attention_bias and c.model_type in ATTENTION_BIAS
     distinct = list(dict.fromkeys(c.ropes.values()))
     return LlamaShape(
+        family=c.model_type,
         hidden=c.hidden_size,
         ffn=c.intermediate_size,
         heads=c.num_attention_heads,

@@ -43,7 +43,7 @@ class DeviceRunner(PagedRunner):
         kv: Kv,
         device: torch.device,
     ) -> None:
-        super().__init__()
+        super().__init__(shape.family)
         self._adapters: list[DeviceAdapter] = []
         self.span = span
         self.width = shape.hidden
