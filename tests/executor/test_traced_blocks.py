@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.errors import NotAllowed, RemoteProtocolError, ShoalError
+from shoal.errors import LocalProtocolError, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.executor.arrays import Floats
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import library
@@ -61,8 +61,8 @@ def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trac
     state = runner.open(SPAN, runner.pool.promise(128))
     hidden = np.random.default_rng(3).standard_normal((TOKENS, WIDTH), np.float32)
     out = np.concatenate([forward(runner, state, hidden[a : a + 7]) for a in range(0, TOKENS, 7)])
-    kept = runner.pool.arena.copy()
-    tracer, checker = runner.tracer(), one.tracer()
+    kept = of_session(runner, state)
+    tracer, checker = traced_apart(runner), one.tracer()
     for first in range(0, TOKENS, 32):
         rows = hidden[first : first + 32]
         assert tracer.boundaries(state, range(1, 1), first, rows) == []
@@ -77,7 +77,27 @@ def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trac
         assert np.array_equal(checked.went, last)
         assert all(map(np.array_equal, checked.inputs, traced.inputs))
         check_that_all_counts(checker, first, inner, traced.past, traced.sums, last)
-    assert np.array_equal(runner.pool.arena, kept)  # a proof leaves the cache as it is
+    others = np.random.default_rng(4).standard_normal((32, WIDTH), np.float32)
+    for first in (0, 32):  # whoever asks may have sent others than the first time
+        tracer.boundaries(state, BLOCKS, first, others)
+        tracer.trace(state, 2, first, others)
+    assert np.array_equal(of_session(runner, state), kept)
+    with pytest.raises(LocalProtocolError, match="without pages of its own"):
+        runner.tracer().boundaries(state, BLOCKS, 0, others)
+
+
+def traced_apart(runner: FusedRunner) -> BlockTracer:
+    """What lays blocks open, with pages of its own."""
+    assert runner.pool is not None
+    own = runner.pool.promise(32)
+    own.resize(32)
+    return runner.tracer().over(own)
+
+
+def of_session(runner: FusedRunner, state: KvState) -> np.ndarray:
+    """All that a session's pages hold."""
+    assert runner.pool is not None
+    return runner.pool.arena.reshape(-1, runner.page_bytes)[list(state.pages.numbers)]
 
 
 def check_that_all_counts(
@@ -101,7 +121,7 @@ def test_what_a_session_has_not_computed_is_not_traced(families: Models, tmp_pat
     state = runner.open(SPAN, runner.pool.promise(64))
     rows = np.zeros((32, WIDTH), np.float32)
     forward(runner, state, rows)
-    tracer = runner.tracer()
+    tracer = traced_apart(runner)
     for look in (
         lambda: tracer.boundaries(state, BLOCKS, 32, rows),
         lambda: tracer.trace(state, 1, 16, rows),

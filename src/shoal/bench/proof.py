@@ -89,8 +89,10 @@ def _loaded(
     model: LocalModel, block: int, format: Format, settings: Settings, tokens: int
 ) -> tuple[Runner, BlockTracer]:
     runner = load_blocks(model, Span(block, block + 1), Numerics(format, "auto", "rows"), settings)
-    runner.make_pool(tokens)
-    return runner, runner.tracer()
+    pool = runner.make_pool(tokens + WINDOW)
+    own = pool.promise(WINDOW)
+    own.resize(WINDOW)
+    return runner, runner.tracer().over(own)
 
 
 def _filled(runner: Runner, tracer: BlockTracer, first: int) -> tuple[KvState, Floats]:

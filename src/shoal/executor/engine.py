@@ -341,23 +341,37 @@ class Engine:
         """What ``look`` returns, on the thread that computes, when all that it has computed is done with."""
         return await self._thread.run(look)
 
-    async def traced(self, session: SessionId, look: Callable[[BlockTracer, KvState], _ResultT]) -> _ResultT:
+    async def traced(
+        self, session: SessionId, rows: int, look: Callable[[BlockTracer, KvState], _ResultT]
+    ) -> _ResultT:
         """What ``look`` makes of a session's blocks laid open, in turn with forwards of sessions.
 
+        The session's own KV is read and never written.
+
+        Args:
+            rows: the most of a window that is run again.
+
         Raises:
+            Busy: there is no room for the window's KV.
             NotAllowed: there are no proofs of what these blocks compute.
             UnknownSession: the session is not open.
         """
         state, tracer = self._state(session), self.runner.tracer()
+        own = self.pool.promise(rows)
 
         def run() -> _ResultT:
             began = time.perf_counter()
             try:
-                return look(tracer, state)
+                own.resize(rows)
+                return look(tracer.over(own), state)
             finally:
+                own.resize(0)
                 self._batcher.note_other(began, time.perf_counter())
 
-        return await self._thread.run(run)
+        try:
+            return await self._thread.run(run)
+        finally:
+            self.pool.forget(own)
 
     def _state(self, session: SessionId) -> KvState:
         state = self._sessions.get(session)

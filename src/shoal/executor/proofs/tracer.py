@@ -1,19 +1,22 @@
 """Blocks of a span run one at a time, with all that a proof of their products is about.
 
-A hop runs a window of a session again, over the keys and values that it has: in numerics whose bits depend on
-nothing else, that gives what it gave before, and leaves the cache as it is. Whoever checks a proof runs the
-same block over what the hop shows: sums are taken from there, and nothing is multiplied.
+A hop runs a window of a session again, over the keys and values that it has of the positions before: in
+numerics whose bits depend on nothing else, that gives what it gave before. The window's own go to other pages:
+whatever rows are given, the session's stay as they are. Whoever checks a proof runs the same block over what
+the hop shows: sums are taken from there, and nothing is multiplied.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from shoal.errors import NotAllowed, RemoteProtocolError
+from shoal.errors import LocalProtocolError, NotAllowed, RemoteProtocolError
 from shoal.executor.arrays import Array, Floats, address
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam
 from shoal.executor.kernels.structs import ADAPTABLE, SequenceStruct, SpanStruct, TapeStruct
@@ -51,14 +54,6 @@ class CachedTokens(Protocol):
     def length(self) -> int:
         """Tokens cached."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """Of a session of somebody else's, of which keys and values were shown."""
-
-    pages: Pages
-    length: int
 
 
 def check_provable(layers: Sequence[LayerWeights]) -> None:
@@ -104,6 +99,13 @@ class BlockTracer:
         self.pool = pool
         """Where KV lies."""
         self.span, self.width = span, struct.hidden
+        self._own: Pages | None = None
+
+    def over(self, own: Pages) -> BlockTracer:
+        """The same, which runs windows of sessions over pages of its own: as many as a window's rows need."""
+        made = copy(self)
+        made._own = own
+        return made
 
     def products(self, block: int) -> list[tuple[int, int]]:
         """What goes out and what comes in of each of a block's four products."""
@@ -128,7 +130,8 @@ class BlockTracer:
         Raises:
             NotAllowed: the session is not that long, or has ended.
         """
-        sequences = (SequenceStruct * 1)(_sequence(state, position, len(came)))
+        table = self._window(state, position, len(came))
+        sequences = (SequenceStruct * 1)(_sequence(table, position, len(came)))
         hidden, found = came.copy(), list[Floats]()
         for block in blocks:
             layer = block - self.span.start
@@ -142,7 +145,8 @@ class BlockTracer:
         Args:
             came: what the block was given.
         """
-        sequence = _sequence(state, position, len(came))
+        table = self._window(state, position, len(came))
+        sequence = _sequence(table, position, len(came))
         pages = state.pages.numbers[: position // PAGE]
         begins = (block - self.span.start) * self._layer_bytes
         part = slice(begins, begins + self._layer_bytes)
@@ -171,11 +175,25 @@ class BlockTracer:
             shown = np.frombuffer(past, np.uint8).reshape(before, self._layer_bytes)
             arena[list(pages.numbers[:before])] = shown
             inputs, _ = self._empty(block, len(came))
-            sequence = _sequence(_Shown(pages, position + len(came)), position, len(came))
+            sequence = _sequence(pages.numbers, position, len(came))
             return self._run(block, sequence, came, inputs, tuple(sums), past, given=True)
         finally:
             pages.resize(0)
             pool.forget(pages)
+
+    def _window(self, state: CachedTokens, position: int, rows: int) -> array[int]:
+        """The session's pages before a window, and this one's own for it. To be held while a forward runs.
+
+        Raises:
+            NotAllowed: the session is not that long, or has ended.
+            LocalProtocolError: there are too few of its own.
+        """
+        end, before = position + rows, position // PAGE
+        if position % PAGE or end > min(state.length, PAGE * len(state.pages.numbers)):
+            raise NotAllowed(f"this session has not computed positions {position} to {end}, or has ended")
+        if self._own is None or rows > PAGE * len(self._own.numbers):
+            raise LocalProtocolError(f"a window of {rows} rows is run again without pages of its own")
+        return state.pages.numbers[:before] + self._own.numbers
 
     @property
     def _layer_bytes(self) -> int:
@@ -209,15 +227,8 @@ class BlockTracer:
         return TracedBlock(came, hidden, inputs, sums, past)
 
 
-def _sequence(state: CachedTokens, position: int, rows: int) -> SequenceStruct:
-    """A window of a session.
-
-    Raises:
-        NotAllowed: the session is not that long, or has ended.
-    """
-    end = position + rows
-    if position % PAGE or end > min(state.length, PAGE * len(state.pages.numbers)):
-        raise NotAllowed(f"this session has not computed positions {position} to {end}, or has ended")
+def _sequence(table: array[int], position: int, rows: int) -> SequenceStruct:
+    """A window of a session whose pages these are."""
     sequence = SequenceStruct(row=0, rows=rows, position=position, adapter=0)
-    sequence.pages, _ = state.pages.numbers.buffer_info()
+    sequence.pages, _ = table.buffer_info()
     return sequence

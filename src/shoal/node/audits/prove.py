@@ -112,11 +112,13 @@ class ProofDesk:
         read = partial(_asked_window, message, payload, hop, log)
         receipt, came = await trio.to_thread.run_sync(read, limiter=self._limiter)
         if message.block is None:
-            return await hop.engine.traced(SessionId(message.session), partial(_roots, hop, message, came))
+            return await hop.engine.traced(
+                SessionId(message.session), WINDOW, partial(_roots, hop, message, came)
+            )
         if not hop.opened.start <= message.block < hop.opened.end:
             raise NotAllowed(f"this hop has blocks {hop.opened.start}:{hop.opened.end} of the session")
         lay_open = partial(_laid_open, hop, message, message.block, came)
-        traced, tracer = await hop.engine.traced(SessionId(message.session), lay_open)
+        traced, tracer = await hop.engine.traced(SessionId(message.session), WINDOW, lay_open)
         prove = partial(_proof, receipt, message.block, traced, tracer)
         return await trio.to_thread.run_sync(prove, limiter=self._limiter)
 
