@@ -6,13 +6,14 @@ import pytest
 
 from shoal.client.generate import generate
 from shoal.client.sampling import Sampling
-from shoal.errors import UsageError
+from shoal.errors import NotAllowed, UsageError
 from shoal.models.checkpoint.checkpoint import open_checkpoint, tower_bytes
 from shoal.models.checkpoint.multimodal import is_of_language
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.testing.seeing import ROW, picture, whole_answer, write_seeing
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
+from shoal.wire.proofs import Prove
 
 HALVES = [Span(0, 3), Span(3, 6)]
 TOKENS = 12
@@ -129,3 +130,47 @@ async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, fol
             assert session.reusable(longer, places[0]) == len(made.token_ids)
             assert session.reusable(longer, places[1]) == begin
             assert session.reusable(longer) == begin
+
+
+async def test_a_session_with_rows_that_see_each_other_promises_no_bits_and_proves_nothing(
+    tmp_path, folder_of, autojump_clock
+):
+    folder = folder_of("gemma3")
+    async with memory_swarm(tmp_path, folder, HALVES, format="int8") as swarm:
+        client = swarm.client
+        answer = await answer_of(client, folder, [picture(1)], protect="proved")
+        assert len(answer.token_ids) == TOKENS
+        found = answer.protection
+        assert (found.level, found.audits) == ("fast", ())
+        assert any("rows of its images see each other" in fault for fault in found.faults)
+        plain = await answer_of(client, folder, [], [{"role": "user", "content": "what?"}], protect="proved")
+        assert plain.protection.level == "proved"
+        local = await client.resolve(str(folder))
+        codec = await client.codec(local, needed=True)
+        pictures = await client.looking.read(local, [picture(1)])
+        made = encode_prompt(codec, ChatPrompt(ASKED), pictures=await client.looking.shown(local, codec, 1))
+        placed = await client.looking.placed(local, pictures, made.pictures)
+        seen = await client.looking.look(local, pictures, placed)
+        for mutual in (True, False):
+            async with client.session(str(folder), tokens=200, mutual=mutual) as session:
+                assert session.ring.numerics.exact is not mutual
+                deltas = generate(
+                    session, made.token_ids, None, sampling=Sampling(), max_tokens=2, pictures=seen
+                )
+                if mutual:
+                    assert [delta async for delta in deltas]
+                    assert await refusal_of_a_proof(session) == (
+                        "there are no proofs for sessions with rows that see those behind them"
+                    )
+                    continue
+                with pytest.raises(UsageError, match="this session promises the same bits"):
+                    await anext(deltas)
+
+
+async def refusal_of_a_proof(session):
+    """What the first hop says that is asked for one, however the client's own code would not ask."""
+    hop = session.ring.places.hops[0]
+    question = Prove(session.ring.session, bytes(16), 1, 0, 1)
+    with pytest.raises(NotAllowed) as refused:
+        await hop.prove(question, b"\0", 5.0)
+    return refused.value.message

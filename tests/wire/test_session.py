@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.testing.byhand import NUMERICS
+from shoal.types import Numerics
 from shoal.wire.messages import Located, Open, Step
 from shoal.wire.payload import hidden_states
 from shoal.wire.session import MAX_STRETCH, ClientSession, HopSession, Stuck, where_stuck
@@ -18,8 +19,8 @@ from shoal.wire.session import MAX_STRETCH, ClientSession, HopSession, Stuck, wh
 SESSION = bytes(16)
 
 
-def a_hop(tokens: int = 100) -> HopSession:
-    return HopSession(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None, NUMERICS), width=8)
+def a_hop(tokens: int = 100, numerics: str = NUMERICS) -> HopSession:
+    return HopSession(Open(SESSION, "sha256:", "fp32", 0, 1, tokens, 0, None, None, numerics), width=8)
 
 
 def a_step(position: int, tokens: int = 1, **changes: Any) -> Step:
@@ -89,12 +90,20 @@ def test_a_step_of_a_sequence_beyond_the_reservation_is_refused():
     [((4, 6),), ((6, 11),), ((7, 7),), ((8, 9), (6, 7)), ((6, 8), (7, 9)), ((5, 5 + MAX_STRETCH + 1),)],
 )
 def test_tokens_see_those_behind_them_only_within_a_step(mutual):
-    hop = a_hop(2 * MAX_STRETCH)
+    hop = a_hop(2 * MAX_STRETCH, str(Numerics.parse(NUMERICS).loose))
     hop.accept(a_step(0, 5, mutual=((0, 2), (2, 5))))
     tokens = MAX_STRETCH + 2 if mutual[0][1] > 20 else 5
     with pytest.raises(RemoteProtocolError, match="see others that are not in it, or too many"):
         hop.accept(a_step(5, tokens, mutual=mutual))
     hop.accept(a_step(5, 5, mutual=((5, 10),)))
+
+
+def test_they_do_not_in_a_session_that_promises_the_same_bits():
+    hop = a_hop(numerics=str(Numerics("int8", "auto", "rows")))
+    with pytest.raises(RemoteProtocolError, match="in a session that promises the same bits"):
+        hop.accept(a_step(0, 5, mutual=((0, 2),)))
+    hop.accept(a_step(0, 5))
+    assert hop.length == 5
 
 
 def test_a_client_counts_what_is_in_flight():

@@ -17,6 +17,7 @@ from shoal.client.speculation.speculation import Speculation
 from shoal.client.stop_filter import StopFilter
 from shoal.client.timing import Timing, traced_answer
 from shoal.client.vision.pictures import SeenPicture
+from shoal.errors import UsageError
 from shoal.models.text.detokenizer import Detokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -69,6 +70,11 @@ async def generate(
         PromptTooLong, UsageError: before anything was sent.
         ShoalError: the session is lost or a step failed.
     """
+    if session.ring.numerics.exact and any(seen.placed.mutual for seen in pictures):
+        raise UsageError(
+            "rows of these images see each other, and this session promises the same bits",
+            check="open it with Swarm.session(mutual=True)",
+        )
     timing = timing if timing is not None else Timing()
     sampler = Sampler(sampling, constraint)
     text = StopFilter(stop)

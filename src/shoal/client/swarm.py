@@ -152,6 +152,7 @@ class Swarm:
         source: EncoderInput | None = None,
         begins: Beginning | None = None,
         background: bool = False,
+        mutual: bool = False,
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
@@ -164,9 +165,9 @@ class Swarm:
             format: how every hop holds its weights; by default what has answered before, then what most
                 peers serve; where it cannot be had, the next.
             begins: what it will begin with, if hops may have kept some of it (``Session.keep``).
-            attested: over those peers alone that show to run on a machine, and with software, that are on the
-                list of measurements; by default as set.
+            attested: over peers alone that show to run on what the list of measurements has; by default as set.
             background: nobody waits for what comes of it.
+            mutual: for pictures whose rows see each other: no bits are promised, so nothing is audited.
 
         Raises:
             UsageError: peers are to show what they run on, and there is no list; ``tokens`` is less than
@@ -193,7 +194,7 @@ class Swarm:
         attested = self.settings.attested if attested is None else attested
         opener = SessionOpener(self.rings, self.settings, self._thread, self._load_ends)
         open_side = partial(
-            opener.over, local, format, attested=attested, begins=begins, background=background
+            opener.over, local, format, attested=attested, begins=begins, background=background, mutual=mutual
         )
         side = await self._side(local, source, open_side)
         async with open_side(side, tokens) as session:
@@ -263,16 +264,15 @@ class Swarm:
             local = await self.resolve(model)
             reads = await self._reads_first(local)
             codec = await self.codec(local, needed=messages is not None or isinstance(prompt, str))
-            asked = prompt, messages, images
-            token_ids, seen = await encode_into(answer, self.looking, local, codec, *asked)
+            token_ids, seen = await encode_into(answer, self.looking, local, codec, prompt, messages, images)
             limit = min(max_tokens, answer_room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
             drafting = await self._checked_draft(local) if guessing and draft else None
             source = token_ids if reads else None
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
-            opening = self.session(model, tokens=room, format=format, attested=strict, source=source)
-            async with opening as session:
+            opening = partial(self.session, model, tokens=room, format=format, attested=strict, source=source)
+            async with opening(mutual=any(one.placed.mutual for one in seen)) as session:
                 answer.follow(session)
                 deltas = generate(
                     session,

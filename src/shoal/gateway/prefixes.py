@@ -51,6 +51,8 @@ class Owner:
     adapter: AdapterDigest | None
     attested: bool
     """Whether only peers take part that show what they run on."""
+    mutual: bool = False
+    """Whether rows of its pictures see each other: of such a session no bits are promised."""
 
     def secret(self, secret: bytes) -> bytes:
         """Of which the names are made of what its sessions leave at hops."""
@@ -202,7 +204,12 @@ class Prefixes:
         begins = await self._beginning(owner, asked)
         try:
             opening = self._swarm.session(
-                asked.model.id, tokens=tokens, attested=owner.attested or None, source=source, begins=begins
+                asked.model.id,
+                tokens=tokens,
+                attested=owner.attested or None,
+                source=source,
+                begins=begins,
+                mutual=owner.mutual,
             )
             async with opening as session:
                 lease = Lease(owner, session)
@@ -246,4 +253,5 @@ class Prefixes:
 def _owner(asked: GenerationRequest, caller: Caller) -> Owner:
     attested = caller.attested_only or asked.protect == "attested"
     model = asked.model.local
-    return Owner(caller.id, asked.salt, model.digest, model.shape.adapter, attested)
+    mutual = any(picture.mutual for picture in asked.placed)
+    return Owner(caller.id, asked.salt, model.digest, model.shape.adapter, attested, mutual)

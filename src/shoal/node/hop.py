@@ -109,6 +109,8 @@ class Hop:
         self._turn: HopTurn | None = None
         self.came_over = 0
         """The number of the channel that the last step came over."""
+        self.mutual = False
+        """Whether rows of some step saw those behind them."""
 
     @property
     def session(self) -> SessionId:
@@ -138,6 +140,7 @@ class Hop:
             # This step alone: the client sends it again from where the cache ends.
             self.fail(step.number, error)
             return
+        self.mutual = self.mutual or bool(step.mutual)
         if self.names:
             self.names = fitting(self.names, step.position)
         try:

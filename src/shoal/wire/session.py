@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
-from shoal.types import Codec
+from shoal.types import Codec, Numerics
 from shoal.wire.messages import Located, Open, Step, Stretch
 
 MAX_STRETCH = 1024
@@ -76,6 +76,11 @@ class HopSession:
             )
         if not stretches_fit(step.mutual, step.position, step.position + step.tokens):
             raise RemoteProtocolError("a step whose tokens see others that are not in it, or too many")
+        if step.mutual and Numerics.parse(self.opened.numerics).exact:
+            # A step says it and no receipt does: who computed it again would find other rows.
+            raise RemoteProtocolError(
+                "rows that see those behind them, in a session that promises the same bits"
+            )
         if step.hops_left is not None and self._stepped:
             raise RemoteProtocolError("a step that only fills caches, in a session that goes on here")
         if step.position > self.length:

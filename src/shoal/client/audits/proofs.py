@@ -50,6 +50,8 @@ COMMIT_WITHIN_S = 5.0
 PROVE_WITHIN_S = 10.0
 GIVEN = "nothing is proved of a model with an encoder and a decoder: its bits are not the same everywhere"
 
+MUTUAL = "nothing is proved: rows of its images see each other, which those of no window that is run again do"
+
 
 class Proofs:
     """For one client."""
@@ -97,6 +99,8 @@ class Proofs:
         kept, numerics = receipts.kept, Numerics.parse(receipts.kept.numerics)
         if session.ends.given:
             return GIVEN
+        if session.ends.pictures.mutual:
+            return MUTUAL
         if not numerics.exact or numerics.format not in PROVABLE_FORMATS:
             return (
                 f"by {numerics} nothing is proved: proofs are of int8 and w8a8 on the C kernels; serve the "

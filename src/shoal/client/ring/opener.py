@@ -52,10 +52,12 @@ class SessionOpener:
         attested: bool,
         begins: Beginning | None = None,
         background: bool = False,
+        mutual: bool = False,
     ) -> AsyncGenerator[Session]:
         """A session over a side of a model; closed on the way out.
 
         Args:
+            mutual: rows of pictures will see each other, so that no bits can be promised.
             begins: what it will begin with, if hops may have kept some of it.
 
         Raises:
@@ -63,7 +65,7 @@ class SessionOpener:
         """
         opening = partial(self.rings.open, attested=attested, background=background)
         ring, ends = await self._opened(
-            local, format, tokens, side, opening, attested=attested, begins=begins
+            local, format, tokens, side, opening, attested=attested, begins=begins, mutual=mutual
         )
         session = Session(
             ring,
@@ -90,6 +92,7 @@ class SessionOpener:
         *,
         attested: bool,
         begins: Beginning | None = None,
+        mutual: bool = False,
     ) -> tuple[Ring, SessionEnds]:
         """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
         ones that there are have just failed us.
@@ -100,6 +103,8 @@ class SessionOpener:
         while True:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
+            if mutual:
+                ways = list(dict.fromkeys(way.loose for way in ways))
             try:
                 return await self._opened_in_one(local, ways, tokens, side, open_ring, begins, finder)
             except NoCoverage:

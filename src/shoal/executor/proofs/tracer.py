@@ -1,7 +1,7 @@
 """Blocks of a span run one at a time, with all that a proof of their products is about.
 
 A hop runs a window of a session again, over the keys and values that it has of the positions before: in
-numerics whose bits depend on nothing else, that gives what it gave before. The window's own go to other pages:
+numerics whose bits depend on nothing else, that gives what it gave before. The window's own go elsewhere:
 whatever rows are given, the session's stay as they are. Whoever checks a proof runs the same block over what
 the hop shows: sums are taken from there, and nothing is multiplied.
 """
