@@ -6,6 +6,7 @@ import pytest
 
 from shoal.client.generate import generate
 from shoal.client.sampling import Sampling
+from shoal.client.vision.picture_files import MAX_FILE, open_picture
 from shoal.errors import NotAllowed, UsageError
 from shoal.models.checkpoint.checkpoint import open_checkpoint, tower_bytes
 from shoal.models.checkpoint.multimodal import is_of_language
@@ -92,6 +93,21 @@ async def test_what_is_no_picture_or_too_much_is_refused(tmp_path, folder_of, au
         said = [{"role": "user", "content": "what is <image> this?"}]
         answer = await answer_of(swarm.client, folder, [picture(size=(40, 40), format="JPEG")], said)
         assert answer.prompt_token_ids.count(ROW) == 16, "the user's own words show no picture"
+
+
+def test_a_jpeg_with_scans_without_end_is_refused(tmp_path):
+    few = picture(size=(40, 40), format="JPEG")
+    many = few[:-2] + few[few.index(b"\xff\xda") :][:-2] * 100 + few[-2:]
+    assert open_picture(few, "few", 4000, "vision").size == (40, 40)
+    file = tmp_path / "many.jpg"
+    file.write_bytes(many)
+    for source in (many, file):
+        with pytest.raises(UsageError, match="many has too many scans"):
+            open_picture(source, "many", 4000, "vision")
+    with file.open("r+b") as opened:
+        opened.truncate(MAX_FILE + 1)
+    with pytest.raises(UsageError, match="has more than"):
+        open_picture(file, "large", 4000, "vision")
 
 
 async def test_whoever_has_nothing_of_a_model_fetches_its_tower_and_its_ends_alone(

@@ -165,7 +165,7 @@ class Swarm:
             format: how every hop holds its weights; by default what has answered before, then what most
                 peers serve; where it cannot be had, the next.
             begins: what it will begin with, if hops may have kept some of it (``Session.keep``).
-            attested: over peers alone that show to run on what the list of measurements has; by default as set.
+            attested: over peers alone that show to run on what the measurements list; by default as set.
             background: nobody waits for what comes of it.
             mutual: for pictures whose rows see each other: no bits are promised, so nothing is audited.
 

@@ -39,8 +39,6 @@ KEPT_BYTES = 64 << 20
 """Of rows that are kept for the next turns of all conversations; a picture's take up to 20 MB."""
 READERS = 2
 """Requests whose pictures are unpacked at once: each takes some ten bytes for a pixel meanwhile."""
-MAX_FILE = 64 << 20
-"""Bytes of a file with a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +196,6 @@ def _read(files: Sequence[PictureFile], settings: VisionSettings, most_pixels: i
     found: list[Picture] = []
     for number, file in enumerate(files):
         name = f"image {number}" if isinstance(file, bytes) else str(file)
-        if not isinstance(file, bytes) and file.is_file() and file.stat().st_size > MAX_FILE:
-            raise UsageError(f"{name} has more than {MAX_FILE} bytes", check="make it smaller first")
         pixels = picture_pixels(open_picture(file, name, most_pixels, "vision"), settings)
         found.append(Picture(pixels, hashlib.sha256(pixels.tobytes()).digest()))
     return found

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
+MAX_FILE = 64 << 20
+"""Bytes of a file with a picture."""
+MOST_SCANS = 100
+"""Of a JPEG: each goes over all of the picture, however few bytes it has."""
 
 
 def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) -> Image:
@@ -37,8 +41,12 @@ def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) 
         )
     from PIL import Image, ImageOps  # noqa: PLC0415 - of an extra
 
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
+        # Of a file, too: what is opened is then what was looked at.
+        data = source if isinstance(source, bytes) else _read(source, name)
+        if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MOST_SCANS:
+            raise UsageError(f"{name} has too many scans", check="save it as a baseline JPEG")
+        file = io.BytesIO(data)
         with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as opened:
             warnings.simplefilter("ignore")  # our own bound is below
             if opened.width * opened.height > most_pixels:
@@ -54,3 +62,9 @@ def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) 
     except Exception as error:
         # What Pillow raises of broken files, and of what they say of a camera, is listed nowhere.
         raise UsageError(f"{name} cannot be read as a picture: {error}", check="give PNG or JPEG") from error
+
+
+def _read(file: Path, name: str) -> bytes:
+    if file.stat().st_size > MAX_FILE:
+        raise UsageError(f"{name} has more than {MAX_FILE} bytes", check="make it smaller first")
+    return file.read_bytes()
