@@ -15,13 +15,16 @@ import trio
 
 from shoal.client.answer import Answer
 from shoal.client.audits import proofs
+from shoal.client.audits.findings import Findings
 from shoal.client.swarm import Swarm
+from shoal.errors import Busy, NotAllowed, ShoalError
 from shoal.executor import load
 from shoal.executor.kernels.c_kernels import aligned
 from shoal.executor.weights.llama_blocks import LayerWeights
 from shoal.node import node
 from shoal.node.audits import prove
 from shoal.node.audits.prove import ProofDesk
+from shoal.routing.reputation import REFUSAL
 from shoal.sharing.peer_weights import has_span
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import cheating
@@ -283,6 +286,23 @@ async def test_a_hop_that_shows_no_proof_is_not_named_and_the_answer_is_not_prov
         assert why in found.audits[0].what
         assert len(answer.token_ids) == COUNT
         assert AuditBook(client.settings.paths.audits).read().convictions == ()
+
+
+@pytest.mark.parametrize(("error", "share"), [(Busy, 0.0), (NotAllowed, REFUSAL)])
+async def test_who_is_busy_proves_nothing_and_loses_nothing_by_it(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: type[ShoalError], share: float
+) -> None:
+    async def made(*_: Any) -> bytes:
+        raise error("the prover says no")
+
+    monkeypatch.setattr(ProofDesk, "_made", made)
+    held = list[float]()
+    monkeypatch.setattr(Findings, "hold_against", lambda self, peer, share: held.append(share))
+    async with asking(home, checkpoint) as (_, client):
+        found = (await proved(client, checkpoint, 3, 1)).protection
+    assert (found.level, found.audits[0].verdict) == ("fast", "open")
+    assert "it proves nothing" in found.audits[0].what and "the prover says no" in found.audits[0].what
+    assert sum(held) == share
 
 
 async def test_more_keys_and_values_than_a_proof_may_have_are_not_shown(

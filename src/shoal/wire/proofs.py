@@ -46,3 +46,5 @@ class Proved(TaggedMessage, frozen=True, tag="proved"):
     size: Annotated[int, Meta(ge=0, le=MAX_PROOF)] = 0
     refused: Text = ""
     """Why there is none."""
+    busy: bool = False
+    """Whether that is for want of time or room, and not for good."""

@@ -23,7 +23,7 @@ from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
-from shoal.errors import NotAllowed, RemoteProtocolError, ShoalError
+from shoal.errors import Busy, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.executor.codecs import decode, join_rows
 from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.proofs.tracer import BlockTracer
@@ -179,10 +179,13 @@ class Proofs:
         within_s: float,
         until: float,
     ) -> bytes | str:
-        """What the hop shows, or why it shows nothing: that counts as a refused session does."""
+        """What the hop shows, or why it shows nothing: that counts as a refused session does, but where it is
+        busy. It has one prover for all, and whoever keeps that busy is to harm nobody's name."""
         had_s = min(within_s, seconds_left(until))
         try:
             return await session.ring.places.hops[target.hop].prove(question, given, had_s)
+        except Busy as error:
+            return f"it proves nothing now: {error.message}"
         except ShoalError as error:
             self._findings.hold_against(kept.hops[target.hop].peer, fault_share(error, had_s))
             return f"it proves nothing: {error.message}"

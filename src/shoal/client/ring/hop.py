@@ -12,6 +12,7 @@ import trio
 from shoal.client.paying.work import HopWork
 from shoal.client.ring.hop_pace import NEWCOMER_STEPS, STEPS, HopPace
 from shoal.errors import (
+    Busy,
     ChannelClosed,
     DeadlineExceeded,
     NotAllowed,
@@ -300,9 +301,12 @@ class RingHop:
             HopLost: the hop is gone.
             DeadlineExceeded: it did not reply in time.
             NotAllowed: it proves nothing; says why.
+            Busy: it has no time or no room for it.
             RemoteProtocolError: it answers about something else.
         """
         reply = await self.ask(question, timeout_s, payload)
+        if isinstance(reply, Proved) and reply.busy:
+            raise Busy(reply.refused)
         if not isinstance(reply, Proved) or reply.refused:
             raise NotAllowed(reply.refused if isinstance(reply, Proved) else "it answers something else")
         if (reply.window, reply.block) != (question.window, question.block):

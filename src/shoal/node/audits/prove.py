@@ -126,11 +126,11 @@ class ProofDesk:
 
     def _refuse(self, channel: Channel, message: Prove, error: ShoalError) -> None:
         with suppress(ChannelClosed):  # the client is gone, or does not read
-            channel.reply(_reply(message, refused=shorten(error.message)))
+            channel.reply(_reply(message, refused=shorten(error.message), busy=isinstance(error, Busy)))
 
 
-def _reply(message: Prove, *, size: int = 0, refused: str = "") -> Proved:
-    return Proved(message.session, message.window, message.block, size, refused)
+def _reply(message: Prove, *, size: int = 0, refused: str = "", busy: bool = False) -> Proved:
+    return Proved(message.session, message.window, message.block, size, refused, busy)
 
 
 def _asked_window(message: Prove, payload: bytes, hop: Hop, log: WorkLog) -> tuple[Receipt, Floats]:
