@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
+import numpy as np
 import pytest
 
 from shoal.client.generate import generate
@@ -124,6 +127,24 @@ async def test_whoever_has_nothing_of_a_model_fetches_its_tower_and_its_ends_alo
     assert answer.tower_bytes == tower_bytes(folder)
     assert not [name for name in here if ".layers." in name and is_of_language(name)]
     assert {entry.name for entry in checkpoint.tower.tensors.values()} <= here
+
+
+async def test_a_picture_that_waits_holds_its_file_alone_and_is_the_one_that_was_read(
+    tmp_path, folder_of, autojump_clock
+):
+    file = tmp_path / "one.png"
+    file.write_bytes(picture(1))
+    async with memory_swarm(tmp_path, folder_of("llava"), HALVES) as swarm:
+        looking, local = swarm.client.looking, await swarm.client.resolve(str(folder_of("llava")))
+        read = await looking.read(local, [picture(1), file])
+        assert [one.file for one in read] == [picture(1), file]
+        assert not [held for one in read for held in astuple(one) if isinstance(held, np.ndarray)]
+        placed = await looking.placed(local, read, [0, 40])
+        file.write_bytes(picture(2))
+        with pytest.raises(UsageError, match=r"one\.png has changed meanwhile"):
+            await looking.look(local, read[1:], placed[1:])
+        one, kept = await looking.look(local, read, placed)
+    assert np.array_equal(one.rows, kept.rows), "the rows of these pixels are kept"
 
 
 async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, folder_of, autojump_clock):

@@ -43,11 +43,16 @@ READERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as its model's tower looks at it."""
+    """A picture that a model's tower can look at.
 
-    pixels: Floats
-    """``[3, side, side]``"""
+    Its pixels, some 10 MB, are made again when it is looked at: requests that wait hold their files alone.
+    """
+
+    file: PictureFile
+    name: str
+    """What errors call it."""
     digest: bytes
+    """Of its pixels."""
 
 
 class Looking:
@@ -80,7 +85,7 @@ class Looking:
         return self._known[local.digest]
 
     async def read(self, local: LocalModel, files: Sequence[PictureFile]) -> list[Picture]:
-        """Pictures as the model's tower looks at them.
+        """Pictures that the model's tower can look at: each was read as a whole.
 
         Raises:
             UsageError: the model looks at none, there are too many, or one cannot be read.
@@ -128,6 +133,7 @@ class Looking:
 
         Raises:
             NoCoverage: nobody who can be reached has it.
+            UsageError: a file is another one than when it was read.
             BadWeights, UnsupportedModel: it cannot be loaded, or makes no rows.
         """
         found: list[SeenPicture] = []
@@ -140,8 +146,11 @@ class Looking:
     async def _rows_of(self, local: LocalModel, picture: Picture) -> Floats:
         key = (local.digest, picture.digest)
         if key not in self._rows:
-            tower = await self._tower(local)
-            self._rows[key] = await trio.to_thread.run_sync(tower.look, picture.pixels)
+            tower, settings = await self._tower(local), await self.settings(local)
+            if settings is None:
+                raise no_pictures(local.name)
+            look = partial(_looked_at, tower, picture, settings, self._settings.image_pixels)
+            self._rows[key] = await trio.to_thread.run_sync(look)
         self._rows.move_to_end(key)
         while len(self._rows) > 1 and sum(rows.nbytes for rows in self._rows.values()) > KEPT_BYTES:
             self._rows.popitem(last=False)
@@ -191,11 +200,27 @@ def _settings(folder: Path) -> VisionSettings | None:
 
 
 def _read(files: Sequence[PictureFile], settings: VisionSettings, most_pixels: int) -> list[Picture]:
-    from shoal.models.vision.pixels import picture_pixels  # noqa: PLC0415 - torch, as above
-
     found: list[Picture] = []
     for number, file in enumerate(files):
         name = f"image {number}" if isinstance(file, bytes) else str(file)
-        pixels = picture_pixels(open_picture(file, name, most_pixels, "vision"), settings)
-        found.append(Picture(pixels, hashlib.sha256(pixels.tobytes()).digest()))
+        digest = _digest(_pixels(file, name, settings, most_pixels))  # one picture's pixels at a time
+        found.append(Picture(file, name, digest))
     return found
+
+
+def _looked_at(tower: Tower, picture: Picture, settings: VisionSettings, most_pixels: int) -> Floats:
+    pixels = _pixels(picture.file, picture.name, settings, most_pixels)
+    if _digest(pixels) != picture.digest:
+        raise UsageError(f"{picture.name} has changed meanwhile", check="ask again")
+    return tower.look(pixels)
+
+
+def _pixels(file: PictureFile, name: str, settings: VisionSettings, most_pixels: int) -> Floats:
+    """``[3, side, side]``. Raises as :meth:`Looking.read`."""
+    from shoal.models.vision.pixels import picture_pixels  # noqa: PLC0415 - torch, as above
+
+    return picture_pixels(open_picture(file, name, most_pixels, "vision"), settings)
+
+
+def _digest(pixels: Floats) -> bytes:
+    return hashlib.sha256(pixels.tobytes()).digest()
