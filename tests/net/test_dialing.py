@@ -41,12 +41,24 @@ async def speak_http(stream: trio.SocketStream) -> None:
     await stream.aclose()
 
 
+async def speak_no_text(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"\x04\x8f\xfe\xff\n")
+    await stream.receive_some()
+
+
 @pytest.mark.parametrize("secrets", [(SECRET, OTHER_SECRET), (SECRET, None), (None, SECRET)])
 async def test_a_peer_of_another_swarm_refuses_us(secrets: tuple[bytes | None, bytes | None]):
     async with networks(*secrets) as (we, they):
         with pytest.raises(NotAllowed, match=r"another swarm|private swarm") as refused:
             await we.connect(bootstrap(they), deadline_s=6)
         assert refused.value.next_command == "shoal join"
+
+
+async def test_a_message_that_is_no_text_is_another_swarms_too():
+    async with networks(None) as (we,), server(speak_no_text) as address:
+        with pytest.raises(NotAllowed, match="private swarm"):
+            await we.connect(address, deadline_s=6)
 
 
 @pytest.mark.parametrize("secret", [None, SECRET], ids=["public", "private"])

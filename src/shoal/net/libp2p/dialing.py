@@ -92,7 +92,8 @@ class PeerDialer:
             )
         if caused_by(PeerIDMismatchesPubkey):
             return ChannelClosed(f"somebody else than {peer} answers at {address}")
-        if caused_by(UpgradeFailure):
+        # What another secret has encrypted is sometimes a whole message, and no text.
+        if caused_by(UpgradeFailure) or caused_by(UnicodeDecodeError):
             kind = "of another swarm, or has another secret" if self._private else "of a private swarm"
             return NotAllowed(
                 f"the peer at {address} refuses us: it may be {kind}",
