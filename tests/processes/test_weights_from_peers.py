@@ -57,8 +57,10 @@ def expected(checkpoint: Path) -> list[int]:
 
 
 @asynccontextmanager
-async def one_and_two(checkpoint: Path, folder: Path) -> AsyncGenerator[tuple[list[dict[str, Any]], Any]]:
-    """What three nodes said as they began to serve, of which the first alone has the model; their swarm."""
+async def one_and_two(
+    checkpoint: Path, folder: Path
+) -> AsyncGenerator[tuple[list[Process], list[dict[str, Any]], Any]]:
+    """Three nodes, of which the first alone has the model; what they said as they began to serve; their swarm."""
     wanted = {"model": str(checkpoint), "threads": 1, "format": "fp32"}
     settings = on_this_machine(config.load(wanted, {"SHOAL_HOME": str(folder)}), "home")
     swarm = membership.create("home")
@@ -80,7 +82,10 @@ async def one_and_two(checkpoint: Path, folder: Path) -> AsyncGenerator[tuple[li
             if number == 0:
                 served = [await node.event("serving")]
         served += [await node.event("serving") for node in nodes[1:]]
-        yield served, replace(swarm, bootstrap=(first,))
+        addresses = tuple(
+            address_of(home, "127.0.0.1", port) for home, port in zip(homes, ports, strict=True)
+        )
+        yield nodes, served, replace(swarm, bootstrap=addresses)
 
 
 def offline(home: Path) -> dict[str, str]:
@@ -107,7 +112,7 @@ async def shoal(home: Path, *arguments: str) -> dict[str, Any]:
 async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answers(
     checkpoint: Path, tmp_path: Path, expected: list[int]
 ) -> None:
-    async with one_and_two(checkpoint, tmp_path) as (served, swarm):
+    async with one_and_two(checkpoint, tmp_path) as (nodes, served, swarm):
         assert [(node["start"], node["end"]) for node in served] == [(0, 2), (2, 4), (4, 6)]
         whole = open_checkpoint(checkpoint)
         for number in (1, 2):
@@ -127,13 +132,14 @@ async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answe
         assert answer.token_ids == cut(expected)
         (model,) = ModelStore(settings.paths.models).list()
         assert not any(name.startswith("model.layers.") for name in here_of(model.path)), "the ends alone"
-        pulled = await shoal(empty, "models", "pull", model.digest, "--span", "1:3")
+        nodes[0].signal(signal.SIGKILL)
+        pulled = await shoal(empty, "models", "pull", model.digest, "--span", "3:5")
         assert here_of(model.path) >= {
-            "model.layers.1.mlp.up_proj.weight",
-            "model.layers.2.mlp.up_proj.weight",
+            "model.layers.3.mlp.up_proj.weight",
+            "model.layers.4.mlp.up_proj.weight",
         }
         assert pulled["fetched"]["received"] < 1.02 * pulled["fetched"]["bytes"] + 4096
-        assert len(pulled["fetched"]["by_peer"]) >= 2
+        assert set(pulled["fetched"]["by_peer"]) == {node["peer"] for node in served[1:]}, "each has a block"
 
 
 async def test_a_model_is_shared_by_a_machine_that_serves_nothing(checkpoint: Path, tmp_path: Path) -> None:
