@@ -9,6 +9,7 @@ import httpx
 import trio
 
 from shoal.client.ring import route_finder
+from shoal.errors import OutOfResources
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.app import Options, open_gateway
@@ -72,6 +73,24 @@ async def test_the_next_turn_at_another_gateway_begins_where_hops_have_kept_it(t
         assert one.gateway.prefixes.kept == 1
         # Back to the first one.
         assert (await asked(one, next_turn(text)))[2] >= cached
+
+
+async def test_hops_keep_it_although_the_database_went_away_before_the_first_turn(
+    tmp_path, checkpoint, monkeypatch
+):
+    database = kept_in(tmp_path)
+    async with (
+        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        another(swarm, checkpoint, database) as one,
+        another(swarm, checkpoint, database) as other,
+    ):
+
+        async def away(*_):
+            raise OutOfResources("away")
+
+        monkeypatch.setattr(database, "run_short", away)
+        text, prompt, _ = await asked(one, LONG)
+        assert (await asked(other, next_turn(text)))[2] >= prompt - 64
 
 
 async def test_of_nodes_that_are_alike_each_gateway_finds_those_that_have_kept_it(

@@ -17,7 +17,7 @@ import trio
 
 from shoal.client.session import Session
 from shoal.client.swarm import Swarm
-from shoal.errors import Busy, OutOfResources, ShoalError
+from shoal.errors import Busy, ShoalError
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
@@ -91,7 +91,7 @@ class Prefixes:
         self._swarm = swarm
         self._database = database
         self._secret = b""
-        """Empty until it was read."""
+        """The gateways'; :meth:`run` reads it."""
         self._kept: list[Lease] = []
         self._nursery: trio.Nursery | None = None
         self._line = trio.Lock()
@@ -103,7 +103,12 @@ class Prefixes:
         return len(self._kept)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold sessions until cancelled."""
+        """Hold sessions until cancelled.
+
+        Raises:
+            OutOfResources: the database cannot be read at the beginning.
+        """
+        self._secret = await self._database.run_short(read_cache_secret, self._database)
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:
@@ -160,8 +165,8 @@ class Prefixes:
         """Tell the hops by which names to keep a session's KV; by none while it is in use."""
         session = lease.session
         try:
-            secret = b"" if in_use else await self._read_secret()
-            await session.keep(cache_keys(lease.owner.secret(secret), session.token_ids) if secret else ())
+            keys = () if in_use else cache_keys(lease.owner.secret(self._secret), session.token_ids)
+            await session.keep(keys)
         except BaseException:
             lease.close()  # whoever was to have it next is not there any more
             raise
@@ -201,7 +206,7 @@ class Prefixes:
     ) -> None:
         lease = None
         source = None if asked.model.both is None else asked.prompt
-        begins = await self._beginning(owner, asked)
+        begins = self._beginning(owner, asked)
         try:
             opening = self._swarm.session(
                 asked.model.id,
@@ -220,22 +225,13 @@ class Prefixes:
                 raise  # to whoever asked for it
             log.info("a session ended badly: %s", error.message)
 
-    async def _beginning(self, owner: Owner, asked: GenerationRequest) -> Beginning | None:
+    def _beginning(self, owner: Owner, asked: GenerationRequest) -> Beginning | None:
         """What hops may have kept of a request's prompt. Nothing that is to be checked: a hop signs for what
         it did in one session."""
-        if not asked.turns or asked.checked or asked.placed or not (secret := await self._read_secret()):
+        if not asked.turns or asked.checked or asked.placed:
             return None
         prompt = asked.prompt[:-1]  # the last token is computed always
-        return Beginning.of(owner.secret(secret), prompt)
-
-    async def _read_secret(self) -> bytes:
-        """The gateways' secret; empty while the database cannot be read."""
-        if not self._secret:
-            try:
-                self._secret = await self._database.run_short(read_cache_secret, self._database)
-            except OutOfResources as error:
-                log.warning("hops keep nothing of conversations: %s", error.message)
-        return self._secret
+        return Beginning.of(owner.secret(self._secret), prompt)
 
     def _tokens(self, asked: GenerationRequest) -> int:
         """What to reserve: room for a long answer where none is limited, and for a next turn too, as long as
