@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
+
+from tests.conftest import pytest_ignore_collect
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for path in (ROOT / "src").rglob("*.py") if "vendored" not in path.parts)
@@ -109,6 +111,24 @@ def test_only_config_reads_the_environment_and_nobody_unpickles() -> None:
 def test_remote_code_is_never_allowed() -> None:
     for path in SOURCES:
         assert not re.search(r"trust_remote_code\s*=\s*(?!False\b)", path.read_text("utf-8")), path
+
+
+@pytest.mark.parametrize(
+    ("markers", "left_out"),
+    [
+        ("swarm", True),
+        ("swarm and not models", True),
+        ("swarm or models", None),
+        ("not swarm", None),
+        ("", None),
+    ],
+)
+def test_a_run_by_markers_leaves_out_no_file_that_it_may_want(
+    tmp_path: Path, markers: str, left_out: bool | None
+) -> None:
+    (tmp_path / "test_plain.py").write_text("@pytest.mark.models\ndef test(): ...\n")
+    asked = SimpleNamespace(option=SimpleNamespace(markexpr=markers))
+    assert pytest_ignore_collect(tmp_path / "test_plain.py", cast(Any, asked)) is left_out
 
 
 def test_the_package_says_that_it_is_typed() -> None:
