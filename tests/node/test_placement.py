@@ -14,7 +14,7 @@ from msgspec import structs
 from shoal.errors import OutOfResources
 from shoal.node.placing.choice import PlacedModel, serving_peers
 from shoal.node.placing.placement import keep_place, pick_span
-from shoal.node.speed import Speed
+from shoal.node.speed import Speed, measure_speed
 from shoal.swarm.announcement import LEAST_BYTES_S, ROW_ELEMENT_BYTES, Announcement
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
@@ -144,7 +144,7 @@ async def test_what_a_peer_says_of_its_link_counts_where_nodes_are_placed(home, 
 
 
 async def test_a_node_measures_how_many_blocks_it_computes_in_a_second(home, checkpoint, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr("shoal.testing.swarm.measured_once", measure_speed)
     async with memory_swarm(home, checkpoint, [LEFT]) as swarm:
         node = swarm.nodes[0]
         assert 1 < node.served().speed < 1e6
