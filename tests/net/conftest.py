@@ -12,7 +12,7 @@ import trio
 
 from shoal.net.host import Libp2pNetwork, NetworkSettings, open_network
 from shoal.net.identity import Identity
-from shoal.types import PeerAddress
+from shoal.types import PeerAddress, PeerId
 
 SECRET = b"s" * 32
 OTHER_SECRET = b"o" * 32
@@ -42,6 +42,13 @@ def only(address: PeerAddress, kind: str) -> PeerAddress:
     """The address with nothing but its ``libp2p`` or its ``direct`` part."""
     kept = {"libp2p": address.libp2p, "direct": address.direct}
     return PeerAddress(address.peer, **{kind: kept[kind]})
+
+
+async def ping_once(network: Libp2pNetwork, peer: PeerId) -> None:
+    """Ping; the round trip that it tells is a part of the time that the call took."""
+    began = trio.current_time()
+    rtt_s = await network.ping(peer, deadline_s=15)
+    assert 0 < rtt_s <= trio.current_time() - began
 
 
 def port_of(address: str) -> int:
