@@ -315,7 +315,7 @@ def test_hosts_are_as_far_apart_as_their_links_together(nat_lab: type[NatLab]) -
         there.sendto(b"ping", seen)
         here.sendto(here.recv(16), (lab.host("b").address, 7010))
         there.recv(16)
-        assert time.monotonic() - began >= 0.06
+        assert 0.06 <= time.monotonic() - began < 2
 
         lab.shape("a", delay_ms=0, rate_mbit=4)
         with listener(lab.host("b"), 7011) as listening, dialled(lab.host("a"), "20.0.2.1", 7011) as sending:
@@ -325,7 +325,7 @@ def test_hosts_are_as_far_apart_as_their_links_together(nat_lab: type[NatLab]) -
             while size:
                 size -= len(accepted.recv(1 << 16))
             accepted.close()
-        assert time.monotonic() - began >= 0.2
+        assert 0.2 <= time.monotonic() - began < 4
 
         lab.shape("a", rate_mbit=0, loss=0.25)
         for _ in range(200):
