@@ -166,6 +166,8 @@ class Rollouts:
             "stop": list(options.stop),
         }
         self._samples = len(prompts) * options.samples
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + options.max_tokens
+        self._longest = min(longest, local.shape.context)
         self._places: set[int] = set()
         self._limit = options.at_once or MOST_AT_ONCE
         self._awaited = 0
@@ -220,9 +222,7 @@ class Rollouts:
             nursery.start_soon(self._work, todo, samples, first, place)
 
     def _fitting(self, serving: Sequence[Served]) -> int:
-        longest = max(len(prompt.token_ids) for prompt in self._prompts) + self._options.max_tokens
-        shape = self._local.shape
-        return fitting_sessions(serving, shape.n_blocks, min(longest, shape.context))
+        return fitting_sessions(serving, self._local.shape.n_blocks, self._longest)
 
     async def _work(self, todo: SamplesToMake, samples: PromptSamples, first: int, place: int) -> None:
         """Make ``first`` and the samples of a prompt that nobody else has begun, in one session."""
