@@ -24,9 +24,9 @@ check: setup
 test: export PYTHONDONTWRITEBYTECODE =
 test: check
 	@scripts/setup.sh tests
-	@.venv/bin/pytest -n 3 -m "not swarm"
-	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "swarm and not alone"
-	@.venv/bin/pytest -m alone
+	@scripts/pytest.sh -n 3 -m "not swarm"
+	@scripts/pytest.sh -n 2 --dist loadfile --no-loadscope-reorder -m "swarm and not alone"
+	@scripts/pytest.sh -m alone
 
 lock:
 	@KEEP="$(KEEP)" scripts/lock.sh
