@@ -306,7 +306,7 @@ class Settings:
     resume_s: float = field(
         default=8.5,
         metadata=_about(
-            "Seconds for which a session that lost a hop looks for another before it ends with an error."
+            "Seconds for which a session that lost a hop, or a new one that reaches none, tries again."
         ),
     )
     open_timeout_s: float = field(

@@ -449,6 +449,25 @@ async def test_a_session_opens_although_a_hop_is_gone_and_still_listed(home, che
         assert blamed <= gone
 
 
+async def test_a_session_opens_when_the_only_node_of_a_span_is_back_in_reach(
+    home, checkpoint, whole, monkeypatch
+):
+    async with memory_swarm(home, checkpoint, THIRDS, announce_s=60.0, expiry_s=180.0) as swarm:
+        gone = {swarm.networks[1].peer}
+        monkeypatch.setattr(World, "reach", unreachable(World.reach, gone))
+        hear_of_others = swarm.client.rings.finder.hear_of_others
+
+        async def back_meanwhile(shape):
+            heard = await hear_of_others(shape)
+            gone.clear()
+            return heard
+
+        monkeypatch.setattr(swarm.client.rings.finder, "hear_of_others", back_meanwhile)
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            assert await decode(session, PROMPT, 4) == whole.greedy(PROMPT, 4)
+        assert not gone
+
+
 async def test_a_hop_that_blames_another_for_its_refusal_is_avoided(home, checkpoint, whole, monkeypatch):
     async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS[1:]], open_timeout_s=5.0) as swarm:
         liar, victim = swarm.networks[1].peer, swarm.networks[0].peer

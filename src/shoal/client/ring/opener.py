@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import trio
+
 from shoal.client.ends import SessionEnds
 from shoal.client.ring.recovery import Recovery
 from shoal.client.ring.ring import Ring
@@ -100,6 +102,7 @@ class SessionOpener:
         Raises what the first format did.
         """
         finder, span, rounds = self.rings.finder_for(attested=attested), side.span, 0
+        until = trio.current_time() + self.settings.resume_s  # who is out of reach is waited for no longer
         while True:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
@@ -110,8 +113,15 @@ class SessionOpener:
             except NoCoverage:
                 if rounds == ROUNDS or not await finder.wait_forgiven(local.shape, span):
                     raise
-            except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-                if rounds == ROUNDS or not await finder.hear_of_others(local.shape):
+            except (Busy, ChannelClosed, DeadlineExceeded, RemoteProtocolError) as error:
+                if rounds == ROUNDS:
+                    raise
+                if await finder.hear_of_others(local.shape):
+                    continue
+                away = isinstance(error, ChannelClosed | DeadlineExceeded) and trio.current_time() < until
+                if not away or (
+                    finder.held_back(local.shape) and not await finder.wait_forgiven(local.shape, span)
+                ):
                     raise
 
     async def _opened_in_one(

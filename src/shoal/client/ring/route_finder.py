@@ -270,16 +270,16 @@ class RouteFinder:
         """
         if self._missing(shape, span):
             return False
-        held = self._held_back(shape)
+        held = self.held_back(shape)
         free_at = min((self._suspects.free_at(peer) for peer in held), default=math.inf)
         if free_at > trio.current_time() + FORGIVEN_WITHIN_S:
             return False
         with trio.move_on_at(free_at):
-            while self._held_back(shape) >= held:
+            while self.held_back(shape) >= held:
                 await self.member.wait_changed()
         return True
 
-    def _held_back(self, shape: ModelShape) -> set[PeerId]:
+    def held_back(self, shape: ModelShape) -> set[PeerId]:
         """Who serves the model and is not asked even where there is no other."""
         return self._suspected({PeerId(a.peer): a for a in self.serving(shape)}, CAUTIONS[-1])
 
