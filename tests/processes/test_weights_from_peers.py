@@ -60,7 +60,7 @@ def expected(checkpoint: Path) -> list[int]:
 async def one_and_two(
     checkpoint: Path, folder: Path
 ) -> AsyncGenerator[tuple[list[Process], list[dict[str, Any]], Any]]:
-    """Three nodes, of which the first alone has the model; what they said as they began to serve; their swarm."""
+    """Three nodes, of which the first alone has the model; what they said as they began; their swarm."""
     wanted = {"model": str(checkpoint), "threads": 1, "format": "fp32"}
     settings = on_this_machine(config.load(wanted, {"SHOAL_HOME": str(folder)}), "home")
     swarm = membership.create("home")
