@@ -17,7 +17,7 @@ import trio
 
 from shoal.client.paying.terms import TermsOf, no_terms
 from shoal.client.paying.work import RingWork
-from shoal.client.ring.hop import HopFailed, HopLost, RouteHop
+from shoal.client.ring.hop import HopFailed, HopLost, HopReply, RouteHop
 from shoal.client.ring.hop_pace import HopPace
 from shoal.client.ring.losses import Losses
 from shoal.client.ring.places import Places, Replacement
@@ -44,24 +44,11 @@ from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import CarrierName, Codec, Format, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.cache_names import CacheKey
 from shoal.wire.codec import choose_codec, coarsest
-from shoal.wire.messages import (
-    Failed,
-    Located,
-    Message,
-    Opened,
-    Receipts,
-    Refused,
-    Rerouted,
-    Revealed,
-    Step,
-    Stretch,
-    decode,
-)
+from shoal.wire.messages import Failed, Step, Stretch, decode
 from shoal.wire.payload import encoded_bytes, hidden_states
-from shoal.wire.proofs import Proved
 from shoal.wire.session import ClientSession, Issued
 
-RingMessage = Opened | Refused | Rerouted | Located | Receipts | Revealed | Proved | Step | Failed
+RingMessage = HopReply | Step | Failed
 """What hops say of a session to its client."""
 IN_FLIGHT = 32
 """Steps on their way at once. Half of what may wait at a hop (``hop_queue.MAX_STEPS``), so that all can be
@@ -402,20 +389,18 @@ class Ring:
         """Tell every hop to free its KV. A hop that cannot be told frees it when the channel ends."""
         await self.places.leave()
 
-    def deliver(self, channel: Channel, message: Message, payload: bytes) -> None:
+    def deliver(self, channel: Channel, message: RingMessage, payload: bytes) -> None:
         """Take what a hop of this session has sent."""
         hop = self.places.place(channel)
         if hop is None:
             return
         match message:
-            case Opened() | Refused() | Rerouted() | Located() | Receipts() | Revealed() | Proved():
-                self.places.hops[hop].replied(message, payload)
             case Step():
                 self._returned(hop, message, payload, self._clock.current_time())
             case Failed():
                 self._failed(hop, message)
             case _:
-                raise RemoteProtocolError(f"a {type(message).__name__} from a hop")
+                self.places.hops[hop].replied(message, payload)
 
     def went_on(self, step: RanStep, came: float, sent: float) -> None:
         """A result was answered where it came (:mod:`shoal.client.ring.at_once`): the step that follows is on
