@@ -116,6 +116,11 @@ class SessionEnds:
         return () if self._given is None else (self._given.token,) * len(self._given.rows)
 
     @property
+    def hops_have_all(self) -> bool:
+        """Whether all of a session's KV is at hops, and follows from its tokens, as far as they are words."""
+        return not (self.own or self.given or self.stateless)
+
+    @property
     def merges(self) -> bool:
         """Whether up to ``MERGED_ROWS`` rows of a step have the bits that each has in a step of its own."""
         return self._ends.ends.sliced and all(engine.capabilities.batch for engine in self._engines)

@@ -116,11 +116,9 @@ class Session:
         self.taken_up = len(token_ids)
 
     async def keep(self, keys: Sequence[CacheKey]) -> None:
-        """As :meth:`Ring.keep`, where hops can go back and have all of the session's KV."""
+        """As :meth:`Places.keep`, where hops can go back and have all of the session's KV."""
         # Names are of tokens alone: where pictures stand among them, they say too little.
-        whole = self.takes_back and not (
-            self.ends.own or self.ends.given or self.ends.stateless or self.ends.pictures.count
-        )
+        whole = self.takes_back and self.ends.hops_have_all and not self.ends.pictures.count
         await self.ring.places.keep(keys if whole else ())
 
     def reusable(self, prompt: Sequence[int], pictures: Sequence[PlacedPicture] = ()) -> int:

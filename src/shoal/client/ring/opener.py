@@ -159,7 +159,7 @@ class SessionOpener:
         try:
             await ends.open(tokens)
             # Of what blocks of this machine or an encoder hold too, hops have kept nothing.
-            kept = None if ends.own or ends.given or ends.stateless else begins
+            kept = begins if ends.hops_have_all else None
             return await open_ring(local.shape, numerics, tokens, span=side.span, begins=kept), ends
         except BaseException:
             ends.close()
