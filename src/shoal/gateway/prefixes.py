@@ -176,8 +176,7 @@ class Prefixes:
         best, most = None, WORTH_IT - 1
         # Those of which the KV has gone everywhere, as to another session; else it is made whole with what is
         # left of it.
-        rings = [(kept, kept.session.ring) for kept in self._kept]
-        for lease in [kept for kept, ring in rings if len(ring.lost) == len(ring.route)]:
+        for lease in [k for k in self._kept if len(k.session.ring.lost) == len(k.session.ring.route)]:
             self._give_up(lease)
         for lease in [kept for kept in self._kept if not self._doubtful(kept)]:
             ours = lease.owner == owner and lease.tokens >= asked.least_need

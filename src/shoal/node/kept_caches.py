@@ -66,15 +66,12 @@ class KeptCaches:
             count = Counter(kept.client for kept in self._caches)
             self._give_up(max(self._caches, key=lambda kept: (count[kept.client], -kept.since)))
 
-    def take(self, engine: Engine, opened: Open, now: float) -> FoundCache | None:
-        """What holds most of the beginning of a session that is to be opened; it is no longer kept."""
-        found = self.find(engine, opened, now)
-        if found is not None:
-            self._caches.remove(found.cache)
-        return found
+    def take(self, found: FoundCache) -> None:
+        """It is another session's now, and no longer kept."""
+        self._caches.remove(found.cache)
 
     def find(self, engine: Engine, opened: Open, now: float) -> FoundCache | None:
-        """What :meth:`take` would take."""
+        """What holds most of the beginning of a session that is to be opened."""
         self.expire(now)
         ours = [kept for kept in self._caches if kept.engine is engine]
         found = [

@@ -155,12 +155,15 @@ class Sessions:
             if (shared := shared_tokens(hop.names, hop.opened, opened)) * SHARED_PART >= hop.queue.length
         ]
         shared, hop = max(waiting, key=lambda each: each[0], default=(0, None))
-        kept = self.kept.find(engine, opened, now)
-        if hop is not None and shared > (kept.tokens if kept is not None else 0):
+        found = self.kept.find(engine, opened, now)
+        if hop is not None and shared > (found.tokens if found is not None else 0):
             hop.fail(None, UnknownSession("its KV has gone to a later session of the same conversation"))
             hop.end()
             self.forget(hop)
-        return self.kept.take(engine, opened, now)
+            found = self.kept.find(engine, opened, now)  # what it has just left
+        if found is not None:
+            self.kept.take(found)
+        return found
 
     def close(self, channel: Channel, session: SessionId) -> None:
         """End a session. Only the channel that opened it, or is about to, may."""

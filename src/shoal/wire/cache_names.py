@@ -28,7 +28,6 @@ CACHE_STRIDE = 64
 """Tokens between two positions at which a cache has a name."""
 MAX_CACHE_NAMES = 128
 """Of one session: those of its longest beginnings. 3 KB of a message."""
-SECRET_BYTES = 32
 
 
 class CacheName(Struct, frozen=True, array_like=True, gc=False):

@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Sequence
 
 from shoal.gateway.database.database import Database
-from shoal.wire.cache_names import SECRET_BYTES
 
 _NAME = "caches"
+_SECRET_BYTES = 32
 
 
 def read_cache_secret(database: Database) -> bytes:
@@ -25,7 +25,7 @@ def read_cache_secret(database: Database) -> bytes:
     with database.transaction() as changes:
         changes.execute(
             "INSERT INTO secrets (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
-            (_NAME, secrets.token_bytes(SECRET_BYTES)),
+            (_NAME, secrets.token_bytes(_SECRET_BYTES)),
         )
         (value,) = changes.execute("SELECT value FROM secrets WHERE name = ?", (_NAME,)).fetchone()
     return bytes(value)
@@ -33,7 +33,7 @@ def read_cache_secret(database: Database) -> bytes:
 
 def secret_of(secret: bytes, owner: Sequence[str]) -> bytes:
     """What follows from the secret for one owner of conversations, whose words are ``owner``."""
-    made = hashlib.blake2b(digest_size=SECRET_BYTES, key=secret, person=b"shoal-owner")
+    made = hashlib.blake2b(digest_size=_SECRET_BYTES, key=secret, person=b"shoal-owner")
     for word in owner:
         encoded = word.encode("utf-8", "surrogatepass")
         made.update(len(encoded).to_bytes(8) + encoded)  # so that no two lists of words are the same bytes
