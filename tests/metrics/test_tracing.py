@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import pytest
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
 from shoal.errors import UsageError
 from shoal.metrics import otel, tracing
@@ -76,6 +79,26 @@ def test_what_is_no_collector_is_said_at_once() -> None:
         pass
     with exporting("", "shoal", "me"):
         assert not tracing.exports()
+
+
+def test_where_the_first_of_two_swarms_of_a_process_ends_the_second_exports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[tuple[str, object]] = []
+
+    def take(exporter: object, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        sent.extend((span.name, span.resource.attributes["service.instance.id"]) for span in spans)
+        return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter.export", take)
+    with ExitStack() as first:
+        first.enter_context(exporting("http://127.0.0.1:9", "shoal", "first"))
+        with exporting("http://127.0.0.1:9", "shoal", "second"):
+            tracing.end(TraceSpan("both", "internal", TraceContext.begin(), b""))
+            first.close()
+            tracing.end(TraceSpan("one", "internal", TraceContext.begin(), b""))
+    assert sent == [("both", "first"), ("one", "second")]
+    assert not tracing.exports()
 
 
 def test_a_collector_that_is_away_is_told_of_without_a_traceback(

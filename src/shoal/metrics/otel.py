@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shoal.errors import UsageError
-from shoal.metrics.tracing import TraceSpan, exporting_to, exports
+from shoal.metrics.tracing import TraceSpan, exporting_to
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -25,7 +25,7 @@ QUEUED = 2048
 
 
 def exporting(endpoint: str, service: str, instance: str) -> ContextManager[None]:
-    """Export spans of this process until the block ends.
+    """Export spans of this process until the block ends, unless a block that began before does it still.
 
     Args:
         endpoint: where the collector takes OTLP over HTTP, as ``http://127.0.0.1:4318``; empty: none is.
@@ -35,9 +35,7 @@ def exporting(endpoint: str, service: str, instance: str) -> ContextManager[None
     Raises:
         UsageError: the extra is not installed, or the endpoint is no address.
     """
-    if not endpoint or exports():
-        return nullcontext()
-    return _exporting(endpoint, service, instance)
+    return _exporting(endpoint, service, instance) if endpoint else nullcontext()
 
 
 @contextmanager

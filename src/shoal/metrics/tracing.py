@@ -89,7 +89,7 @@ def working_for(context: TraceContext) -> Generator[None]:
 
 @contextmanager
 def exporting_to(sink: SpanSink) -> Generator[None]:
-    """Give spans to ``sink`` until the block ends."""
+    """Give spans to ``sink`` until the block ends, and once those that were there before it are gone."""
     _sinks.append(sink)
     try:
         yield
@@ -106,6 +106,8 @@ def end(span: TraceSpan, attributes: Mapping[str, str | int | float] | None = No
     """The span ends now, where nothing says when it has; it is exported, if it is to be."""
     span.ended_ns = span.ended_ns or time.time_ns()
     span.attributes |= attributes or {}
-    if span.context.sampled and _sinks:
-        # One swarm of a process is enough to export it: a gateway and a node in it have one collector.
-        _sinks[0](span)
+    if span.context.sampled:
+        # The oldest alone: a gateway and a node in one process have one collector. A copy, as another thread
+        # may be the last one to want spans at this moment.
+        for sink in _sinks[:1]:
+            sink(span)
