@@ -9,13 +9,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import pytest
 import trio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
+from starlette.types import Receive, Scope, Send
 
 from shoal.client.timing import Timing, traced_answer
+from shoal.errors import Busy
+from shoal.gateway.access.traced import TraceMiddleware
 from shoal.metrics import tracing
 from shoal.metrics.logs import JsonLines
 from shoal.metrics.otel import exporting
@@ -23,7 +27,7 @@ from shoal.metrics.tracing import TraceSpan
 from shoal.testing.swarm import memory_swarm
 from tests.web_server import WebServer
 
-from .conftest import THIRDS
+from .conftest import THIRDS, served
 
 CALLER = "00-" + "ab" * 16 + "-" + "cd" * 8
 TRACE = b"\xab" * 16
@@ -166,6 +170,46 @@ async def test_a_caller_that_wants_no_trace_gets_none(gateway, collector: Collec
         )
         assert answer.status_code == 200
     assert collector.spans == []
+
+
+async def test_a_request_that_a_lost_hop_ends_is_exported_as_failed(tmp_path, checkpoint) -> None:
+    found: list[TraceSpan] = []
+    async with served(tmp_path, checkpoint, nodes={"resume_s": 1.0}) as gateway:
+
+        async def lose_a_hop() -> None:
+            while not any(shown["tokens"] for shown in gateway.gateway.records.shown()):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            gateway.swarm.kill(1)
+
+        with tracing.exporting_to(found.append):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lose_a_hop)
+                answer = await gateway.chat("go on", max_tokens=1500, logit_bias={"2": -100})
+                nursery.cancel_scope.cancel()
+            with trio.fail_after(25):
+                while not any(span.name.startswith("POST") for span in found):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+    assert answer.status_code == 503
+    errors = {span.name.split()[0]: span.error for span in found if span.error}
+    assert errors == {"POST": "503", "chat": "no_coverage"}
+
+
+async def test_a_defect_and_a_refusal_of_ours_are_told_apart_in_a_span() -> None:
+    """Of a request that nothing inside answers."""
+    found: list[TraceSpan] = []
+    for error in (ValueError("a defect"), Busy("no more")):
+
+        async def app(scope: Scope, receive: Receive, send: Send, error: Exception = error) -> None:
+            raise error
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+        with tracing.exporting_to(found.append), pytest.raises(type(error)):
+            await TraceMiddleware(app)(scope, nobody, nobody)
+    assert [span.error for span in found] == ["ValueError", "busy"]
+
+
+async def nobody(*_: object) -> Any:
+    raise AssertionError("nothing is read or sent")
 
 
 async def test_a_collector_that_is_away_delays_nobody(gateway) -> None:

@@ -36,13 +36,15 @@ class TraceMiddleware:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 span.attributes["http.response.status_code"] = message["status"]
+                if message["status"] >= 500:
+                    span.error = str(message["status"])  # what caused it, the answer says, and spans below
             await send(message)
 
         try:
             with tracing.working_for(span.context):
                 await self._app(scope, receive, watched)
-        except ShoalError as error:
-            span.error = error.code
+        except Exception as error:  # of whatever kind: who stands outside answers it
+            span.error = error.code if isinstance(error, ShoalError) else type(error).__name__
             raise
         finally:
             tracing.end(span)
