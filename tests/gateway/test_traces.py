@@ -7,7 +7,7 @@ import io
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -24,7 +24,9 @@ from shoal.metrics import tracing
 from shoal.metrics.logs import JsonLines
 from shoal.metrics.otel import exporting
 from shoal.metrics.tracing import TraceSpan
+from shoal.node.tracing.hop_turn import HopTurn
 from shoal.testing.swarm import memory_swarm
+from shoal.wire.messages import Step
 from tests.web_server import WebServer
 
 from .conftest import THIRDS, served
@@ -215,6 +217,22 @@ async def nobody(*_: object) -> Any:
 async def test_a_collector_that_is_away_delays_nobody(gateway) -> None:
     with exporting("http://127.0.0.1:9", "shoal", "me"):
         assert (await gateway.chat()).status_code == 200
+
+
+@pytest.mark.parametrize("sampled", [None, False, True])
+async def test_a_hop_measures_its_part_only_where_it_is_exported(
+    gateway, monkeypatch: pytest.MonkeyPatch, sampled: bool | None
+) -> None:
+    noted: list[Step] = []
+    monkeypatch.setattr(HopTurn, "note", lambda turn, step, result: noted.append(step))
+    with nullcontext() if sampled is None else tracing.exporting_to(lambda span: None):
+        answer = await gateway.post(
+            "/v1/chat/completions",
+            headers={"traceparent": f"{CALLER}-0{sampled is not False:d}"},
+            messages=[{"role": "user", "content": "hello"}],
+        )
+    assert answer.status_code == 200
+    assert bool(noted) == bool(sampled)
 
 
 @contextmanager

@@ -35,6 +35,8 @@ from shoal.errors import (
 from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.kernels.decode_steps import RanStep, RanTimes
 from shoal.executor.pages import PAGE
+from shoal.metrics import tracing
+from shoal.metrics.tracing import TraceContext
 from shoal.net.channel import Channel
 from shoal.node.kept_caches import FoundCache, KeptCache, fitting
 from shoal.node.paying.payment import SessionPayment
@@ -106,6 +108,8 @@ class Hop:
         self._work = WorkLog()
         steps = self.engine.decode_steps
         self._seat = None if steps is None else steps.take_seat(self.session)
+        self.trace: bytes | None = None
+        """The trace that its steps are for, if any."""
         self._turn: HopTurn | None = None
         self.came_over = 0
         """The number of the channel that the last step came over."""
@@ -267,17 +271,15 @@ class Hop:
         """How far the session has come here."""
         return Located(self.session, self.queue.last_taken, self.queue.last_sent)
 
-    def begin_turn(self, turn: HopTurn | None) -> None:
-        """The steps from here on are for this answer; the one before it is complete."""
-        before, self._turn = self._turn, turn
+    def begin_turn(self, context: TraceContext | None) -> None:
+        """The steps from here on are for this answer, if for any; the one before it is complete."""
+        self.trace = context.trace if context is not None else None
+        before, self._turn = self._turn, None
+        # Measured only where somebody is to see it: that takes a lock and the time with each step.
+        if context is not None and context.sampled and tracing.exports():
+            self._turn = HopTurn(context)
         if before is not None:
             before.close(self.opened)
-
-    @property
-    def trace(self) -> bytes | None:
-        """The trace that its steps are for, if any."""
-        turn = self._turn
-        return turn.parent.trace if turn else None
 
     def forget(self) -> None:
         """The session is over: what it kept goes."""

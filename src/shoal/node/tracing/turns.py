@@ -10,7 +10,6 @@ from shoal.metrics.tracing import SPAN_BYTES, TRACE_BYTES, TraceContext
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
 from shoal.node.sessions import Sessions
-from shoal.node.tracing.hop_turn import HopTurn
 from shoal.types import SessionId
 from shoal.wire.turn import TraceTurn
 
@@ -34,6 +33,6 @@ class TurnDesk:
         if hop is None or hop.client is not channel:
             return  # it has ended meanwhile; nobody waits for an answer
         context = TraceContext(message.trace, message.span, message.sampled) if message.trace else None
-        hop.begin_turn(HopTurn(context) if context else None)
+        hop.begin_turn(context)
         if context:
             log.debug("an answer begins", extra=about(channel.peer, message.session, context.trace))
