@@ -244,7 +244,7 @@ def json_lines(name: str) -> Iterator[io.StringIO]:
     log = logging.getLogger(name)
     level = log.level
     log.addHandler(handler)
-    log.setLevel("DEBUG")
+    log.setLevel("INFO")
     try:
         yield lines
     finally:

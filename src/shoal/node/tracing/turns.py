@@ -35,4 +35,4 @@ class TurnDesk:
         context = TraceContext(message.trace, message.span, message.sampled) if message.trace else None
         hop.begin_turn(context)
         if context:
-            log.debug("an answer begins", extra=about(channel.peer, message.session, context.trace))
+            log.info("an answer begins", extra=about(channel.peer, message.session, context.trace))
