@@ -66,6 +66,14 @@ def test_one_from_before_numerics_had_a_name_is_read_and_no_route_goes_over_it()
     assert not Numerics("fp32", "auto", "any").admits(numerics_of(old))
 
 
+def test_one_of_a_format_that_only_a_later_release_knows_is_read_and_no_route_goes_over_it():
+    later = announcement(served=served(format="w3a9", numerics="n1/w3a9/auto/rows"))
+    read = unseal(seal(later, ALICE.sign), NOW, verify)
+    assert read.served is not None
+    assert (read.served.format, numerics_of(read.served)) == ("w3a9", None)
+    assert numerics_of(served(format="w3a9", numerics="n1/int8/auto/rows")) is None
+
+
 def test_a_price_is_part_of_it_and_one_from_before_there_were_prices_asks_nothing():
     asked = AskedPrice(2_000, 500, b"p" * 20, 31337, b"c" * 20)
     read = unseal(seal(announcement(served=served(price=asked)), ALICE.sign), NOW, verify)
@@ -134,7 +142,7 @@ def test_one_that_was_changed_on_the_way_is_refused(place, change):
         ("not an announcement", {"served": served(share=math.nan)}),
         ("not an announcement", {"served": served(token_joules=-1.0)}),
         ("not an announcement", {"served": served(token_joules=math.nan)}),
-        ("not an announcement", {"served": served(format="int3")}),
+        ("not an announcement", {"served": served(format="int 3")}),
         ("not an announcement", {"served": served(digest="md5:1")}),
         ("not an announcement", {"libp2p": ("/ip4/192.0.2.1/tcp/1",) * 17}),
         ("not an announcement", {"sequence": -1}),

@@ -8,7 +8,7 @@ from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.coverage import in_one_format, most_relevant, runs
 from shoal.types import Span, covered
 
-DIGEST = "sha256:" + "a" * 64
+DIGEST, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 SERVED = Served("tiny", DIGEST, 30, 576, 2048, 49152, 0, 10, "fp32", 4096, 4096, 0, 2.5)
 
 
@@ -52,8 +52,20 @@ def test_a_model_is_shown_in_the_format_in_which_a_client_would_take_it() -> Non
     assert in_one_format([served(0, 10, format="bf16"), served(0, 10)])[0] == "fp32"
 
 
+def test_what_is_served_in_a_format_of_a_later_release_covers_nothing_here() -> None:
+    later = served(0, 30, format="w3a9")
+    alive = [
+        said("a", later),
+        said("b", served(0, 10)),
+        said("c", served(0, 30, format="w3a9", digest=OTHER)),
+    ]
+    ((shape, known),) = most_relevant(alive, lambda _: None, 5)
+    assert (shape.digest, known) == (DIGEST, [served(0, 10)])
+    assert in_one_format(known) == ("fp32", [Span(0, 10)])
+
+
 def test_models_that_are_here_come_first_and_then_those_that_most_serve() -> None:
-    other, crowd = "sha256:" + "b" * 64, "sha256:" + "c" * 64
+    other, crowd = OTHER, "sha256:" + "c" * 64
     alive = [said("a", served(0, 10)), said("b", served(0, 10, digest=other))]
     alive += [said(f"c{number}", served(0, 10, digest=crowd)) for number in range(9)]
     known = {other: alive[1].served.shape}

@@ -8,6 +8,7 @@ from shoal.executor.kernels.built import kernels_built
 from shoal.executor.load import holds_published
 from shoal.models.store.local_model import LocalModel
 from shoal.routing.formats import FormatChoice, choose_format
+from shoal.swarm.announcement import format_of
 from shoal.swarm.member import Member
 
 
@@ -23,6 +24,8 @@ def pick_format(model: LocalModel, settings: Settings, member: Member, device: D
         published=settings.format in ("auto", "published") and holds_published(model),
         parallel=settings.parallel,
         served=[
-            (a.served.format, a.served.span) for a in serving if a.served and a.peer != member.network.peer
+            (format, a.served.span)
+            for a in serving
+            if a.served and a.peer != member.network.peer and (format := format_of(a.served)) is not None
         ],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -95,7 +95,8 @@ class Served(Struct, frozen=True, array_like=True):
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 26)]
     start: Annotated[int, Meta(ge=0, le=1 << 14)]
     end: Annotated[int, Meta(ge=1, le=1 << 14)]
-    format: Format
+    format: Annotated[str, Meta(pattern="^[a-z0-9]{1,16}$")]
+    """As :data:`shoal.types.Format` has it, or a word of a later release (:func:`format_of`)."""
     tokens: Annotated[int, Meta(ge=0, le=1 << 40)]
     """KV tokens that all sessions together may take."""
     tokens_free: Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -289,12 +290,19 @@ def carried_tokens_s(served: Served) -> float:
     return max(served.link_bytes_s, LEAST_BYTES_S) / (served.hidden_size * ROW_ELEMENT_BYTES)
 
 
+def format_of(served: Served) -> Format | None:
+    """How a node holds its weights; ``None`` where only a later version of ours would know."""
+    return cast("Format", served.format) if served.format in get_args(Format) else None
+
+
 def numerics_of(served: Served) -> Numerics | None:
     """By what a node computes; ``None`` where it does not say, or only a later version of ours would know.
 
     Nor is ``any`` what a node computes a language model by: it is of sessions alone. Who announces it would
     have clients do without exactness that there is.
     """
+    if format_of(served) is None:
+        return None
     try:
         numerics = Numerics.parse(served.numerics)
     except ValueError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from shoal.routing.formats import ranked
-from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.announcement import Announcement, Served, format_of
 from shoal.types import Digest, Format, ModelShape, Span
 
 
@@ -21,10 +21,10 @@ def in_order(announcements: Iterable[Announcement]) -> list[Announcement]:
 
 
 def by_model(announcements: Iterable[Announcement]) -> dict[str, list[Served]]:
-    """What is served of each model, by its digest."""
+    """What is served of each model, by its digest, in formats that this release knows."""
     found: dict[str, list[Served]] = {}
     for announcement in announcements:
-        if announcement.served is not None:
+        if announcement.served is not None and format_of(announcement.served) is not None:
             found.setdefault(announcement.served.digest, []).append(announcement.served)
     return found
 
@@ -55,8 +55,15 @@ def shape_of(served: Iterable[Served]) -> ModelShape:
 
 
 def in_one_format(served: Sequence[Served]) -> tuple[Format, list[Span]]:
-    """The format in which a client that knows nobody would take a model, and the spans in it."""
-    offered: list[tuple[Format, Span, bool]] = [(one.format, one.span, False) for one in served]
+    """The format in which a client that knows nobody would take a model, and the spans in it.
+
+    Args:
+        served: as :func:`by_model` has it.
+    """
+    offered: list[tuple[Format, Span, bool]] = []
+    for one in served:
+        if (format := format_of(one)) is not None:
+            offered.append((format, one.span, False))
     best = ranked(offered, Span(0, served[0].n_blocks))[0]
     return best, [one.span for one in served if one.format == best]
 

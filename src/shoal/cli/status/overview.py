@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from shoal.cli.output import printable
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
+from shoal.swarm.coverage import by_model, in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
 from shoal.types import Digest, ModelShape, NatKind, PeerId, Span, Way, gaps
 from shoal.wire.messages import AGENT
@@ -217,12 +217,10 @@ def _models(
     known: Callable[[Digest], ModelShape | None],
     lost: Set[PeerId],
 ) -> list[ModelView]:
-    in_reach = [a for a in alive if a.peer not in lost]
+    in_reach = by_model(a for a in alive if a.peer not in lost)
     views: list[ModelView] = []
     for shape, everybody in most_relevant(alive, known, MODELS_SHOWN):
-        served = [
-            a.served for a in in_reach if a.served and (a.served.digest, a.served.n_blocks) == _of(shape)
-        ]
+        served = [one for one in in_reach.get(shape.digest, []) if one.n_blocks == shape.n_blocks]
         format, spans = in_one_format(served or everybody)
         spans = spans if served else []
         missing = gaps(spans, shape.n_blocks)
@@ -242,10 +240,6 @@ def _models(
             )
         )
     return views
-
-
-def _of(shape: ModelShape) -> tuple[str, int]:
-    return shape.digest, shape.n_blocks
 
 
 def _without(gap: Span, others: Sequence[Span]) -> list[Span]:

@@ -283,7 +283,7 @@ class RouteFinder:
         """Who serves the model and is not asked even where there is no other."""
         return self._suspected({PeerId(a.peer): a for a in self.serving(shape)}, CAUTIONS[-1])
 
-    def _known(self, shape: ModelShape) -> set[tuple[PeerId, Format]]:
+    def _known(self, shape: ModelShape) -> set[tuple[PeerId, str]]:
         return {(PeerId(a.peer), a.served.format) for a in self.serving(shape) if a.served}
 
     def _missing(self, shape: ModelShape, span: Span) -> list[Span]:
