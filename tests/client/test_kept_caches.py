@@ -10,7 +10,7 @@ import trio
 
 from shoal.client.ring.hop import HopRefused
 from shoal.errors import Busy, RemoteProtocolError
-from shoal.node import kept_caches
+from shoal.node import kept_caches, server
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import PeerId, Span
@@ -236,6 +236,7 @@ async def test_a_hop_that_is_lost_later_is_replaced_as_ever(home, roomy):
 
 
 async def test_what_is_kept_goes_first_where_room_is_wanted_and_with_time(home, roomy, monkeypatch):
+    monkeypatch.setattr(server, "EXPIRE_EVERY_S", 0.05)
     async with memory_swarm(home, roomy, THIRDS, kv_tokens=256) as swarm:
         await leave(swarm.client, str(roomy))
         await kept(swarm, 1)
@@ -245,8 +246,6 @@ async def test_what_is_kept_goes_first_where_room_is_wanted_and_with_time(home, 
         await leave(swarm.client, str(roomy))
         await kept(swarm, 1)
         monkeypatch.setattr(kept_caches, "CACHE_S", 0.0)
-        for node in swarm.nodes:
-            node.server._sessions.kept.expire(trio.current_time() + 1)
         await kept(swarm, 0)
         assert all(node.engine.tokens_free == node.engine.tokens for node in swarm.nodes)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 
 import trio
 
 from shoal.gateway.page import feed
 from shoal.gateway.page.apps import APPS, KEY_HINT, GatewayAddress
+from shoal.swarm import member
 from shoal.types import Span
 
 from .conftest import served, user
@@ -40,6 +42,18 @@ async def test_everything_comes_at_once_and_then_what_changes(gateway):
         while len(swarm["peers"]) < 4:
             swarm = await told(lines, "swarm")
         assert swarm["models"][0]["runs"] == [[0, 6, 2]]
+
+
+async def test_the_page_notes_that_this_machine_runs_an_older_release(tmp_path, checkpoint, monkeypatch):
+    async with AsyncExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(member, "AGENT", "shoal/99.1")  # as the nodes announce it
+            gateway = await stack.enter_async_context(served(tmp_path, checkpoint))
+            assert (await gateway.http.get("/api/health")).json()["checks"] == []
+        health = (await gateway.http.get("/api/health")).json()
+    (note,) = health["checks"]
+    assert (health["ok"], note["name"], note["severity"]) == (True, "release", "note")
+    assert note["message"].endswith("3 of 3 peers a newer release, such as 99.1: upgrade it")
 
 
 async def test_a_request_is_told_hop_by_hop(gateway):

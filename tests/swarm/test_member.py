@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from shoal.errors import DeadlineExceeded, RemoteProtocolError
+from shoal.swarm import member
 from shoal.swarm.announcement import Served
 from shoal.swarm.anti_entropy import EVERYONE, DirectoryQuery, encode, read_difference
 from shoal.swarm.clock import Clock
@@ -59,6 +60,23 @@ async def test_everyone_hears_what_a_node_announces(autojump_clock):
         await node.announce()
         await trio.sleep(1)
         assert all([a.peer for a in other.alive()] == [node.network.peer] for other in others)
+
+
+async def test_a_member_says_once_that_most_others_run_a_newer_release(autojump_clock, monkeypatch, caplog):
+    async with members(World(), 3, announce_s=1) as (first, *nodes):
+        with monkeypatch.context() as patch:
+            patch.setattr(member, "AGENT", "shoal/99.1")
+            for node in nodes:
+                node.served = served
+                await node.announce()
+            await trio.sleep(1)
+            for node in nodes:
+                node.served = None  # from here on they say nothing
+        await trio.sleep(10)
+        assert len(first.alive()) == 2
+    (said,) = [record for record in caplog.records if "a newer release" in record.getMessage()]
+    assert said.levelname == "WARNING"
+    assert said.getMessage().endswith("2 of 2 peers a newer release, such as 99.1: upgrade it")
 
 
 async def test_a_newcomer_hears_at_once_what_its_bootstrap_peer_knows(autojump_clock):
