@@ -26,15 +26,19 @@ import httpx
 import pytest
 import torch
 import trio
-from anyio.from_thread import start_blocking_portal
-from transformers import AutoModelForCausalLM
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal import config
 from shoal.client.connect import open_swarm
+from shoal.client.session import Session
+from shoal.client.swarm import Swarm
+from shoal.config import Settings
 from shoal.local.processes import Process, address_of, ended_with_us, free_ports, on_this_machine, start
 from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
 from shoal.swarm.membership import Membership
+from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
 
 pytestmark = pytest.mark.swarm
@@ -83,79 +87,164 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokens differ: with smaller weights it repeats the last one, whatever its blocks do."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama", initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
 def expected(checkpoint: Path) -> list[int]:
     torch.set_num_threads(1)
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     out = model.generate(
         torch.tensor([PROMPT]), max_new_tokens=COUNT, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    return out[0, len(PROMPT) :].tolist()
+    tokens = out[0, len(PROMPT) :].tolist()
+    assert len(set(tokens)) > COUNT // 2
+    return tokens
 
 
 class Mixed:
-    """Nodes of both releases; ``before`` says of each whether it is of the one before."""
+    """Nodes of both releases: of the one before for each half of the model, then of this one for each."""
 
-    def __init__(self, home: Path, checkpoint: Path, source: Path) -> None:
+    def __init__(self, home: Path, checkpoint: Path, source: Path, portal: BlockingPortal) -> None:
         settings = config.load(
             {"model": str(checkpoint), "mdns": False, "threads": 1, "format": "fp32", "kernels": "torch"},
             {"SHOAL_HOME": str(home)},
         )
-        self.inside = on_this_machine(settings, "demo")
-        self.members: Membership = membership.create("demo")
+        self.portal = portal
+        """Where the session is."""
+        self.session: Session
+        """Over the nodes of the release before: there were no others when it was opened."""
+        self.client: Swarm
         self.model = str(checkpoint)
         self._home = home
         self._source = source
-        self._ports = iter(free_ports("127.0.0.1", 8))
+        self._inside = on_this_machine(settings, "demo")
+        self._homes = [home / f"node{number}" for number in range(4)]
+        self._ports = free_ports("127.0.0.1", 4)
+        places = zip(self._homes, self._ports, strict=True)
+        addresses = [address_of(node, "127.0.0.1", port) for node, port in places]
+        self.members: Membership = replace(membership.create("demo"), bootstrap=tuple(addresses))
+        self.peers = [address.rpartition("/")[2] for address in addresses]
+        self._processes: list[Process] = []
+        self.chosen: list[int] = []
+        """The session's tokens."""
 
-    def environ(self, old: bool, home: Path) -> dict[str, str]:
-        path = {"PYTHONPATH": str(self._source)} if old else {}
-        return {**os.environ, **path, "SHOAL_HOME": str(home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[Mixed]:
+        """Boot the nodes, and open the session between those of the release before and the others."""
+        async with ended_with_us() as self._processes:
+            await self._start(True, 0, 1)
+            settings = self.settings("client")
+            async with (
+                open_swarm(settings, self.members) as self.client,
+                self.client.session(self.model, tokens=64) as self.session,
+            ):
+                await self.choose()
+                await self._start(False, 2, 3)
+                yield self
 
-    async def start(self, old: bool, span: Span, processes: list[Process]) -> tuple[Process, dict[str, Any]]:
-        """Boot a node, and join it to those that are there."""
-        home, port = self._home / f"node{len(processes)}", next(self._ports)
-        address = address_of(home, "127.0.0.1", port)
-        own = replace(self.inside, port=port, bootstrap=self.members.bootstrap)
-        with pytest.MonkeyPatch.context() as patch:
-            if old:
-                patch.setenv("PYTHONPATH", str(self._source))
-            process = await start(own, self.members, span, home, processes)
-        self.members = replace(self.members, bootstrap=(*self.members.bootstrap, address))
-        return process, await process.event("serving")
+    async def _start(self, old: bool, *numbers: int) -> None:
+        """Boot nodes, those of this release in the homes that they have had before, if any."""
+        processes: list[Process] = []
+        for number in numbers:
+            own = replace(self._inside, port=self._ports[number], bootstrap=self.members.bootstrap)
+            with pytest.MonkeyPatch.context() as patch:
+                if old:
+                    patch.setenv("PYTHONPATH", str(self._source))
+                home, span = self._homes[number], HALVES[number % 2]
+                processes.append(await start(own, self.members, span, home, self._processes))
+        for number, process in zip(numbers, processes, strict=True):
+            assert (await process.event("serving"))["peer"] == self.peers[number]
+
+    async def upgrade(self, number: int) -> None:
+        """Start this release in the place of a node of the one before; the session goes on meanwhile."""
+        with trio.fail_after(60):
+            while not {*self.peers[2:]} <= {a.peer for a in self.client.announcements()}:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+            process = self._processes[number]
+            process.signal(signal.SIGTERM)
+            await process.event("leaving")
+            process.signal(signal.SIGTERM)  # it need not wait for the session: a replica has its blocks
+            await process.process.wait()
+        await self.choose()
+        await self._start(False, number)
+        await self.choose()
+
+    async def choose(self) -> None:
+        """The next token of the session."""
+        given = self.chosen[-1:] or PROMPT
+        self.chosen.append(int((await self.session.step(given))[-1].argmax()))
+
+    async def ask_here(self, route: list[str]) -> list[int]:
+        """What a client of this process gets over a route."""
+        settings = replace(self.settings("asks"), only=tuple(route))
+        async with (
+            open_swarm(settings, self.members) as client,
+            client.session(self.model, tokens=64) as session,
+        ):
+            step, chosen = PROMPT, list[int]()
+            for _ in range(COUNT):
+                step = [int((await session.step(step))[-1].argmax())]
+                chosen += step
+        return chosen
+
+    def settings(self, home: str) -> Settings:
+        """Those of a client in this process."""
+        given = {"host": "127.0.0.1", "mdns": False, "bootstrap": list(self.members.bootstrap)}
+        return config.load(given, {"SHOAL_HOME": str(self._home / home)})
 
     def ask(self, old: bool, routes: list[list[str]]) -> list[Any]:
         """What a client gets over each route."""
+        asked = {"routes": routes, "model": self.model, "prompt": PROMPT, "count": COUNT}
         with TemporaryDirectory(dir=self._home) as home:
-            done = subprocess.run(
-                [sys.executable, "-c", ASK],
-                input=json.dumps(
-                    {
-                        "invite": write_invite(self.members),
-                        "routes": routes,
-                        "model": self.model,
-                        "prompt": PROMPT,
-                        "count": COUNT,
-                    }
-                ),
-                env=self.environ(old, Path(home)),
-                cwd=home,
-                text=True,
-                capture_output=True,
-                timeout=180,
-                check=False,
+            return json.loads(
+                self._ran(
+                    old,
+                    Path(home),
+                    "-c",
+                    ASK,
+                    told=json.dumps(asked | {"invite": write_invite(self.members)}),
+                )
             )
-            assert done.returncode == 0, done.stderr
-            return json.loads(done.stdout)
+
+    def make_key(self, old: bool) -> str:
+        """A key for the gateway."""
+        words = ("-m", "shoal.cli", "key", "create", "laptop", "--json")
+        return json.loads(self._ran(old, self._gateway_home, *words))["key"]
+
+    def _ran(self, old: bool, home: Path, *words: str, told: str = "") -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            input=told,
+            env=self._environ(old, home),
+            cwd=self._home,
+            text=True,
+            capture_output=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _environ(self, old: bool, home: Path) -> dict[str, str]:
+        path = {"PYTHONPATH": str(self._source)} if old else {}
+        return {**os.environ, **path, "SHOAL_HOME": str(home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+
+    @property
+    def _gateway_home(self) -> Path:
+        """One for the gateways of both releases."""
+        return self._home / "gateway"
 
     @contextmanager
     def gateway(self, old: bool) -> Generator[str]:
         """The address of a gateway."""
-        home = self._home / f"gateway{old:d}"
-        membership.save(home / "swarms", self.members)
+        membership.save(self._gateway_home / "swarms", self.members)
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]
         running = subprocess.Popen(
             [*command, "--model", self.model, "--swarm", "demo", "--end-with-stdin"],
-            env=self.environ(old, home),
+            env=self._environ(old, self._gateway_home),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -165,68 +254,59 @@ class Mixed:
             yield next(
                 said["url"] for line in running.stdout if (said := json.loads(line)).get("event") == "gateway"
             )
+            running.communicate(timeout=60)  # its input ends, and so does it
         finally:
             running.kill()
-            running.communicate()
+            running.wait()
 
 
-@asynccontextmanager
-async def both(mixed: Mixed) -> AsyncGenerator[dict[tuple[bool, int], str]]:
-    """A node of each release for each half of the model: peers by (of the one before?, half)."""
-    async with ended_with_us() as processes:
-        peers: dict[tuple[bool, int], str] = {}
-        for old, half in product((True, False), (0, 1)):
-            _, said = await mixed.start(old, HALVES[half], processes)
-            peers[old, half] = said["peer"]
-        yield peers
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, before: Path) -> Generator[Mixed]:
+    with start_blocking_portal("trio") as portal:
+        made = Mixed(tmp_path_factory.mktemp("mixed"), checkpoint, before, portal)
+        with portal.wrap_async_context_manager(made.run()):
+            yield made
 
 
-def served(url: str) -> str:
-    """The model that a gateway lists, once it has heard of its nodes."""
-    until = time.monotonic() + 60
-    while not (models := httpx.get(f"{url}/v1/models", timeout=60).json()["data"]):
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    return models[0]["id"]
+def completed(url: str, key: str) -> str:
+    """The text that a gateway answers with, once it has heard of its nodes."""
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as http:
+        until = time.monotonic() + 60
+        while not (models := http.get("/v1/models").json()["data"]):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        body = {"model": models[0]["id"], "prompt": PROMPT, "max_tokens": COUNT, "temperature": 0}
+        answer = http.post("/v1/completions", json=body).json()
+    assert answer.get("usage", {}).get("completion_tokens") == COUNT, answer
+    return answer["choices"][0]["text"]
 
 
 def test_every_mixture_of_client_gateway_and_hops_gives_the_same_tokens(
-    tmp_path: Path, checkpoint: Path, before: Path, expected: list[int]
+    mixed: Mixed, expected: list[int]
 ) -> None:
-    mixed = Mixed(tmp_path, checkpoint, before)
-    with start_blocking_portal("trio") as portal, portal.wrap_async_context_manager(both(mixed)) as peers:
-        routes = [[peers[first, 0], peers[second, 1]] for first, second in product((True, False), repeat=2)]
-        for old in (True, False):
-            assert mixed.ask(old, routes) == [expected] * len(routes)
-            with mixed.gateway(old) as url:
-                body = {"model": served(url), "prompt": PROMPT, "max_tokens": COUNT, "temperature": 0}
-                answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
-                assert answer.get("usage", {}).get("completion_tokens") == COUNT, answer
+    routes = [[mixed.peers[first], mixed.peers[second]] for first, second in product((0, 2), (1, 3))]
+    for old in (True, False):
+        assert mixed.ask(old, routes) == [expected] * len(routes)
 
 
-async def test_a_session_survives_while_its_hops_are_upgraded_one_after_another(
-    tmp_path: Path, checkpoint: Path, before: Path, expected: list[int]
+def test_a_gateway_of_this_release_goes_on_with_the_database_and_the_keys_of_the_one_before(
+    mixed: Mixed, expected: list[int]
 ) -> None:
-    mixed = Mixed(tmp_path, checkpoint, before)
-    async with ended_with_us() as processes:
-        outdated = [(await mixed.start(True, span, processes))[0] for span in HALVES]
-        settings = config.load(
-            {"host": "127.0.0.1", "mdns": False, "bootstrap": list(mixed.members.bootstrap)},
-            {"SHOAL_HOME": str(tmp_path / "client")},
-        )
-        async with (
-            open_swarm(settings, mixed.members) as client,
-            client.session(mixed.model, tokens=64) as session,
-        ):
-            chosen = [int((await session.step(PROMPT))[-1].argmax())]
-            for span, process in zip(HALVES, outdated, strict=True):
-                _, said = await mixed.start(False, span, processes)
-                with trio.fail_after(30):
-                    while said["peer"] not in {a.peer for a in client.announcements()}:  # noqa: ASYNC110
-                        await trio.sleep(0.1)
-                process.signal(signal.SIGTERM)
-                await process.process.wait()
-                for _ in range(3):
-                    chosen.append(int((await session.step(chosen[-1:]))[-1].argmax()))
-            assert chosen == expected[: len(chosen)]
-            assert len(session.reroutes) >= 2
+    key, texts = mixed.make_key(old=True), list[str]()
+    for old in (True, False):
+        with mixed.gateway(old) as url:
+            assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
+            texts.append(completed(url, key))
+    assert texts == 2 * [AutoTokenizer.from_pretrained(mixed.model).decode(expected)]
+
+
+def test_a_session_survives_while_its_hops_are_upgraded_one_after_another(
+    mixed: Mixed, expected: list[int]
+) -> None:
+    mixed.portal.call(mixed.choose)
+    assert [hop.address.peer for hop in mixed.session.ring.route] == mixed.peers[:2]
+    for number in (0, 1):
+        mixed.portal.call(mixed.upgrade, number)
+    assert mixed.chosen == expected[:6]
+    assert len(mixed.session.reroutes) >= 2
+    assert mixed.portal.call(mixed.ask_here, mixed.peers[:2]) == expected
