@@ -67,7 +67,7 @@ for only in asked["routes"]:
         answers.append(tokens)
 print(json.dumps(answers))
 """
-"""A client of either release, that asks once over each route."""
+"""A client of the release before, that asks once over each route."""
 
 
 @pytest.fixture(scope="module")
@@ -195,30 +195,23 @@ class Mixed:
         given = {"host": "127.0.0.1", "mdns": False, "bootstrap": list(self.members.bootstrap)}
         return config.load(given, {"SHOAL_HOME": str(self._home / home)})
 
-    def ask(self, old: bool, routes: list[list[str]]) -> list[Any]:
-        """What a client gets over each route."""
+    def ask_before(self, routes: list[list[str]]) -> list[Any]:
+        """What a client of the release before gets over each route."""
         asked = {"routes": routes, "model": self.model, "prompt": PROMPT, "count": COUNT}
+        words = json.dumps(asked | {"invite": write_invite(self.members)})
         with TemporaryDirectory(dir=self._home) as home:
-            return json.loads(
-                self._ran(
-                    old,
-                    Path(home),
-                    "-c",
-                    ASK,
-                    told=json.dumps(asked | {"invite": write_invite(self.members)}),
-                )
-            )
+            return json.loads(self._ran(Path(home), "-c", ASK, told=words))
 
-    def make_key(self, old: bool) -> str:
-        """A key for the gateway."""
+    def make_key_before(self) -> str:
+        """A key for the gateway, made by the release before."""
         words = ("-m", "shoal.cli", "key", "create", "laptop", "--json")
-        return json.loads(self._ran(old, self._gateway_home, *words))["key"]
+        return json.loads(self._ran(self._gateway_home, *words))["key"]
 
-    def _ran(self, old: bool, home: Path, *words: str, told: str = "") -> str:
+    def _ran(self, home: Path, *words: str, told: str = "") -> str:
         done = subprocess.run(
             [sys.executable, *words],
             input=told,
-            env=self._environ(old, home),
+            env=self._environ(True, home),
             cwd=self._home,
             text=True,
             capture_output=True,
@@ -285,14 +278,15 @@ def test_every_mixture_of_client_gateway_and_hops_gives_the_same_tokens(
     mixed: Mixed, expected: list[int]
 ) -> None:
     routes = [[mixed.peers[first], mixed.peers[second]] for first, second in product((0, 2), (1, 3))]
-    for old in (True, False):
-        assert mixed.ask(old, routes) == [expected] * len(routes)
+    assert mixed.ask_before(routes) == [expected] * len(routes)
+    for route in routes:
+        assert mixed.portal.call(mixed.ask_here, route) == expected
 
 
 def test_a_gateway_of_this_release_goes_on_with_the_database_and_the_keys_of_the_one_before(
     mixed: Mixed, expected: list[int]
 ) -> None:
-    key, texts = mixed.make_key(old=True), list[str]()
+    key, texts = mixed.make_key_before(), list[str]()
     for old in (True, False):
         with mixed.gateway(old) as url:
             assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
