@@ -65,6 +65,15 @@ class AnswerText:
     """That stand among the prompt's tokens."""
 
 
+def check_can_sign(shape: ModelShape) -> None:
+    """Raises UsageError: hops sign nothing of such a model."""
+    if shape.adapter is not None:
+        raise UsageError(
+            "receipts name a model and no adapter: none are given for a model with one",
+            check="ask the model without its adapter, or leave the receipts out",
+        )
+
+
 async def pull_receipts(
     session: Session,
     prompt: Sequence[int],
@@ -89,11 +98,7 @@ async def held_text(
     session: Session, prompt: Sequence[int], said: Sequence[int], sampling: Sampling | None
 ) -> AnswerText:
     """What of an answer a session still holds. Raises as :func:`pull_receipts`."""
-    if session.shape.adapter is not None:
-        raise UsageError(
-            "receipts name a model and no adapter: none are given for answers of a model with one",
-            check="ask the model without its adapter, or leave the receipts out",
-        )
+    check_can_sign(session.shape)
     token_ids = (*prompt, *said)
     tokens = min(len(session.token_ids), len(token_ids))
     if not tokens or tuple(session.token_ids[:tokens]) != token_ids[:tokens]:

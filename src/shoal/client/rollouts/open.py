@@ -13,7 +13,7 @@ import trio
 
 from shoal.client.audits.audits import Audits
 from shoal.client.audits.protection import Protection
-from shoal.client.receipts.pull import AnswerReceipts
+from shoal.client.receipts.pull import AnswerReceipts, check_can_sign
 from shoal.client.rollouts.prompts import PromptSkipped, RolloutPrompts, read_prompts
 from shoal.client.rollouts.run import RolloutOptions, Rollouts, RolloutsProgress, RolloutsTold
 from shoal.client.rollouts.samples import SampleFile
@@ -101,11 +101,8 @@ async def make_rollouts(
             f"{local.name} has an encoder before its decoder, and samples are made of decoders alone",
             check="choose another model",
         )
-    if options.receipts and local.shape.adapter is not None:
-        raise UsageError(
-            "receipts name a model and no adapter: none are given for samples of a model with one",
-            check="leave the receipts out",
-        )
+    if options.receipts:
+        check_can_sign(local.shape)
     codec = await client.codec(local)
     if options.stop and codec is None:
         raise UsageError(f"{local.name} has no tokenizer, so nothing stops at a string")
