@@ -11,9 +11,9 @@ import pytest
 from shoal.client.rollouts.pace import MOST_AT_ONCE, awaited_sessions, fitting_sessions, may_go_on
 from shoal.client.rollouts.prompts import RolloutPrompt, read_prompts
 from shoal.client.rollouts.run import RolloutOptions
-from shoal.client.rollouts.samples import RolloutSample, SampleFile, sample_seed
+from shoal.client.rollouts.samples import RolloutSample, SampleFile
 from shoal.client.rollouts.todo import SamplesToMake
-from shoal.client.sampling import Sampling
+from shoal.client.sampling import Sampling, sample_seed
 from shoal.errors import UsageError
 from shoal.swarm.announcement import Served
 from shoal.types import Digest, ModelShape

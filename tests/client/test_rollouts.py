@@ -10,8 +10,8 @@ import trio
 
 from shoal.client.rollouts import run as running
 from shoal.client.rollouts.run import RolloutOptions
-from shoal.client.rollouts.samples import read_samples, sample_seed
-from shoal.client.sampling import Sampling
+from shoal.client.rollouts.samples import read_samples
+from shoal.client.sampling import Sampling, sample_seed
 from shoal.errors import NoCoverage, UsageError
 from shoal.testing.swarm import memory_swarm
 from shoal.trust.answer import read_kept_answer

@@ -15,6 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ REPETITION = (0.01, 100.0)
 """Bounds of the repetition penalty: beyond, scores overflow."""
 COLDEST = 1e-5
 """A temperature below this is taken for 0: the likeliest token is certain then, and scores would overflow."""
+SEED_BITS = 53
+"""So many a number may have in any language's JSON."""
 
 
 class Constraint(Protocol):
@@ -113,6 +116,16 @@ class Sampling:
         for good, name, needed in bounds:
             if not good:
                 raise UsageError(f"{name} must be {needed}, not {getattr(self, name)}")
+
+
+def sample_seed(seed: int, *place: int) -> int:
+    """The seed of one sample of many: its own, whatever is made before it or beside it.
+
+    Args:
+        place: what tells it from the others, such as its prompt and its number.
+    """
+    told = sha256(" ".join(map(str, (seed, *place))).encode()).digest()
+    return int.from_bytes(told[:8]) >> (64 - SEED_BITS)
 
 
 def likeliest(logits: Floats) -> int:

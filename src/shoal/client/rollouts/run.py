@@ -26,9 +26,9 @@ from shoal.client.rollouts.pace import (
     pause_s,
 )
 from shoal.client.rollouts.prompts import RolloutPrompt
-from shoal.client.rollouts.samples import RolloutSample, SampleFile, sample_seed
+from shoal.client.rollouts.samples import RolloutSample, SampleFile
 from shoal.client.rollouts.todo import PromptSamples, SamplesToMake
-from shoal.client.sampling import Sampling
+from shoal.client.sampling import Sampling, sample_seed
 from shoal.client.session import Session
 from shoal.errors import (
     Busy,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +17,11 @@ from filelock import FileLock, Timeout
 from msgspec import Struct
 
 from shoal.client.rollouts.prompts import RolloutPrompt
+from shoal.client.sampling import sample_seed
 from shoal.errors import UsageError
 
 MAX_SAMPLE = 64 << 20
 """Bytes of a line; one of a million tokens has fewer."""
-SEED_BITS = 53
-"""So many a number may have in any language's JSON."""
 
 
 class RolloutSample(Struct, frozen=True, kw_only=True):
@@ -74,12 +72,6 @@ class RolloutSample(Struct, frozen=True, kw_only=True):
 
 
 _decode = msgspec.json.Decoder(RolloutSample)
-
-
-def sample_seed(seed: int, line: int, sample: int) -> int:
-    """The seed of one sample: its own, whatever is made before it or beside it."""
-    told = sha256(f"{seed} {line} {sample}".encode()).digest()
-    return int.from_bytes(told[:8]) >> (64 - SEED_BITS)
 
 
 def read_samples(path: Path) -> Iterator[tuple[int, RolloutSample]]:
