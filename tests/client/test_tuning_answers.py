@@ -15,6 +15,7 @@ from shoal.client.sampling import Sampling
 from shoal.client.tuning.answers import TunedAnswer, group_advantages
 from shoal.client.tuning.data import Example
 from shoal.client.tuning.open import open_tuner
+from shoal.client.tuning.remote import RemoteBlocks
 from shoal.client.tuning.tuner import TuningOptions
 from shoal.errors import UsageError
 from shoal.testing.swarm import memory_swarm
@@ -77,6 +78,26 @@ async def test_a_step_by_weights_is_what_torch_makes_of_them(home, tmp_path, che
     assert float(gradients[path.format("A")].abs().max()) == 0
     expected = whole @ begun[path.format("A")].T * tuner.adapter.scale
     assert torch.allclose(gradients[path.format("B")], expected, rtol=1e-3, atol=1e-6)
+
+
+async def test_answers_that_begin_alike_are_computed_once_also_where_they_fill_many_batches(
+    home, tmp_path, checkpoint, monkeypatch
+):
+    asked, forward = [], RemoteBlocks.forward
+
+    async def counted(blocks, hidden, lengths):
+        asked.append(lengths)
+        return await forward(blocks, hidden, lengths)
+
+    monkeypatch.setattr(RemoteBlocks, "forward", counted)
+    async with memory_swarm(home, checkpoint, HALVES, **TRAINS) as swarm:
+        tuner = await open_tuner(swarm.client, str(checkpoint), None, OPTIONS, tmp_path / "out")
+        answers = await tuner.sample(
+            PROMPTS[:2] * 16, Sampling(temperature=1.0), max_tokens=1, seed=1
+        )  # 80 tokens, and 40 make a batch
+        tuner.close()
+    assert asked == [[3, 2]]
+    assert len({answer.token_ids for answer in answers[::2]}) > 1
 
 
 async def test_answers_are_those_of_the_adapter_as_it_is_now_and_a_run_goes_on_after_a_kill(

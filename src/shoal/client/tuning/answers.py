@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, pstdev
 
-from shoal.client.sampling import Sampler, Sampling
+from shoal.client.sampling import Sampler, Sampling, sample_seed
 from shoal.client.scores import TokenScore
-from shoal.client.tuning.data import Example
+from shoal.client.tuning.data import Example, packed
 from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.remote import RemoteBlocks
 from shoal.errors import UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
-from shoal.wire.training import MAX_SEQUENCES
 
 SURE = 1e-4
 """Added to a group's standard deviation, as in Shao et al.: rewards that hardly differ teach nothing."""
@@ -86,15 +85,14 @@ async def sample_answers(
         )
     said = [_Growing(list(prompt), sampling, seed, number) for number, prompt in enumerate(prompts)]
     for _ in range(max_tokens):
-        going = [one for one in said if not one.ended]
-        for batch in _batches(going, batch_tokens):
-            # Answers that begin alike are computed once: all to one prompt have the first token's forward.
-            rows = {
-                tokens: row for row, tokens in enumerate(dict.fromkeys(tuple(b.token_ids) for b in batch))
-            }
-            logits = await blocks.step(partial(_logits, parts, list(rows)))
-            each = logits[[rows[tuple(one.token_ids)] for one in batch]]
-            await thread.run(partial(_choose, batch, each, end_tokens))
+        # Answers that begin alike are computed once: all to one prompt have the first token's forward.
+        alike: dict[tuple[int, ...], list[_Growing]] = {}
+        for one in said:
+            if not one.ended:
+                alike.setdefault(tuple(one.token_ids), []).append(one)
+        for batch in packed(list(alike), len, batch_tokens):
+            logits = await blocks.step(partial(_logits, parts, batch))
+            await thread.run(partial(_choose, [alike[tokens] for tokens in batch], logits, end_tokens))
     return [one.answer for one in said]
 
 
@@ -106,8 +104,7 @@ class _Growing:
         self.ended = False
         self._prompt = tuple(prompt)
         self._scores: list[TokenScore] = []
-        own = (seed * 1_000_003 + number) % (1 << 63)
-        self._sampler = Sampler(replace(sampling, seed=own, top_logprobs=0))
+        self._sampler = Sampler(replace(sampling, seed=sample_seed(seed, number), top_logprobs=0))
 
     @property
     def answer(self) -> TunedAnswer:
@@ -123,9 +120,11 @@ class _Growing:
             self._scores.append(self._sampler.score)
 
 
-def _choose(batch: Sequence[_Growing], logits: Floats, end_tokens: frozenset[int]) -> None:
-    for one, row in zip(batch, logits, strict=True):
-        one.choose(row, end_tokens)
+def _choose(alike: Sequence[Sequence[_Growing]], logits: Floats, end_tokens: frozenset[int]) -> None:
+    """Add the next token of answers that are alike so far, by a row of ``[len(alike), vocab]`` for each."""
+    for group, row in zip(alike, logits, strict=True):
+        for one in group:
+            one.choose(row, end_tokens)
 
 
 async def _logits(
@@ -135,15 +134,3 @@ async def _logits(
     hidden = await thread.run(partial(ends.embed_sequences, sequences))
     _, out = await blocks.forward(hidden, [len(tokens) for tokens in sequences])
     return await thread.run(partial(ends.last_logits, sequences, out))
-
-
-def _batches(going: Sequence[_Growing], tokens: int) -> list[list[_Growing]]:
-    found: list[list[_Growing]] = []
-    room = 0
-    for one in going:
-        if not found or len(one.token_ids) > room or len(found[-1]) == MAX_SEQUENCES:
-            found.append([])
-            room = tokens
-        found[-1].append(one)
-        room -= len(one.token_ids)
-    return found

@@ -7,13 +7,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from shoal.errors import ShoalError, UsageError
 from shoal.models.text.codec import TextCodec
 from shoal.models.untrusted.json_lines import line_object, numbered_lines
 from shoal.wire.training import MAX_SEQUENCES
 
+_Item = TypeVar("_Item")
 ROLES = ("system", "user", "assistant", "tool")
 
 Skipped = Callable[[Path, int, str], None]
@@ -170,13 +171,21 @@ def batches(examples: Sequence[Example], *, tokens: int, seed: int, epoch: int) 
     """
     order = list(range(len(examples)))
     random.Random(f"{seed} {epoch}").shuffle(order)
-    found: list[list[Example]] = []
+    return packed([examples[index] for index in order], lambda example: len(example.token_ids), tokens)
+
+
+def packed(items: Sequence[_Item], length: Callable[[_Item], int], tokens: int) -> list[list[_Item]]:
+    """The items in their order, cut where a batch has ``tokens`` tokens or as many as one question may have.
+
+    Args:
+        length: an item's tokens. One that has more than ``tokens`` makes a batch by itself.
+    """
+    found: list[list[_Item]] = []
     room = 0
-    for index in order:
-        example = examples[index]
-        if not found or len(example.token_ids) > room or len(found[-1]) == MAX_SEQUENCES:
+    for item in items:
+        if not found or length(item) > room or len(found[-1]) == MAX_SEQUENCES:
             found.append([])
             room = tokens
-        found[-1].append(example)
-        room -= len(example.token_ids)
+        found[-1].append(item)
+        room -= length(item)
     return found

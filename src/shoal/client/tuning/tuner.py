@@ -193,9 +193,15 @@ class Tuner:
 
         As :func:`shoal.client.tuning.answers.sample_answers`, which says what it costs.
         """
-        asked = partial(sample_answers, end_tokens=self._local.end_tokens, batch_tokens=self._batch_tokens)
-        parts = (self._blocks, self._ends, self._thread)
-        return await asked(parts, prompts, sampling, max_tokens=max_tokens, seed=seed)
+        return await sample_answers(
+            (self._blocks, self._ends, self._thread),
+            prompts,
+            sampling,
+            max_tokens=max_tokens,
+            seed=seed,
+            end_tokens=self._local.end_tokens,
+            batch_tokens=self._batch_tokens,
+        )
 
     async def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss over the learnt tokens of ``examples``; NaN where hops come to no finite numbers."""
