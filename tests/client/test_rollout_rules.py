@@ -15,7 +15,7 @@ from shoal.client.rollouts.samples import RolloutSample, SampleFile
 from shoal.client.rollouts.todo import SamplesToMake
 from shoal.client.sampling import Sampling, sample_seed
 from shoal.errors import UsageError
-from shoal.swarm.announcement import Served
+from shoal.swarm.announcement import Announcement, Served
 from shoal.types import Digest, ModelShape
 
 DIGEST = "sha256:" + "a" * 64
@@ -36,8 +36,14 @@ def test_as_many_sessions_as_the_scarcest_blocks_have_room_for():
 
 
 def test_while_somebody_waits_the_first_sample_goes_on_alone():
-    assert awaited_sessions([served(0, 3), served(3, 6, awaited=2)]) == 2
-    assert awaited_sessions([]) == 0
+    announced = [
+        Announcement(peer, 1, 0.0, 60.0, (), (), served(0, 6, awaited=awaited))
+        for peer, awaited in (("first", 1), ("second", 2), ("stranger", 9))
+    ]
+    leaves = Announcement("first", 2, 0.0, 60.0, (), (), None)
+    assert awaited_sessions(announced, {"first", "second"}) == 2
+    assert awaited_sessions([leaves, *announced[1:]], {"first"}) == 0
+    assert awaited_sessions(announced, ()) == 0
     assert [may_go_on(place, (4, 2, 7), 0) for place in (4, 2, 7)] == [True, True, True]
     assert [may_go_on(place, (4, 2, 7), 1) for place in (4, 2, 7)] == [False, True, False]
 

@@ -25,7 +25,7 @@ from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.embedding.settings import no_text_of
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
-from shoal.swarm.announcement import Served
+from shoal.swarm.announcement import Announcement
 from shoal.swarm.member import Member
 from shoal.types import Format
 
@@ -58,10 +58,9 @@ class _ModelNodes:
     def open_session(self, tokens: int) -> AbstractAsyncContextManager[Session]:
         return self.client.session(self.model, tokens=tokens, format=self.format, background=True)
 
-    def serving(self) -> list[Served]:
+    def serving(self) -> list[Announcement]:
         member = self.client.member
-        serving = member.directory.serving(self.local.digest, member.now())
-        return [one.served for one in serving if one.served is not None]
+        return list(member.directory.serving(self.local.digest, member.now()))
 
     async def protect(
         self, session: Session, prompt: Sequence[int], said: Sequence[int], sampling: Sampling, reused: int

@@ -3,9 +3,9 @@ Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 
-from shoal.swarm.announcement import Served
+from shoal.swarm.announcement import Announcement, Served
 
 MOST_AT_ONCE = 64
 """Sessions of one run. A forward of as many rows is bound by arithmetic on most machines: more sessions would
@@ -26,9 +26,13 @@ def fitting_sessions(serving: Sequence[Served], n_blocks: int, tokens: int) -> i
     return max(1, min(MOST_AT_ONCE, min(room, default=0) // max(1, tokens)))
 
 
-def awaited_sessions(serving: Sequence[Served]) -> int:
-    """Sessions of others that somebody waits for, at the node that has most of them."""
-    return max((served.awaited for served in serving), default=0)
+def awaited_sessions(announced: Iterable[Announcement], hops: Container[str]) -> int:
+    """Sessions of others that somebody waits for, at that of the run's own ``hops`` which has most of them.
+
+    A peer's word counts only where samples are in its way, so that no stranger can have all of them rest.
+    """
+    own = (one.served for one in announced if one.peer in hops)
+    return max((served.awaited for served in own if served is not None), default=0)
 
 
 def may_go_on(place: int, places: Sequence[int], awaited: int) -> bool:

@@ -40,7 +40,7 @@ from shoal.errors import (
 )
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.codec import TextCodec
-from shoal.swarm.announcement import Served
+from shoal.swarm.announcement import Announcement
 from shoal.tasks import one_error
 from shoal.whole_file import write_whole
 
@@ -51,7 +51,8 @@ TRIES = 3
 """Of a sample whose nodes have failed; where they are full or gone it is tried for as long as
 ``RolloutOptions.patience_s`` says."""
 MOST_REST_S = 600.0
-"""For so long a sample rests at the most before its next token, however many answers are waited for."""
+"""For so long a sample rests at the most, all its pauses together, however many answers are waited for: what
+nodes say of that is their word alone."""
 AGAIN = (Busy, NoCoverage, ChannelClosed, DeadlineExceeded)
 """What time may heal."""
 
@@ -129,7 +130,7 @@ class RolloutSwarm(Protocol):
         """A session in the background."""
         ...
 
-    def serving(self) -> Sequence[Served]:
+    def serving(self) -> Sequence[Announcement]:
         """What the nodes of the model say of themselves now."""
         ...
 
@@ -169,6 +170,7 @@ class Rollouts:
         longest = max((len(prompt.token_ids) for prompt in prompts), default=0) + options.max_tokens
         self._longest = min(longest, local.shape.context)
         self._places: set[int] = set()
+        self._open: dict[int, Session] = {}  # by their places
         self._limit = options.at_once or MOST_AT_ONCE
         self._awaited = 0
         self._looked = trio.Event()
@@ -203,14 +205,15 @@ class Rollouts:
 
     def _look(self, todo: SamplesToMake, nursery: trio.Nursery) -> None:
         """Begin as many sessions as there may be."""
-        now, serving = trio.current_time(), self._swarm.serving()
-        self._awaited = awaited_sessions(serving)
+        now, announced = trio.current_time(), self._swarm.serving()
+        hops = {hop.address.peer for session in self._open.values() for hop in session.ring.route}
+        self._awaited = awaited_sessions(announced, hops)
         if now - self._grew > GROW_EVERY_S and now >= self._not_before:
             self._limit, self._grew = min(self._limit + 1, self._options.at_once or MOST_AT_ONCE), now
         self._looked.set()
         self._looked = trio.Event()
-        wanted = min(self._limit, self._options.at_once or self._fitting(serving))
-        if self._awaited:
+        wanted = min(self._limit, self._options.at_once or self._fitting(announced))
+        if self._awaited or not self._open:  # whether anybody waits is known once the first is open
             wanted = 1
         while todo.left and len(self._places) < wanted and now >= self._not_before:
             samples = todo.take()
@@ -221,7 +224,8 @@ class Rollouts:
             self._places.add(place)
             nursery.start_soon(self._work, todo, samples, first, place)
 
-    def _fitting(self, serving: Sequence[Served]) -> int:
+    def _fitting(self, announced: Sequence[Announcement]) -> int:
+        serving = [one.served for one in announced if one.served is not None]
         return fitting_sessions(serving, self._local.shape.n_blocks, self._longest)
 
     async def _work(self, todo: SamplesToMake, samples: PromptSamples, first: int, place: int) -> None:
@@ -233,6 +237,8 @@ class Rollouts:
             limit = self._tokens_of(prompt)
             async with self._swarm.open_session(len(prompt.token_ids) + limit) as session:
                 opened = True
+                self._open[place] = session
+                self._looked.set()
                 while sample is not None:
                     made = await self._sample(session, prompt, sample, limit, place)
                     await self._write(made)
@@ -244,6 +250,7 @@ class Rollouts:
             if sample is not None:
                 todo.put_back(samples, sample)
             self._places.discard(place)
+            self._open.pop(place, None)
             self._looked.set()
 
     def _note_failure(self, error: ShoalError, prompt: RolloutPrompt, sample: int | None) -> None:
@@ -273,6 +280,7 @@ class Rollouts:
         reused = session.reusable(prompt.token_ids)
         text, tokens, logprobs = "", list[int](), list[float]()
         reason: FinishReason = "length"
+        may_rest_s = MOST_REST_S
         deltas = generate(
             session,
             prompt.token_ids,
@@ -291,7 +299,7 @@ class Rollouts:
                     logprobs.append(delta.score.logprob)
                 reason = delta.finish_reason or reason
                 if delta.finish_reason is None:
-                    await self._rest(place)
+                    may_rest_s -= await self._rest(place, may_rest_s)
         receipts, protection = await self._swarm.protect(session, prompt.token_ids, tokens, sampling, reused)
         if self._options.receipts and receipts is None:
             receipts = await pull_receipts(session, prompt.token_ids, tokens, sampling)
@@ -314,11 +322,13 @@ class Rollouts:
             **self._run,
         )
 
-    async def _rest(self, place: int) -> None:
-        """Wait while somebody waits for an answer and another sample goes on."""
-        with trio.move_on_after(MOST_REST_S):
+    async def _rest(self, place: int, most_s: float) -> float:
+        """Wait while somebody waits for an answer and another sample goes on; for how many seconds it was."""
+        began = trio.current_time()
+        with trio.move_on_at(began + most_s):
             while not may_go_on(place, tuple(self._places), self._awaited):
                 await self._looked.wait()
+        return trio.current_time() - began
 
     async def _keep(self, receipts: AnswerReceipts, prompt: RolloutPrompt, sample: int) -> str:
         folder = self._file.path.with_name(f"{self._file.path.name}.receipts")
