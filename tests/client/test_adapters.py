@@ -9,6 +9,9 @@ import trio
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from shoal.client.rollouts.run import RolloutOptions
+from shoal.client.rollouts.samples import read_samples
+from shoal.client.sampling import Sampling
 from shoal.errors import NoCoverage, UnknownModel, UsageError
 from shoal.testing.adapters import write_adapter
 from shoal.testing.checkpoints import write_checkpoint
@@ -133,6 +136,18 @@ async def test_two_adapters_of_one_name_are_told_apart_by_their_digests(home, ch
         named = error.value.check.rpartition(":")[2]
         found = await swarm.client.resolve(f"{checkpoint}:{named}")
         assert found.shape.adapter in {node.adapters[0].digest for node in swarm.nodes}
+
+
+async def test_samples_of_an_adapter_name_it_by_its_digest(home, tmp_path, checkpoint, adapters):
+    options = RolloutOptions(samples=2, max_tokens=6, sampling=Sampling())
+    async with memory_swarm(home, checkpoint, [Span(0, 6)], adapter=[str(adapters[0])]) as swarm:
+        prompts, out = [{"token_ids": PROMPT}], tmp_path / "out.jsonl"
+        await swarm.client.rollouts(f"{checkpoint}:pirate", prompts, out, options=options)
+        digest = swarm.nodes[0].adapters[0].digest
+        with pytest.raises(UsageError, match="sample of another run: adapter differ"):
+            await swarm.client.rollouts(str(checkpoint), prompts, out, options=options)
+    expected = WithPeft(checkpoint, adapters[0]).greedy(PROMPT, 6)
+    assert [(one.adapter, one.token_ids) for _, one in read_samples(out)] == [(digest, expected)] * 2
 
 
 async def test_what_an_adapter_has_not_is_refused(home, checkpoint, adapters):
