@@ -68,11 +68,24 @@ def rollouts(
     format: options.FormatOption = None,
     protect: options.ProtectOption = None,
     only: options.OnlyOption = None,
+    credits: options.CreditsOption = None,
+    max_price: options.MaxPriceOption = None,
+    pay_budget: options.PayBudgetOption = None,
+    pay_password_file: options.PayPasswordOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Make many samples of each prompt with MODEL, behind all whom somebody waits for."""
     settings = options.settings(
-        swarm=swarm, public=public, model=model, format=format, protect=protect, only=only
+        swarm=swarm,
+        public=public,
+        model=model,
+        format=format,
+        protect=protect,
+        only=only,
+        credits=credits,
+        max_price=max_price,
+        pay_budget=pay_budget,
+        pay_password_file=pay_password_file,
     )
     check_output(out)
     from shoal.client.rollouts.run import RolloutOptions
