@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 from shoal.client.portal import AsyncioSession, AsyncioSwarm, SyncSwarm
+from shoal.wire.cache_names import Beginning
 
 WITHIN_S = 5.0
 
@@ -96,3 +98,47 @@ def test_a_caller_without_a_loop_waits_for_what_it_asks():
     with start_blocking_portal("trio") as portal:
         swarm = SyncSwarm(portal, cast(Any, slow))
         assert (swarm.announcements(), swarm.models()) == (["in time"], ["in time"])
+
+
+class Kept:
+    """A swarm that notes how a session was asked for, and what it keeps."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+        self.keys: object = None
+
+    @asynccontextmanager
+    async def session(self, model: str, **options: Any) -> AsyncIterator[Kept]:
+        self.asked = {"model": model, **options}
+        yield self
+
+    async def keep(self, keys: object) -> None:
+        self.keys = keys
+
+
+BEGINS = Beginning.of(b"secret", range(64))
+ASKED = {"model": "fish", "tokens": 9, "begins": BEGINS, "background": True}
+
+
+def test_a_session_begins_with_what_was_kept_and_is_kept_itself():
+    swarm = Kept()
+    with (
+        start_blocking_portal("trio") as portal,
+        SyncSwarm(portal, cast(Any, swarm)).session(**ASKED) as session,
+    ):
+        session.keep(BEGINS.keys)
+    assert ASKED.items() <= swarm.asked.items()
+    assert swarm.keys == BEGINS.keys
+
+
+def test_a_session_on_asyncio_begins_with_what_was_kept_and_is_kept_itself():
+    swarm = Kept()
+
+    async def main(portal: Any) -> None:
+        async with AsyncioSwarm(portal, cast(Any, swarm)).session(**ASKED) as session:
+            await session.keep(BEGINS.keys)
+
+    with start_blocking_portal("trio") as portal:
+        asyncio.run(main(portal))
+    assert ASKED.items() <= swarm.asked.items()
+    assert swarm.keys == BEGINS.keys

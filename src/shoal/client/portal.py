@@ -29,6 +29,7 @@ from shoal.client.swarm import Swarm
 from shoal.executor.arrays import Array, Floats
 from shoal.swarm.announcement import Announcement
 from shoal.types import Format, ModelShape
+from shoal.wire.cache_names import Beginning, CacheKey
 
 _Result = TypeVar("_Result")
 
@@ -88,6 +89,10 @@ class SyncSession:
         """See :meth:`shoal.client.session.Session.roll_back`."""
         self._portal.call(self.session.roll_back, position)
 
+    def keep(self, keys: Sequence[CacheKey]) -> None:
+        """See :meth:`shoal.client.session.Session.keep`."""
+        self._portal.call(self.session.keep, keys)
+
     @property
     def token_ids(self) -> list[int]:
         """The tokens whose KV the hops hold, in order."""
@@ -128,8 +133,11 @@ class AsyncioSession:
 
     async def roll_back(self, position: int) -> None:
         """See :meth:`shoal.client.session.Session.roll_back`."""
-
         await _call_on(self._portal, partial(self.session.roll_back, position))
+
+    async def keep(self, keys: Sequence[CacheKey]) -> None:
+        """See :meth:`shoal.client.session.Session.keep`."""
+        await _on(self._portal, partial(self.session.keep, keys))
 
 
 class SyncSwarm:
@@ -156,9 +164,19 @@ class SyncSwarm:
         format: Format | None = None,
         attested: bool | None = None,
         source: EncoderInput | None = None,
+        begins: Beginning | None = None,
+        background: bool = False,
     ) -> Generator[SyncSession]:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested, source=source)
+        opening = self.swarm.session(
+            model,
+            tokens=tokens,
+            format=format,
+            attested=attested,
+            source=source,
+            begins=begins,
+            background=background,
+        )
         with self.portal.wrap_async_context_manager(opening) as session:
             yield SyncSession(self.portal, session)
 
@@ -208,9 +226,19 @@ class AsyncioSwarm:
         format: Format | None = None,
         attested: bool | None = None,
         source: EncoderInput | None = None,
+        begins: Beginning | None = None,
+        background: bool = False,
     ) -> AsyncioSession:
         """See :meth:`shoal.client.swarm.Swarm.session`."""
-        opening = self.swarm.session(model, tokens=tokens, format=format, attested=attested, source=source)
+        opening = self.swarm.session(
+            model,
+            tokens=tokens,
+            format=format,
+            attested=attested,
+            source=source,
+            begins=begins,
+            background=background,
+        )
         return AsyncioSession(self.portal, self.portal.wrap_async_context_manager(opening))
 
     async def run(self, graph: str, inputs: Mapping[str, GraphInput], **options: Any) -> dict[str, Array]:
