@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from blake3 import blake3
 from filelock import BaseFileLock, FileLock
 
 from shoal.errors import BadLedgerFile, Busy, UsageError, VoucherRefused
@@ -43,6 +44,15 @@ def test_a_payers_account_is_kept_in_the_same_way(tmp_path: Path) -> None:
     book = PaymentBook(tmp_path, PayerAccount)
     book.add(payer(deposit=1 << 127))
     assert book.read(CHANNEL).deposit == 1 << 127
+
+
+def test_an_account_of_an_earlier_release_is_read_which_had_a_price(tmp_path: Path) -> None:
+    book = PaymentBook(tmp_path, PayerAccount)
+    book.add(payer())
+    (path,) = tmp_path.glob("*.account")
+    body = path.read_bytes().split(b"\n")[1].removesuffix(b"}") + b',"price":0}'
+    path.write_bytes(blake3(body).hexdigest().encode() + b"\n" + body + b"\n")
+    assert book.read(CHANNEL) == payer()
 
 
 def test_a_payment_channel_is_begun_once_and_must_be_known(book: PaymentBook[PayeeAccount]) -> None:

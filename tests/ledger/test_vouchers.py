@@ -17,17 +17,14 @@ from shoal.ledger.vouchers.payee import (
     PayeeAccount,
     charge,
     check_credit,
-    redeem_due,
     take_voucher,
 )
 from shoal.ledger.vouchers.payer import (
     PayerAccount,
     amount_due,
     catch_up,
-    check_claim,
-    check_price,
     note_signed,
-    receive,
+    stop_reason,
 )
 from shoal.ledger.vouchers.typed_data import MAX_UINT128, parse_address, show_address
 from shoal.ledger.vouchers.voucher import (
@@ -56,9 +53,7 @@ def payee(**changes: object) -> PayeeAccount:
 
 
 def payer(**changes: object) -> PayerAccount:
-    account = PayerAccount(
-        terms=TERMS, domain=DOMAIN, channel_id=CHANNEL, deposit=10_000, budget=10_000, price=2 * MICRO
-    )
+    account = PayerAccount(terms=TERMS, domain=DOMAIN, channel_id=CHANNEL, deposit=10_000, budget=10_000)
     return replace(account, **changes)
 
 
@@ -242,57 +237,47 @@ def test_a_payee_stops_long_before_the_payer_may_take_all_back_so_that_clocks_ma
         assert waits.value.reason == "closing"
 
 
-def test_a_payee_redeems_when_it_is_worth_it_and_at_once_when_the_payer_closes() -> None:
-    account = take_voucher(payee(), voucher(100), recover)
-    assert not redeem_due(account, cost=6)
-    assert redeem_due(account, cost=5)
-    assert redeem_due(replace(account, closes_at=1.0), cost=99)
-    assert not redeem_due(replace(account, closes_at=1.0), cost=100)
-    assert not redeem_due(replace(account, redeemed=100), cost=0)
-
-
 # --- What a payer signs for.
 
 
-def test_a_payer_signs_for_what_it_received_and_no_more() -> None:
-    account = receive(payer(), tokens=10, blocks=4)
-    assert amount_due(account, every=81) is None
-    assert amount_due(account, every=80) == 80
-    account = note_signed(account, voucher(80))
-    assert amount_due(account, every=1) is None
+def test_a_payer_signs_for_what_is_claimed_as_far_as_it_may_be_owed_and_never_for_less_than_before() -> None:
+    assert amount_due(payer(), claimed_micro=80 * MICRO + 1, most_micro=90 * MICRO) == 80
+    assert amount_due(payer(), claimed_micro=80 * MICRO, most_micro=70 * MICRO) == 70
+    account = note_signed(payer(), voucher(80))
+    assert amount_due(account, claimed_micro=0, most_micro=0) == 80
     with pytest.raises(ValueError, match="less"):
         note_signed(account, voucher(79))
 
 
-def test_a_payer_stops_at_its_budget_after_spending_all_of_it() -> None:
-    account = receive(payer(budget=100), tokens=60, blocks=1)
-    assert amount_due(account, every=1) == 100
+def why(account: PayerAccount, claimed: int, most: int, **given: bool) -> str | None:
+    said = {"waiting": True, "again": False} | given
+    return stop_reason(account, claimed * MICRO, most * MICRO, 50, **said)
+
+
+@pytest.mark.parametrize("limit", ["budget", "deposit"])
+def test_a_payer_stops_at_its_budget_after_spending_all_of_it(limit: str) -> None:
+    account = payer(**{limit: 100})
+    assert amount_due(account, claimed_micro=120 * MICRO, most_micro=200 * MICRO) == 100
     account = note_signed(account, voucher(100))
-    with pytest.raises(PaymentStopped) as stopped:
-        amount_due(account, every=1)
-    assert stopped.value.reason == "budget spent"
+    assert why(account, 120, 200) == "budget spent"
+    assert why(account, 120, 200, waiting=False) is None
+    assert why(account, 100, 200) is None
+    assert why(account, 100, 200, again=True) == "budget spent"  # it wants more than is left
+    assert why(note_signed(payer(), voucher(100)), 100, 200, again=True) is None
 
 
-def test_a_price_that_is_raised_in_the_middle_is_not_paid() -> None:
-    check_price(payer(), 2 * MICRO)
-    check_price(payer(), MICRO)
-    with pytest.raises(PaymentStopped) as stopped:
-        check_price(payer(), 2 * MICRO + 1)
-    assert stopped.value.reason == "price raised"
-
-
-def test_a_payee_that_claims_more_than_it_gave_is_not_paid() -> None:
-    account = receive(payer(), tokens=10, blocks=1)
-    check_claim(account, owed=20 + 500, window=500)
-    with pytest.raises(PaymentStopped) as stopped:
-        check_claim(account, owed=20 + 501, window=500)
-    assert stopped.value.reason == "overcharged"
+def test_a_payee_that_claims_more_than_it_may_be_owed_is_not_paid_for_it() -> None:
+    account = note_signed(payer(), voucher(amount_due(payer(), 521 * MICRO, 520 * MICRO)))
+    assert account.signed == 520
+    assert why(account, 521, 520) == "overcharged"
+    assert why(account, 521, 520, waiting=False) is None
+    assert why(account, 520, 520) is None
 
 
 def test_a_payer_that_lost_its_file_takes_the_newest_voucher_from_the_payee() -> None:
     account = catch_up(payer(), voucher(300), recover)
-    assert (account.signed, account.received) == (300, 300)
-    assert amount_due(receive(account, 10, 1), every=1) == 320
+    assert (account.signed, account.received_micro) == (300, 300 * MICRO)
+    assert amount_due(account, 320 * MICRO, 320 * MICRO) == 320
     assert catch_up(account, voucher(200), recover) == account
 
 
@@ -320,17 +305,13 @@ def test_a_payer_that_vanishes_in_the_middle_of_an_answer_leaves_a_window_unpaid
     assert 0 < served - account.paid <= 100
 
 
-def test_a_payee_that_stops_after_it_was_paid_has_taken_nothing() -> None:
-    account = receive(payer(), tokens=50, blocks=2)
-    account = note_signed(account, voucher(amount_due(account, every=1) or 0))
-    assert account.signed == account.received == 200
-
-
 # --- Both together, with whatever may happen between them.
 
+WINDOW = 100
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("serve"), st.integers(1, 40)),
+        st.tuples(st.sampled_from(["serve", "lose the result"]), st.integers(1, 40)),
+        st.tuples(st.just("overcharge"), st.integers(1, 400)),
         st.tuples(st.sampled_from(["pay", "lose the voucher", "payer dies", "payee dies"]), st.just(0)),
     ),
     max_size=60,
@@ -339,48 +320,80 @@ EVENTS = st.lists(
 
 @dataclasses.dataclass
 class Both:
-    """What each side has in memory and on its disk. What dies goes on from its disk."""
+    """What each side knows; a token costs 1. What dies goes on from its disk, where the payer's account is
+    always."""
 
     payer: PayerAccount
     payee: PayeeAccount
-    payer_disk: PayerAccount
     payee_disk: PayeeAccount
-    served_micro: int = 0
+    served: int = 0
+    came: int = 0
+    """Of that, what has come back to the payer."""
+    kept: tuple[int, int] = (0, 0)
+    """What had come, and what may be owed, of all before the payer died."""
+    since: tuple[int, int] = (0, 0)
+    """What was served and what had come then."""
+    why: str | None = None
+    """What the payer last said."""
 
-    def serve(self, tokens: int) -> None:
-        micro = tokens * self.payer.price
-        check_credit(self.payee, micro, now=0)
-        self.payee = charge(self.payee, micro)
-        self.payer = receive(self.payer, tokens, 1)
-        self.served_micro += micro
+    def serve(self, tokens: int, comes: bool) -> None:
+        check_credit(self.payee, tokens * MICRO, now=0)
+        self.payee = charge(self.payee, tokens * MICRO)
+        self.served += tokens
+        self.came += tokens * comes
 
-    def pay(self, arrives: bool) -> None:
-        due = amount_due(self.payer, every=1)
-        if due is not None:
-            self.payer = self.payer_disk = note_signed(self.payer, voucher(due))
+    def pay(self, arrives: bool, more: int = 0) -> None:
+        """The payee claims what it is owed, and ``more``."""
+        asked, came = self.served - self.since[0], self.came - self.since[1]
+        most = (self.kept[1] + min(asked, came + WINDOW)) * MICRO
+        claimed = self.payee.owed_micro + more * MICRO
+        amount = amount_due(self.payer, claimed, most)
+        if amount > self.payer.signed:
+            self.payer = note_signed(self.payer, voucher(amount))
+        received = max(self.payer.received_micro, min(claimed, most))
+        self.payer = replace(self.payer, received_micro=received)
+        self.why = stop_reason(self.payer, claimed, most, WINDOW, waiting=True, again=False)
         if arrives and self.payer.voucher is not None and self.payer.signed > self.payee.paid:
             self.payee = self.payee_disk = take_voucher(self.payee, self.payer.voucher, recover)
 
+    def payer_dies(self) -> None:
+        came = max(self.payer.received_micro // MICRO, self.payer.signed)
+        self.kept, self.since = (came, came + WINDOW), (self.served, self.came)
 
-@given(EVENTS)
+
+@given(EVENTS, st.sampled_from([10_000, 300]))
 @settings(max_examples=150, deadline=None)
-def test_whoever_dies_whenever_nobody_loses_more_than_a_window(events: list[tuple[str, int]]) -> None:
-    ours, theirs = payer(price=MICRO), payee(window=100, least=1)
-    both = Both(ours, theirs, ours, theirs)
-    died = 0
-    for event, tokens in events:
-        if event == "serve":
+def test_whoever_dies_or_lies_whenever_nobody_loses_more_than_a_window(
+    events: list[tuple[str, int]], budget: int
+) -> None:
+    theirs = payee(window=WINDOW, least=1)
+    both = Both(payer(budget=budget), theirs, theirs)
+    died = payer_died = 0
+    lied = lost = False
+    for event, number in events:
+        if event in ("serve", "lose the result"):
+            lost |= event != "serve"
             try:
-                both.serve(tokens)
+                both.serve(number, comes=event == "serve")
             except PaymentRequired:
                 both.pay(arrives=True)
         elif event == "payer dies":
-            both.payer, died = both.payer_disk, died + 1
+            both.payer_dies()
+            died, payer_died = died + 1, payer_died + 1
         elif event == "payee dies":
             both.payee, died = both.payee_disk, died + 1
+        elif event == "overcharge":
+            both.pay(arrives=True, more=number)
+            lied = True
         else:
             both.pay(arrives=event == "pay")
-        served = both.served_micro // MICRO
-        assert both.payer_disk.signed <= served  # a payer pays for nothing that it was not given
-        assert both.payee.paid <= both.payer_disk.signed  # nothing is believed that was not kept before
-        assert served - both.payee.paid <= 100 * (1 + died)  # a payee loses a window each time that one dies
+        signed, served = both.payer.signed, both.served
+        assert signed <= both.payer.ceiling
+        if not lied:
+            assert signed <= served  # a payer pays an honest payee for nothing that it was not given
+            assert lost or both.why != "overcharged"  # and calls it no liar
+        # Whatever a payee says, it has a window more than what it served each time that the payer dies.
+        assert signed <= served + WINDOW * payer_died
+        assert signed <= both.came + WINDOW * (1 + 2 * payer_died)
+        assert both.payee.paid <= signed  # nothing is believed that was not kept before
+        assert served - both.payee.paid <= WINDOW * (1 + died)  # a payee loses a window each time one dies

@@ -18,6 +18,7 @@ from x402.schemas import SettleResponse
 
 from shoal.config import load
 from shoal.errors import UsageError
+from shoal.gateway.payment.collecting import claim_due
 from shoal.gateway.payment.opening import offer_of, paid_door
 from shoal.gateway.payment.terms import read_terms, smallest_units
 from shoal.gateway.payment.till import Till
@@ -276,6 +277,17 @@ def test_what_is_worth_no_transaction_is_not_given_back() -> None:
         with pytest.raises(PaymentNotTaken) as refused:
             check_refund(kept, OFFER, voucher, recover, asked)
         assert refused.value.reason == NOTHING_LEFT
+
+
+def test_what_is_owed_and_paid_is_claimed_when_it_is_worth_it_and_at_once_when_the_payer_closes() -> None:
+    found = tell(paid(account(), OFFER.ceiling), 100)  # signed for 170
+    owing = msgspec.structs.replace(found, owed_micro=100 * 10**6)
+    assert claim_due(owing, worth=100) and not claim_due(owing, worth=101)
+    assert claim_due(msgspec.structs.replace(owing, owed_micro=200 * 10**6), worth=170)
+    assert not claim_due(msgspec.structs.replace(owing, owed_micro=200 * 10**6), worth=171)
+    closing = msgspec.structs.replace(owing, closes_at=1.0)
+    assert claim_due(closing, worth=10**9)
+    assert not claim_due(msgspec.structs.replace(closing, redeemed=100), worth=0)
 
 
 async def test_who_has_not_signed_keeps_no_request_of_the_payer_out() -> None:

@@ -166,7 +166,6 @@ def recover(
             channel_id=channel_id,
             deposit=state.deposit,
             budget=state.deposit,
-            price=0,
         )
         books.paying.add(account)
         found.append(account)
@@ -232,4 +231,4 @@ def _begin(client: ChainClient, key: ChainKey, payee: ChainAddress) -> PayerAcco
     )
     domain = client.deployment.escrow
     channel_id = terms.channel_id(domain)
-    return PayerAccount(terms=terms, domain=domain, channel_id=channel_id, deposit=0, budget=0, price=0)
+    return PayerAccount(terms=terms, domain=domain, channel_id=channel_id, deposit=0, budget=0)

@@ -44,7 +44,7 @@ class PretendedChain:
         channel_id = terms.channel_id(self.domain)
         self.channels[channel_id] = PretendedEscrow(deposit=amount)
         account = PayerAccount(
-            terms=terms, domain=self.domain, channel_id=channel_id, deposit=amount, budget=amount, price=0
+            terms=terms, domain=self.domain, channel_id=channel_id, deposit=amount, budget=amount
         )
         books.paying.add(account)
         return account

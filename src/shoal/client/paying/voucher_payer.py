@@ -22,7 +22,7 @@ from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.offer import offer_payment
 from shoal.ledger.vouchers.payee import MICRO
-from shoal.ledger.vouchers.payer import PayerAccount, catch_up, note_signed
+from shoal.ledger.vouchers.payer import PayerAccount, amount_due, catch_up, note_signed, stop_reason
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
 from shoal.ledger.vouchers.voucher import Voucher, sign_voucher
 from shoal.net.channel import Channel
@@ -168,7 +168,7 @@ class VoucherPayer:
             paying.most_micro += sum(bill.most_micro(paying.window * MICRO) for bill in over)
             micro = paying.received_micro + sum(bill.came_micro for bill in left)
             try:
-                voucher = await self._sign(paying, micro, b"", idle=not left)
+                voucher = await self._sign(paying, micro, micro, b"", idle=not left)
             except ShoalError as error:
                 log.warning("a session could not be paid for to the end: %s", error.message)
                 continue
@@ -186,43 +186,41 @@ class VoucherPayer:
         most = paying.most_micro + sum(ours)
         if message.refused:
             log.warning("%s did not take a voucher: %s", channel.peer, message.refused)
-        voucher = await self._sign(paying, min(claimed, most), message.newest)
+        voucher = await self._sign(paying, claimed, most, message.newest)
         if voucher is not None and (not message.newest or voucher.amount > _read(message.newest).amount):
             with suppress(ChannelClosed):
                 await channel.send(Paid(msgspec.msgpack.encode(voucher)))
-        account, owed = paying.account, claimed // MICRO
+        account = paying.account
         again, paying.last_claim = claimed == paying.last_claim, claimed
-        if message.waiting and again and account.ceiling - account.signed < paying.window:
-            return self._spent(account)  # it is paid, and waits for more than there is
-        if not message.waiting or account.signed >= owed:
-            return None
-        if claimed > most:
+        why = stop_reason(account, claimed, most, paying.window, waiting=message.waiting, again=again)
+        if why == "overcharged":
             return PaymentStopped(
-                f"{channel.peer} says that it is owed {show_coins(owed)}; what was asked of it is worth "
-                f"{show_coins(most // MICRO)}",
-                reason="overcharged",
+                f"{channel.peer} says that it is owed {show_coins(claimed // MICRO)}; what was asked of it is"
+                f" worth {show_coins(most // MICRO)}",
+                reason=why,
                 check="use another peer",
             )
-        return self._spent(account)
+        return self._spent(account) if why is not None else None
 
     async def _sign(
-        self, paying: _Paying, micro: int, newest: bytes, *, idle: bool = False
+        self, paying: _Paying, claimed: int, most: int, newest: bytes, *, idle: bool = False
     ) -> Voucher | None:
-        """Sign for ``micro`` in all, as far as the budget goes. Returns the newest voucher.
+        """Sign for what is due, as far as the budget goes. Returns the newest voucher.
 
         Args:
-            newest: the payee's.
+            claimed: what is to be paid in all, in millionths; ``most``: what may be.
+            newest: the payee's voucher.
             idle: whether no session is open any more.
         """
 
         def change(account: PayerAccount) -> PayerAccount:
             if newest:
                 account = catch_up(account, _read(newest), recover)
-            amount = min(micro // MICRO, account.ceiling)
+            amount = amount_due(account, claimed, most)
             if amount > account.signed:
                 voucher = sign_voucher(self._key, account.domain, account.channel_id, amount)
                 account = note_signed(account, voucher)
-            received = max(account.received_micro, micro)
+            received = max(account.received_micro, min(claimed, most))
             return msgspec.structs.replace(
                 account, received_micro=received, under_way=0 if idle else account.under_way
             )

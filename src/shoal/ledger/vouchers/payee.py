@@ -19,8 +19,6 @@ from shoal.ledger.vouchers.voucher import MAX_AMOUNT, PaymentTerms, Voucher
 MICRO = 10**6
 CLOSING_MARGIN = 0.5
 """Of the delay: so much is left to redeem in when no more is served. It covers clocks that are apart."""
-REDEEM_AT = 20
-"""Times the cost of redeeming that must be due before it is worth it, where nothing presses."""
 
 Amount = Annotated[int, Meta(ge=0)]
 Recover = Callable[[bytes, bytes], ChainAddress | None]
@@ -139,10 +137,3 @@ def _check_amount(account: PayeeAccount, amount: int) -> None:
             f"this voucher adds {amount - account.paid}; less than {account.least} is not worth checking"
         )
         raise VoucherRefused(message, reason="dust", check="pay all that is owed, or wait until more is due")
-
-
-def redeem_due(account: PayeeAccount, cost: int) -> bool:
-    """Whether to redeem now, where it costs ``cost``: when it is worth it, or when the payer is closing."""
-    if account.closes_at is not None:
-        return account.unredeemed > cost
-    return account.unredeemed >= REDEEM_AT * cost and account.unredeemed > 0

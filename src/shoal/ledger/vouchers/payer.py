@@ -1,6 +1,9 @@
-"""The side that pays: it counts for itself what it was given, and never signs for more. Pure."""
+"""The side that pays: it counts for itself what it was given, and never signs for more than a window beyond
+that. Pure."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -9,6 +12,8 @@ from shoal.errors import PaymentStopped
 from shoal.ledger.vouchers.payee import MICRO, Amount, Recover
 from shoal.ledger.vouchers.typed_data import SigningDomain, WordBytes
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
+
+StopReason = Literal["overcharged", "budget spent"]
 
 
 class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
@@ -21,8 +26,6 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
     """What is in escrow."""
     budget: Amount
     """What may be signed for at most."""
-    price: Amount
-    """What was agreed: for a million tokens of one block."""
     received_micro: Amount = 0
     """What was received since the channel was opened, in millionths."""
     voucher: Voucher | None = None
@@ -31,11 +34,6 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
     """What was sent into escrow and was not seen there yet. The budget counts it already."""
     under_way: Amount = 0
     """What the payee may be owed of sessions that were open when this machine stopped: its window; else 0."""
-
-    @property
-    def received(self) -> int:
-        """What was received, in whole units."""
-        return self.received_micro // MICRO
 
     @property
     def signed(self) -> int:
@@ -66,58 +64,33 @@ def note_deposit(account: PayerAccount, deposit: int) -> PayerAccount:
     return msgspec.structs.replace(account, deposit=deposit, on_the_way=max(0, account.on_the_way - arrived))
 
 
-def check_price(account: PayerAccount, price: int) -> None:
-    """Refuse what a peer asks in the middle of a session, where it is more than was agreed.
+def amount_due(account: PayerAccount, claimed_micro: int, most_micro: int) -> int:
+    """What to have signed for in all, as far as the budget goes; never less than what was signed.
 
-    Raises:
-        PaymentStopped: it is; ``reason`` is ``price raised``.
+    Args:
+        claimed_micro: what the payee says that it is owed, in millionths.
+        most_micro: what it may be owed: for what came of it, and for what it was asked beyond that, but of
+            this no more than its window.
     """
-    if price > account.price:
-        message = f"this peer now asks {price} for a million tokens of a block; {account.price} were agreed"
-        raise PaymentStopped(message, reason="price raised", check="use another peer, or agree to its price")
+    return max(account.signed, min(min(claimed_micro, most_micro) // MICRO, account.ceiling))
 
 
-def receive(account: PayerAccount, tokens: int, blocks: int) -> PayerAccount:
-    """The result of ``tokens`` tokens over ``blocks`` blocks has come."""
-    micro = account.received_micro + tokens * blocks * account.price
-    return msgspec.structs.replace(account, received_micro=micro)
+def stop_reason(
+    account: PayerAccount, claimed_micro: int, most_micro: int, window: int, *, waiting: bool, again: bool
+) -> StopReason | None:
+    """Why a payee that waits goes on waiting; ``None``: it does not. To be asked once what is due is signed.
 
-
-def amount_due(account: PayerAccount, every: int) -> int | None:
-    """What to sign for now, where a voucher is sent for each ``every`` units; ``None``: it is not time yet.
-
-    Only what was received: a payee that stops after it was paid has taken nothing.
-
-    Raises:
-        PaymentStopped: the budget is spent, or what is in escrow; ``reason`` is ``budget spent``.
+    Args:
+        claimed_micro: as of :func:`amount_due`, as is ``most_micro``.
+        window: what the payee serves before it is paid.
+        waiting: whether it says that a session waits.
+        again: whether it has claimed the same before.
     """
-    due = account.received - account.signed
-    if due <= 0 or due < every:
+    if waiting and again and account.ceiling - account.signed < window:
+        return "budget spent"  # it is paid, and waits for more than there is
+    if not waiting or account.signed >= claimed_micro // MICRO:
         return None
-    if account.received > account.ceiling:
-        if account.signed < account.ceiling:
-            return account.ceiling
-        message = f"all of the {account.ceiling} that may be paid over this payment channel are spent"
-        raise PaymentStopped(
-            message,
-            reason="budget spent",
-            check="raise the budget, or add to the payment channel",
-            next_command="shoal wallet fund",
-        )
-    return account.received
-
-
-def check_claim(account: PayerAccount, owed: int, window: int) -> None:
-    """Refuse to go on with a payee that says it is owed more than it gave.
-
-    What is under way counts for it: ``window`` is what it serves before it is paid.
-
-    Raises:
-        PaymentStopped: ``reason`` is ``overcharged``.
-    """
-    if owed > account.received + window:
-        message = f"this peer says that it is owed {owed}; what came from it was worth {account.received}"
-        raise PaymentStopped(message, reason="overcharged", check="use another peer")
+    return "overcharged" if claimed_micro > most_micro else "budget spent"
 
 
 def note_signed(account: PayerAccount, voucher: Voucher) -> PayerAccount:
