@@ -62,6 +62,14 @@ def test_a_payment_channel_is_begun_once_and_must_be_known(book: PaymentBook[Pay
         book.read(b"\1" * 32)
 
 
+def test_whether_one_is_kept_is_known_without_a_look_at_the_others(
+    book: PaymentBook[PayeeAccount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "glob", None)
+    assert CHANNEL in book
+    assert b"\1" * 32 not in book
+
+
 def test_no_more_are_kept_than_there_is_a_bound(
     book: PaymentBook[PayeeAccount], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,7 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
         NotAllowed: it is another wallet's.
         ChainError: as :meth:`ChainClient.transact`.
     """
-    if channel_id in books.paid.channel_ids():
+    if channel_id in books.paid:
         return _redeem(client, books, key, channel_id)
     account = books.paying.read(channel_id)
     terms = account.terms

@@ -70,6 +70,14 @@ class PaymentBook(Generic[PaymentAccount]):
             except OSError as error:
                 raise _unusable(path, error) from error
 
+    def __contains__(self, channel_id: bytes) -> bool:
+        """Whether a payment channel is kept, be it damaged. Raises OutOfResources: nobody can tell."""
+        path = self._path(channel_id)
+        try:
+            return path.exists()
+        except OSError as error:
+            raise _unusable(path, error) from error
+
     def channel_ids(self) -> list[bytes]:
         """The payment channels that are kept, damaged ones too. What is named otherwise is none."""
         stems = (path.stem for path in self._folder.glob("*.account"))

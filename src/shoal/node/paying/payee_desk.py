@@ -366,7 +366,7 @@ class PayeeDesk:
 
         def look() -> PayeeAccount:
             state = self._escrow.escrow_state(channel_id)
-            if channel_id in self._book.channel_ids():
+            if channel_id in self._book:
                 return self._book.change(channel_id, partial(_seen, state))
             left = state.deposit - state.redeemed
             if left < least:
