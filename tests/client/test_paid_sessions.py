@@ -41,7 +41,8 @@ FP32 = Numerics("fp32", "auto", "modules")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(payee_desk, "WINDOW_TOKENS", WINDOW_TOKENS)
+    short = lambda amount, blocks: amount * blocks * WINDOW_TOKENS // MICRO  # noqa: E731
+    monkeypatch.setattr(payee_desk, "window_of", short)
     monkeypatch.setattr(hop, "UNPAID_S", 0.5)
     monkeypatch.setattr(route_finder, "HEAR_WITHIN_S", 0.3)
     monkeypatch.setattr(payee_desk, "ADMIT_WITHIN_S", 0.2)

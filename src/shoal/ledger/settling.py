@@ -14,7 +14,7 @@ from shoal.errors import BadLedgerFile, ChainError, NotAllowed, UsageError
 from shoal.ledger.chain.client import ChainClient
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey
-from shoal.ledger.vouchers.payee import PayeeAccount
+from shoal.ledger.vouchers.payee import PayeeAccount, note_escrow
 from shoal.ledger.vouchers.payer import PayerAccount, note_deposit, note_sending
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms
@@ -95,10 +95,7 @@ def refresh_payee(client: ChainClient, books: PaymentBooks, channel_id: bytes) -
     def note(account: PayeeAccount) -> PayeeAccount:
         # Asked while the file is held: who asked earlier would else write what is older.
         _check_domain(client, account)
-        state = client.escrow_state(channel_id)
-        return msgspec.structs.replace(
-            account, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
-        )
+        return note_escrow(account, client.escrow_state(channel_id))
 
     return books.paid.change(channel_id, note)
 

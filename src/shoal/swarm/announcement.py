@@ -64,6 +64,11 @@ WINDOW_TOKENS = 4096
 """Tokens through a node's blocks that it serves before it is paid; no client goes by more."""
 
 
+def window_of(amount: int, blocks: int) -> int:
+    """What :data:`WINDOW_TOKENS` through ``blocks`` blocks are worth at this price; at least 1."""
+    return max(1, amount * blocks * WINDOW_TOKENS // PRICED_TOKENS)
+
+
 class AskedPrice(Struct, frozen=True, array_like=True):
     """What a node asks for its work, and where it is paid: over payment channels of one escrow contract."""
 
@@ -80,7 +85,7 @@ class AskedPrice(Struct, frozen=True, array_like=True):
     def bounded(self, blocks: int) -> AskedPrice:
         """The same with a window that ``blocks`` are worth at the most: what a client may lose goes by it,
         so the payee's word alone does not do."""
-        most = max(1, self.amount * blocks * WINDOW_TOKENS // PRICED_TOKENS)
+        most = window_of(self.amount, blocks)
         return self if self.window <= most else msgspec.structs.replace(self, window=most)
 
 

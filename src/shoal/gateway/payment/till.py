@@ -21,7 +21,7 @@ from shoal.errors import BadLedgerFile, ChainError, OutOfResources, UsageError
 from shoal.gateway.errors import LimitReached
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
-from shoal.ledger.vouchers.payee import MICRO, PayeeAccount
+from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, note_escrow
 from shoal.ledger.vouchers.typed_data import show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.ledger.x402.messages import (
@@ -247,14 +247,7 @@ class Till:
     ) -> PayeeAccount:
         """Note what the chain says of a payment channel; to be called in :meth:`on_chain` alone."""
         state = self.client.state(account.terms, account.channel_id)
-
-        def note(now: PayeeAccount) -> PayeeAccount:
-            now = msgspec.structs.replace(
-                now, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
-            )
-            return after(now)
-
-        return self.book.change(account.channel_id, note)
+        return self.book.change(account.channel_id, lambda now: after(note_escrow(now, state)))
 
     def _channel(self, payment: Payment) -> bytes:
         """The payment channel's name, which must be the hash of its terms; and they must be ours."""

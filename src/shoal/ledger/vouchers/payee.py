@@ -7,7 +7,7 @@ what a million tokens of one block cost is then what one token of it costs in th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,6 +22,17 @@ CLOSING_MARGIN = 0.5
 
 Amount = Annotated[int, Meta(ge=0)]
 Recover = Callable[[bytes, bytes], ChainAddress | None]
+
+
+class Escrowed(Protocol):
+    """What the chain says of a payment channel."""
+
+    @property
+    def deposit(self) -> int: ...
+    @property
+    def redeemed(self) -> int: ...
+    @property
+    def closes_at(self) -> float | None: ...
 
 
 class PayeeAccount(Struct, frozen=True, kw_only=True, tag="payee"):
@@ -61,6 +72,13 @@ class PayeeAccount(Struct, frozen=True, kw_only=True, tag="payee"):
     def unredeemed(self) -> int:
         """What the chain would still pay out for it."""
         return max(0, self.paid - self.redeemed)
+
+
+def note_escrow(account: PayeeAccount, state: Escrowed) -> PayeeAccount:
+    """The chain says what is in escrow, what it has paid out, and whether the payer is closing."""
+    return msgspec.structs.replace(
+        account, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
+    )
 
 
 def check_credit(account: PayeeAccount, micro: int, now: float) -> None:

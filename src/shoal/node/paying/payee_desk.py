@@ -17,25 +17,25 @@ from typing import Protocol
 import msgspec
 import trio
 
-from shoal.errors import (
-    BadLedgerFile,
-    ChannelClosed,
-    PaymentRequired,
-    RemoteProtocolError,
-    ShoalError,
-    UsageError,
-    VoucherRefused,
-)
+from shoal.errors import ChannelClosed, PaymentRequired, RemoteProtocolError, ShoalError, VoucherRefused
 from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import recover
 from shoal.ledger.vouchers.offer import check_offer
-from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, charge, check_credit, take_voucher
+from shoal.ledger.vouchers.payee import (
+    MICRO,
+    Escrowed,
+    PayeeAccount,
+    charge,
+    check_credit,
+    note_escrow,
+    take_voucher,
+)
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
 from shoal.option_values import show_coins
-from shoal.swarm.announcement import WINDOW_TOKENS, AskedPrice
+from shoal.swarm.announcement import AskedPrice, window_of
 from shoal.types import Span
 from shoal.wire.messages import Open, shorten
 from shoal.wire.paying import Paid, PaymentDue
@@ -60,17 +60,6 @@ ADMIT_WITHIN_S = 2.0
 log = logging.getLogger(__name__)
 
 _voucher = msgspec.msgpack.Decoder(Voucher)
-
-
-class Escrowed(Protocol):
-    """What the chain says of a payment channel."""
-
-    @property
-    def deposit(self) -> int: ...
-    @property
-    def redeemed(self) -> int: ...
-    @property
-    def closes_at(self) -> float | None: ...
 
 
 class EscrowReader(Protocol):
@@ -209,8 +198,7 @@ class PayeeDesk:
 
     def asked(self, blocks: int) -> AskedPrice:
         """What the node announces for a span of ``blocks``."""
-        window = max(1, self.price * blocks * WINDOW_TOKENS // MICRO)
-        domain = self._domain
+        domain, window = self._domain, window_of(self.price, blocks)
         return AskedPrice(self.price, window, self._address, domain.chain_id, domain.contract)
 
     def register(self, handlers: Handlers) -> None:
@@ -367,7 +355,7 @@ class PayeeDesk:
         def look() -> PayeeAccount:
             state = self._escrow.escrow_state(channel_id)
             if channel_id in self._book:
-                return self._book.change(channel_id, partial(_seen, state))
+                return self._book.change(channel_id, lambda kept: note_escrow(kept, state))
             left = state.deposit - state.redeemed
             if left < least:
                 raise PaymentRequired(
@@ -387,7 +375,7 @@ class PayeeDesk:
                 window=1,
                 owed_micro=served,
             )
-            account = _seen(state, began)
+            account = note_escrow(began, state)
             self._book.add(account)
             return account
 
@@ -398,13 +386,8 @@ class PayeeDesk:
     def _adopt(self, account: _Account, kept: PayeeAccount) -> None:
         """Take over what the disk and the chain say; what was served since is in memory alone."""
         with account.lock:
-            account.kept = msgspec.structs.replace(
-                account.kept,
-                deposit=kept.deposit,
-                redeemed=kept.redeemed,
-                closes_at=kept.closes_at,
-                voucher=kept.voucher if kept.paid > account.kept.paid else account.kept.voucher,
-            )
+            voucher = kept.voucher if kept.paid > account.kept.paid else account.kept.voucher
+            account.kept = msgspec.structs.replace(note_escrow(account.kept, kept), voucher=voucher)
         account.looked_at = trio.current_time()
         account.wake()
 
@@ -464,7 +447,7 @@ class PayeeDesk:
 
         try:
             await trio.to_thread.run_sync(self._book.change, account.kept.channel_id, owed)
-        except (ShoalError, BadLedgerFile, UsageError) as error:
+        except ShoalError as error:
             log.warning("what is owed was not written: %s", error.message)
 
     def _start(self, task: Callable[[], Awaitable[None]]) -> None:
@@ -481,10 +464,3 @@ def _warn_closing(account: PayeeAccount) -> None:
     if account.closes_at is not None:
         name = account.channel_id.hex()
         log.warning("%s is being closed: shoal wallet withdraw %s takes what is paid", name, name)
-
-
-def _seen(state: Escrowed, account: PayeeAccount) -> PayeeAccount:
-    """The account, with what the chain says of it."""
-    return msgspec.structs.replace(
-        account, deposit=state.deposit, redeemed=state.redeemed, closes_at=state.closes_at
-    )
