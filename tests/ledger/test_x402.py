@@ -229,6 +229,9 @@ def test_a_file_of_terms_becomes_an_offer(tmp_path: Path) -> None:
     offer = offer_of(terms, TokenFacts("USDC", "2", 6), OURS)
     assert (offer.price, offer.ceiling, offer.least_deposit) == (500_000, 2048, 20_480)
     assert smallest_units(Decimal("0.0000001"), 6) == 1
+    assert (
+        smallest_units(Decimal("1234567890123456789012345678901.25"), 2) == 123456789012345678901234567890125
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,6 +255,12 @@ def test_a_file_of_terms_becomes_an_offer(tmp_path: Path) -> None:
 def test_terms_that_cannot_be_are_told(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         read_terms(written(tmp_path, **change))
+
+
+@pytest.mark.parametrize("change", [{"price": "1e35"}, {"least_deposit": "1e35"}])
+def test_an_offer_for_which_no_voucher_has_room_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no voucher has room"):
+        offer_of(read_terms(written(tmp_path, **change)), TokenFacts("USDC", "2", 6), OURS)
 
 
 def test_gateways_that_share_a_database_are_not_paid(tmp_path: Path) -> None:

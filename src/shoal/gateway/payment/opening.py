@@ -55,7 +55,7 @@ def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> Gatew
     """What is asked for, in the token's smallest unit.
 
     Raises:
-        UsageError: the price is less than can be told.
+        UsageError: a request, or a deposit, costs more than a voucher can say.
     """
     price = smallest_units(terms.price, token.decimals)
     ceiling = -(-price * terms.most_tokens // 1_000_000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from shoal.errors import UsageError
 from shoal.ledger.chain.deployment import check_test_chain, check_url
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address
 from shoal.ledger.vouchers.voucher import MAX_AMOUNT, MAX_DELAY_S, MIN_DELAY_S
+from shoal.option_values import LONGEST_AMOUNT
 
 MAX_FILE = 1 << 16
 MOST_TOKENS = 4096
@@ -71,9 +72,10 @@ def read_terms(path: Path) -> PaymentTermsFile:
 
 def smallest_units(amount: Decimal, decimals: int) -> int:
     """Whole tokens in their smallest unit, a begun one counted as whole."""
-    scaled = amount.scaleb(decimals)
-    whole = int(scaled)
-    return whole + (whole < scaled)
+    with localcontext(prec=LONGEST_AMOUNT):
+        scaled = amount.scaleb(decimals)
+        whole = int(scaled)
+        return whole + (whole < scaled)
 
 
 def _values(path: Path) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _values(path: Path) -> dict[str, Any]:
 
 def _amount(path: Path, name: str, text: str) -> Decimal:
     try:
-        value = Decimal(text) if len(text) <= 40 else Decimal(0)
+        value = Decimal(text) if len(text) <= LONGEST_AMOUNT else Decimal(0)
     except InvalidOperation:
         value = Decimal(0)
     if not value.is_finite() or not Decimal(10) ** -36 <= value <= MAX_AMOUNT:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
-from msgspec import Meta, Struct
-
+from shoal.errors import UsageError
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount
-from shoal.ledger.vouchers.typed_data import AddressBytes, SigningDomain, parse_address, show_address
-from shoal.ledger.vouchers.voucher import MAX_DELAY_S, MIN_DELAY_S, PaymentTerms, escrow_domain
+from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain, parse_address, show_address
+from shoal.ledger.vouchers.voucher import MAX_AMOUNT, PaymentTerms, escrow_domain
 from shoal.ledger.x402.messages import SCHEME, VERSION, Accepted
 from shoal.ledger.x402.refusals import OTHER_OFFER, PaymentNotTaken
 
@@ -20,24 +20,37 @@ AUTHORIZATION_S = 600
 """How long a client's permission to take its tokens holds: a deposit is seen through in that time."""
 
 
-class GatewayOffer(Struct, frozen=True, kw_only=True):
-    """On what terms requests are answered. Amounts are in the token's smallest unit."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOffer:
+    """On what terms requests are answered. Amounts are in the token's smallest unit.
+
+    Raises:
+        UsageError: a request, or a deposit, costs more than a voucher can say.
+    """
 
     chain_id: int
-    token: AddressBytes
+    token: ChainAddress
     token_name: str
     token_version: str
     """Both as the token's own signatures have them."""
-    payee: AddressBytes
-    signer: AddressBytes
+    payee: ChainAddress
+    signer: ChainAddress
     """Who claims for the payee, and gives back: the gateway's own key."""
-    price: Annotated[int, Meta(ge=1)]
+    price: int
     """Of a million tokens, of prompts and answers alike."""
-    most_tokens: Annotated[int, Meta(ge=1)]
+    most_tokens: int
     """Of one request, prompt and answer together."""
-    least_deposit: Annotated[int, Meta(ge=1)]
-    delay_s: Annotated[int, Meta(ge=MIN_DELAY_S, le=MAX_DELAY_S)]
+    least_deposit: int
+    delay_s: int
     """How long the payee can still claim once the payer wants its money back."""
+
+    def __post_init__(self) -> None:
+        if max(self.ceiling, self.least_deposit) > MAX_AMOUNT:
+            raise UsageError(
+                f"a request may cost {self.ceiling} of the token's smallest unit, and the least deposit is"
+                f" {self.least_deposit}: no voucher has room for more than {MAX_AMOUNT}",
+                check="lower price, most_tokens or least_deposit",
+            )
 
     @property
     def network(self) -> str:
