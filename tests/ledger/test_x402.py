@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from x402.schemas import SettleResponse
 
 from shoal.config import load
 from shoal.errors import UsageError
+from shoal.gateway.payment import till as till_module
 from shoal.gateway.payment.collecting import claim_due
 from shoal.gateway.payment.opening import offer_of, paid_door
 from shoal.gateway.payment.terms import read_terms, smallest_units
 from shoal.gateway.payment.till import Till
+from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import PayeeAccount
-from shoal.ledger.vouchers.typed_data import show_address
+from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
 from shoal.ledger.x402.messages import MAX_HEADER, read_payment, terms_of
 from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
@@ -297,6 +300,27 @@ def test_what_is_owed_and_paid_is_claimed_when_it_is_worth_it_and_at_once_when_t
     closing = msgspec.structs.replace(owing, closes_at=1.0)
     assert claim_due(closing, worth=10**9)
     assert not claim_due(msgspec.structs.replace(closing, redeemed=100), worth=0)
+
+
+async def test_a_signature_is_checked_once_for_each_request_and_not_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+
+    def noting(digest: bytes, signature: bytes) -> ChainAddress | None:
+        checked.append(threading.get_ident())
+        return recover(digest, signature)
+
+    monkeypatch.setattr(till_module, "recover", noting)
+    book = PaymentBook(tmp_path, PayeeAccount)
+    book.add(account())
+    till = Till(OFFER, None, OURS, book)  # type: ignore[arg-type]
+    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, account().channel_id, OFFER.ceiling)
+    sent["payload"]["voucher"]["signature"] = "0x" + signed.signature.hex()
+    async with till.taken(read_payment(header(sent))) as purchase:
+        assert purchase.account.paid == OFFER.ceiling
+    assert len(checked) == 1
+    assert threading.get_ident() not in checked
 
 
 async def test_who_has_not_signed_keeps_no_request_of_the_payer_out() -> None:

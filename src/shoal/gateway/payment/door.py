@@ -15,7 +15,7 @@ from shoal.gateway.payment.till import Purchase, Till
 from shoal.gateway.sse import EVENTS
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import show_address
-from shoal.ledger.x402.messages import Payment, RefundRequest, encoded, read_payment
+from shoal.ledger.x402.messages import RefundRequest, encoded, read_payment
 from shoal.ledger.x402.refusals import PaymentNotTaken
 
 PAID = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
@@ -69,7 +69,7 @@ class PaymentDoor:
                 await JSONResponse({"message": "given back"}, headers=headers)(scope, receive, send)
                 return
             async with self._till.taken(payment) as purchase:
-                scope["caller"] = _buyer(scope["caller"], payment, purchase)
+                scope["caller"] = _buyer(scope["caller"], purchase)
                 await routes(scope, receive, _telling(send, purchase))
         except PaymentNotTaken as error:
             needed = self._needed(scope, error.reason, error.message, error.check, error.account)
@@ -89,8 +89,8 @@ def _is_paying(scope: Scope) -> bool:
     return isinstance(caller, Caller) and caller.id == PAYING.id
 
 
-def _buyer(caller: Caller, payment: Payment, purchase: Purchase) -> Caller:
-    payer = show_address(payment.payload.channel_config.terms.payer)
+def _buyer(caller: Caller, purchase: Purchase) -> Caller:
+    payer = show_address(purchase.account.terms.payer)
     return Caller(
         f"payer-{payer}",
         payer,

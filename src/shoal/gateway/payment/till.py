@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import msgspec
@@ -21,12 +21,13 @@ from shoal.errors import BadLedgerFile, ChainError, OutOfResources, UsageError
 from shoal.gateway.errors import LimitReached
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
-from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, note_escrow
+from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, Recover, note_escrow
 from shoal.ledger.vouchers.typed_data import show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.ledger.x402.messages import (
     DepositPayment,
     Payment,
+    PaymentPayload,
     RefundRequest,
     SignedVoucher,
     encoded,
@@ -68,6 +69,16 @@ class _UnderWay:
     """Whether a request is before its head, so that nobody knows yet what the next voucher is to be for."""
     streams: int = 0
     """Requests that were told and are not counted yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """A voucher that its payer has signed."""
+
+    terms: PaymentTerms
+    voucher: Voucher
+    recover: Recover
+    """Who has signed it, without checking the signature again for each rule that asks."""
 
 
 @dataclass(slots=True)
@@ -138,10 +149,11 @@ class Till:
             OutOfResources: the chain or the accounts cannot be used now; the log says why.
         """
         self.offer.check_accepted(payment.accepted)
-        channel_id = self._channel(payment)
+        signed = await self._signed(payment)
+        channel_id = signed.voucher.channel_id
         self._decide(channel_id)
         try:
-            account, transaction = await self._paid(payment, channel_id)
+            account, transaction = await self._paid(payment.payload, signed)
         except BaseException:
             self.decided(channel_id)
             raise
@@ -158,17 +170,15 @@ class Till:
         Raises:
             PaymentNotTaken, LimitReached, OutOfResources: as :meth:`taken`.
         """
-        channel_id, request = self._channel(payment), payment.payload
-        voucher = self._voucher(request.voucher, channel_id)
-        # First: who is not the payer must not keep the payer's own requests out.
-        check_signed(voucher, terms_of(payment), recover)
+        request, signed = payment.payload, await self._signed(payment)
+        channel_id = signed.voucher.channel_id
         self._decide(channel_id)
         try:
             if self._open[channel_id].streams:
                 raise _busy()
             account = await self._kept(channel_id)
             asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else None
-            given = check_refund(account, self.offer, voucher, recover, asked)
+            given = check_refund(account, self.offer, signed.voucher, signed.recover, asked)
             transaction = await self.on_chain(partial(self._return, account, given))
             after = await self._change(channel_id, lambda now: now)
             return encoded(response(self.offer, after, 0, transaction))
@@ -249,15 +259,25 @@ class Till:
         state = self.client.state(account.terms, account.channel_id)
         return self.book.change(account.channel_id, lambda now: after(note_escrow(now, state)))
 
-    def _channel(self, payment: Payment) -> bytes:
-        """The payment channel's name, which must be the hash of its terms; and they must be ours."""
+    async def _signed(self, payment: Payment) -> _Signed:
+        """The voucher of a request, once it is certain that its payer has signed it; on terms that are ours.
+
+        To be asked first: who is not the payer must not keep the payer's own requests out.
+        """
+        terms, channel_id = self._channel(payment)
+        signed = _Signed(terms, self._voucher(payment.payload.voucher, channel_id), lru_cache(1)(recover))
+        await trio.to_thread.run_sync(check_signed, signed.voucher, terms, signed.recover)
+        return signed
+
+    def _channel(self, payment: Payment) -> tuple[PaymentTerms, bytes]:
+        """The terms of the payment channel, which must be ours, and its name, which must be their hash."""
         terms = terms_of(payment)
         self.offer.check_terms(terms)
         channel_id = terms.channel_id(self.offer.domain)
         if payment.payload.voucher.channel_id.lower() != "0x" + channel_id.hex():
             message = "the name of the payment channel is not that of its terms"
             raise PaymentNotTaken(message, reason=WRONG_CHANNEL)
-        return channel_id
+        return terms, channel_id
 
     def _decide(self, channel_id: bytes) -> None:
         found = self._open.setdefault(channel_id, _UnderWay())
@@ -270,13 +290,14 @@ class Till:
         if not found.deciding and not found.streams:
             del self._open[channel_id]
 
-    async def _paid(self, payment: Payment, channel_id: bytes) -> tuple[PayeeAccount, str]:
-        payload, transaction = payment.payload, ""
-        voucher = self._voucher(payload.voucher, channel_id)
-        check_signed(voucher, terms_of(payment), recover)
-        pay = partial(pay_request, offer=self.offer, voucher=voucher, recover=recover, now=self.clock())
+    async def _paid(self, payload: PaymentPayload, signed: _Signed) -> tuple[PayeeAccount, str]:
+        voucher, transaction = signed.voucher, ""
+        channel_id = voucher.channel_id
+        pay = partial(
+            pay_request, offer=self.offer, voucher=voucher, recover=signed.recover, now=self.clock()
+        )
         if isinstance(payload, DepositPayment):
-            transaction = await self._deposit(terms_of(payment), channel_id, payload, pay)
+            transaction = await self._deposit(signed.terms, channel_id, payload, pay)
         else:
             await self._kept(channel_id)
         return await self._change(channel_id, pay), transaction
