@@ -29,6 +29,7 @@ from shoal.sharing.peer_weights import has_span
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import cheating
 from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.trust.proofs import draw
 from shoal.trust.proofs.block_proof import BlockStatement
 from shoal.types import Format, PeerId, Span
 from shoal.wire.proofs import Prove, Proved
@@ -313,6 +314,19 @@ async def test_more_keys_and_values_than_a_proof_may_have_are_not_shown(
         assert (await proved(client, checkpoint, 3, 0)).protection.level == "proved"
         found = (await proved(client, checkpoint, 3, 1)).protection
         assert "more keys and values than a proof may have" in found.audits[0].what
+
+
+async def test_every_window_is_drawn_whose_keys_and_values_a_proof_may_have(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = 32 * 32 * 4  # of a window: keys and values of two heads of 16, in a model that is 64 wide
+    for most, window in ((2 * one, 2), (2 * one - 1, 1)):
+        monkeypatch.setattr(draw, "MAX_PAST", most)
+        monkeypatch.setattr(prove, "MAX_PAST", most)
+        async with asking(home / str(most), checkpoint) as (_, client):
+            found = (await proved(client, checkpoint, 3, 2)).protection
+            assert (found.level, found.faults) == ("proved", ())
+            assert f"at tokens {32 * window} to" in found.audits[0].what
 
 
 async def test_who_asks_is_bounded_and_hears_only_of_rows_that_it_sent(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import byref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,18 @@ import pytest
 
 from shoal.errors import LocalProtocolError, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.executor.arrays import Floats
-from shoal.executor.fused import FusedRunner
-from shoal.executor.kernels.c_kernels import library
+from shoal.executor.fused import KV_FORMAT, FusedRunner
+from shoal.executor.kernels.c_kernels import NUMBER, library
+from shoal.executor.kernels.structs import KvStruct
 from shoal.executor.kernels.tiles import quads_by_row, tile_quads
 from shoal.executor.load import load_runner
+from shoal.executor.pages import PAGE
 from shoal.executor.proofs.tracer import BlockTracer
 from shoal.executor.runner import KvState, Runner, SessionRows
+from shoal.executor.shape import llama_shape
+from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
+from shoal.testing.checkpoints import FAMILIES
 from shoal.types import Format, Kv, Span
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the C kernels are not built")
@@ -63,6 +70,8 @@ def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trac
     out = np.concatenate([forward(runner, state, hidden[a : a + 7]) for a in range(0, TOKENS, 7)])
     kept = of_session(runner, state)
     tracer, checker = traced_apart(runner), one.tracer()
+    shape = llama_shape(open_checkpoint(model.path).config)
+    assert shape is not None and list(shape.products) == tracer.products(2)
     for first in range(0, TOKENS, 32):
         rows = hidden[first : first + 32]
         assert tracer.boundaries(state, range(1, 1), first, rows) == []
@@ -72,7 +81,7 @@ def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trac
         assert np.array_equal(traced.went, last)
         for x, w, y in zip(traced.inputs, tracer.weights(2), traced.sums, strict=True):
             assert np.array_equal(x.astype(np.int64) @ w.T.astype(np.int64), y)
-        assert len(traced.past) == tracer.past_bytes(first)
+        assert len(traced.past) == tracer.past_bytes(first) == first // PAGE * shape.kv_page_bytes(kv)
         checked = checker.replay(2, first, inner, traced.past, traced.sums)
         assert np.array_equal(checked.went, last)
         assert all(map(np.array_equal, checked.inputs, traced.inputs))
@@ -84,6 +93,17 @@ def test_a_traced_block_has_the_bits_of_a_forward_and_a_replay_those_of_the_trac
     assert np.array_equal(of_session(runner, state), kept)
     with pytest.raises(LocalProtocolError, match="without pages of its own"):
         runner.tracer().boundaries(state, BLOCKS, 0, others)
+
+
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(8, 128), (1, 24), (3, 5), (2, 1)])
+def test_what_a_page_takes_is_known_from_the_config_alone(kv: Kv, kv_heads: int, head_dim: int) -> None:
+    config = FAMILIES["llama"]().to_dict() | {"num_key_value_heads": 1}
+    shape, native = llama_shape(config), library()
+    assert shape is not None and native is not None
+    shape = replace(shape, kv_heads=kv_heads, head_dim=head_dim)
+    laid_out = KvStruct(shape.heads, kv_heads, head_dim, NUMBER[KV_FORMAT[kv]], 1.0)
+    assert shape.kv_page_bytes(kv) == native.kv_layer_bytes(byref(laid_out))
 
 
 def traced_apart(runner: FusedRunner) -> BlockTracer:

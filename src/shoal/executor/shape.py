@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.executor.pages import PAGE
 from shoal.executor.rope import Rope, rope_of
 from shoal.models.checkpoint.llama_config import LlamaConfig, read_llama_config
+from shoal.types import Kv
 
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}
 """By config's name, the kernels' number."""
@@ -68,6 +70,30 @@ class LlamaShape:
     def rotary(self) -> int:
         """Elements of a head that turn."""
         return 2 * len(self.ropes[0].frequencies)
+
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """What goes out and what comes in of each of a block's products: QKV, out, gate and up, down."""
+        queries = self.heads * self.head_dim
+        qkv = queries + 2 * self.kv_heads * self.head_dim
+        return (
+            (qkv, self.hidden),
+            (self.hidden, queries),
+            (2 * self.ffn, self.hidden),
+            (self.hidden, self.ffn),
+        )
+
+    def kv_page_bytes(self, kv: Kv) -> int:
+        """Bytes of a page of one block's keys and values, as native/attention.c lays them out."""
+        element = 1 if kv == "int8" else 2
+        scales = 2 * _aligned(4 * PAGE * self.kv_heads) if kv == "int8" else 0
+        keys, values = self.head_dim, (self.head_dim + 15) // 16 * 16
+        row = PAGE * self.kv_heads * element
+        return _aligned(row * keys) + _aligned(row * values) + scales
+
+
+def _aligned(count: int) -> int:
+    return (count + 63) // 64 * 64
 
 
 def llama_shape(config: Mapping[str, Any]) -> LlamaShape | None:

@@ -116,8 +116,8 @@ def test_every_block_and_every_window_is_drawn_as_often() -> None:
 
 
 def test_no_later_window_is_drawn_than_its_proof_can_travel() -> None:
-    reach = provable_windows({0: 10_000, 1: 10_000, 2: 3}, [1e12, 1e6, 1e12], 1024)
+    reach = provable_windows({0: 10_000, 1: 10_000, 2: 3}, [1e12, 1e6, 1e12], 4 * 1024 * 32)
     assert reach[0] == 1 + MAX_PAST // (4 * 1024 * 32)
     assert 1 < reach[1] < reach[0]
     assert reach[2] == 3
-    assert provable_windows({0: 5}, [1.0], 1024) == {0: 1}
+    assert provable_windows({0: 5}, [1.0], 4 * 1024 * 32) == {0: 1}

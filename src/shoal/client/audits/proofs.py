@@ -26,7 +26,10 @@ from shoal.config import Settings
 from shoal.errors import Busy, NotAllowed, RemoteProtocolError, ShoalError
 from shoal.executor.codecs import decode, join_rows
 from shoal.executor.device.device import cpu, memory_budget
+from shoal.executor.pages import PAGE
 from shoal.executor.proofs.tracer import BlockTracer
+from shoal.executor.shape import llama_shape
+from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
@@ -37,8 +40,8 @@ from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import AuditVerdict, Chance, auditable, is_whole
 from shoal.trust.proofs.block_proof import read_roots
 from shoal.trust.proofs.draw import PROVABLE_FORMATS, ProofTarget, draw_target, provable_windows
-from shoal.trust.rows import row_log
-from shoal.types import Numerics, PeerId, Span
+from shoal.trust.rows import WINDOW, row_log
+from shoal.types import Kv, ModelShape, Numerics, PeerId, Span
 from shoal.wire.proofs import Prove
 
 PROTECT_WITHIN_S = 60.0
@@ -84,7 +87,7 @@ class Proofs:
         bad = {hop for fault in faults for hop in fault.hops}
         signed = tuple(h.peer for i, h in enumerate(kept.hops) if h.receipts and i not in bad)
         found = Protection("proved", "fast", signed, faults=tuple(fault.what for fault in faults))
-        target = self._target(session, receipts)
+        target = await self._target(session, receipts)
         if isinstance(target, str):
             return receipts, replace(found, faults=(*found.faults, target))
         try:
@@ -94,7 +97,7 @@ class Proofs:
         whole = result.verdict == "same" and is_whole(kept, faults)
         return receipts, replace(found, level="proved" if whole else "fast", audits=(result,))
 
-    def _target(self, session: Session, receipts: AnswerReceipts) -> ProofTarget | str:
+    async def _target(self, session: Session, receipts: AnswerReceipts) -> ProofTarget | str:
         """What is to be proved, or why nothing can be."""
         kept, numerics = receipts.kept, Numerics.parse(receipts.kept.numerics)
         if session.ends.given:
@@ -106,10 +109,32 @@ class Proofs:
                 f"by {numerics} nothing is proved: proofs are of int8 and w8a8 on the C kernels; serve the "
                 "model with --format int8, or ask for audited"
             )
+        try:
+            window_bytes = await trio.to_thread.run_sync(self._window_bytes, session.shape, numerics.kv)
+        except ShoalError as error:
+            return f"nothing could be proved: {error.message}"
         links = [session.ring.places.link_bytes_s(index) for index in range(len(session.ring.route))]
-        hops = provable_windows(auditable(kept, receipts.faults), links, kept.width)
+        hops = provable_windows(auditable(kept, receipts.faults), links, window_bytes)
         target = draw_target(kept, hops, self.chance)
         return target or "no hop's receipts hold, so nothing could be proved"
+
+    def _window_bytes(self, shape: ModelShape, kv: Kv) -> int:
+        """Of a block's keys and values of one window.
+
+        Raises:
+            NotAllowed: the model is not on this machine, or is run by its own modules.
+            BadWeights, UnsupportedModel: its files cannot be read.
+        """
+        llama = llama_shape(open_checkpoint(self._found(shape).path).config)
+        if llama is None:
+            raise NotAllowed(f"{shape.name} is not of Llama's shape, so its own modules run it")
+        return llama.kv_page_bytes(kv) * WINDOW // PAGE
+
+    def _found(self, shape: ModelShape) -> LocalModel:
+        model = self._store.find(shape.digest)
+        if model is None:
+            raise NotAllowed(f"{shape.name} is not on this machine, so its weights are unknown")
+        return model
 
     async def _proved(
         self, session: Session, kept: KeptAnswer, target: ProofTarget, until: float
@@ -197,9 +222,7 @@ class Proofs:
             NotAllowed: they are not to be had, in time or at all, or do not fit into memory.
             ShoalError: as ``PeerWeights.fetch_span``.
         """
-        model = await trio.to_thread.run_sync(self._store.find, session.shape.digest)
-        if model is None:
-            raise NotAllowed(f"{session.shape.name} is not on this machine, so its weights are unknown")
+        model = await trio.to_thread.run_sync(self._found, session.shape)
         span = Span(target.block, target.block + 1)
         with trio.move_on_at(until):
             await self._weights.fetch_span(model, span)

@@ -35,17 +35,16 @@ class ProofTarget:
         return self.window * WINDOW
 
 
-def provable_windows(hops: Mapping[int, int], bytes_s: Sequence[float], width: int) -> dict[int, int]:
+def provable_windows(hops: Mapping[int, int], bytes_s: Sequence[float], window_bytes: int) -> dict[int, int]:
     """Of the hops that can be asked, how many windows of each can be proved.
 
-    A proof has the keys and values of all positions before its window: each at most ``width`` numbers of 16
-    bits.
+    A proof has the keys and values of all positions before its window.
 
     Args:
         hops: what :func:`shoal.trust.audit.auditable` says.
         bytes_s: of the link to each hop of the answer.
+        window_bytes: of a block's keys and values of one window.
     """
-    window_bytes = 2 * 2 * width * WINDOW
     reach = {hop: int(min(MAX_PAST, bytes_s[hop] * PAST_WITHIN_S) / window_bytes) for hop in hops}
     return {hop: min(count, 1 + reach[hop]) for hop, count in hops.items()}
 
