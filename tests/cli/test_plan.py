@@ -11,9 +11,12 @@ import pytest
 from shoal.executor.device import find
 from shoal.executor.device.device import Device, DeviceMemory
 from shoal.planning import measure as measure_module
+from shoal.planning.protection import mean_proof_bytes
 from shoal.planning.roofline import Machine
 from shoal.testing.checkpoints import FAMILIES, write_checkpoint
 from shoal.testing.graphs import write_mlp
+from shoal.trust.proofs.draw import MAX_PAST
+from shoal.trust.proofs.sumcheck import proof_bytes
 from shoal.types import Format
 from tests.cli.conftest import Shoal
 
@@ -76,11 +79,21 @@ def test_what_a_level_of_protection_costs_is_told_before(shoal: Shoal, llama: Pa
     proved = (*asked, "--protect", "proved", "--format")
     cost = shoal(*proved, "int8", "--json").data["protection"]
     # 32 rows, 64 wide, and 512 sums of each; in the mean 32 keys and 32 values of 48 positions before.
-    assert cost["proof_bytes"] == 32 * 4 * (64 + 512) + 48 * 64 * 2
+    argument = 3 * proof_bytes(64) + proof_bytes(128)
+    assert cost["proof_bytes"] == 32 * 4 * (64 + 512) + 48 * 64 * 2 + argument
     assert "of each answer one block is proved" in shoal(*proved, "int8").out
     assert "nothing can be proved: int4 has no sums" in shoal(*proved, "int4").out
     refused = shoal(*asked, "--protect", "sworn")
     assert refused.code == 2 and "auto, fast, audited" in refused.err
+
+
+def test_no_proof_of_a_long_session_is_larger_than_those_that_are_drawn() -> None:
+    config = FAMILIES["llama"]().to_dict()
+    a_window = 32 * 64 * 2
+    last = a_window * (MAX_PAST // a_window)
+    short, long, longer = (mean_proof_bytes(config, tokens, "auto") for tokens in (32, 1 << 20, 1 << 21))
+    assert long == longer == short + last / 2
+    assert mean_proof_bytes(config, 1 << 10, "int8") < mean_proof_bytes(config, 1 << 10, "auto") < long
 
 
 def test_what_a_draft_model_takes_of_the_client_is_told_and_not_placed_on(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.models.checkpoint.llama_config import read_llama_config
+from shoal.executor.pages import PAGE
+from shoal.executor.shape import llama_shape
 from shoal.trust.audit import MAX_AUDIT_BYTES
 from shoal.trust.consensus import REPLICAS
-from shoal.trust.proofs.draw import PROVABLE_FORMATS
-from shoal.trust.rows import WINDOW
-from shoal.types import Format, ProtectionLevel
+from shoal.trust.proofs.block_proof import ProofSizes
+from shoal.trust.proofs.draw import PROVABLE_FORMATS, provable_windows
+from shoal.trust.rows import WINDOW, windows
+from shoal.types import Format, Kv, ProtectionLevel
 
 RECEIPT_BYTES = 140
 """Of a message, for a hop's receipt of one window."""
@@ -80,18 +83,19 @@ def protection_cost(
     return ProtectionCost(level, budget, receipts, every, rows * row_bytes, "")
 
 
-def mean_proof_bytes(config: Mapping[str, Any], tokens: int) -> float:
-    """What a hop shows to prove a block of a window, in the mean over the windows of a session; 0 for a model
-    that is not of Llama's shape.
+def mean_proof_bytes(config: Mapping[str, Any], tokens: int, kv: Kv) -> float:
+    """What a hop shows to prove a block of a window, in the mean over the windows of a session that may be
+    drawn; 0 for a model that is not of Llama's shape.
 
     Args:
         config: the model's.
         tokens: of the session.
+        kv: how its keys and values are kept.
     """
-    c = read_llama_config(config)
-    if c is None:
+    shape = llama_shape(config)
+    if shape is None:
         return 0.0
-    keys = c.num_key_value_heads * c.head_dim
-    sums = c.num_attention_heads * c.head_dim + 2 * keys + 2 * c.hidden_size + 2 * c.intermediate_size
-    past = max(0, tokens - WINDOW) / 2 * 2 * keys * 2  # keys and values, in bf16
-    return min(tokens, WINDOW) * 4 * (sums + c.hidden_size) + past
+    window_bytes = shape.kv_page_bytes(kv) * WINDOW // PAGE
+    drawn = provable_windows({0: windows(tokens)}, [math.inf], window_bytes)[0]
+    past = (drawn - 1) * window_bytes // 2
+    return ProofSizes(min(tokens, WINDOW), shape.hidden, shape.products, past).bytes

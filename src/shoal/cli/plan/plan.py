@@ -177,7 +177,7 @@ def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -
     codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
     row = encoded_bytes(1, cost.hidden_size, codec)
     load = Workload(sessions, context or min(CONTEXT, seen.context), row)
-    proof = mean_proof_bytes(seen.config.to_dict(), load.context)
+    proof = mean_proof_bytes(seen.config.to_dict(), load.context, settings.kv)
     return PlanInput(seen.name, format, cost, load, settings.own_blocks, proof)
 
 
