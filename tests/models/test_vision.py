@@ -40,7 +40,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> FolderOf:
 def test_a_tower_alone_makes_the_rows_that_the_whole_model_makes(kind: str, folder_of: FolderOf) -> None:
     folder = folder_of(kind)
     settings = vision_settings(folder)
-    assert settings is not None
     draws = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
     opened = Image.fromarray(draws)  # with transparency, which no tower knows
     pixels = picture_pixels(opened, settings)
@@ -97,7 +96,6 @@ def test_numbers_that_are_not_the_towers_are_no_image(folder_of: FolderOf, tmp_p
     size = {"height": 28, "width": 28}
     copy = changed(folder_of("llava"), tmp_path, "preprocessor_config.json", crop_size=size)
     settings = vision_settings(copy)
-    assert settings is not None
     with pytest.raises(BadWeights, match=r"makes \[3, 28, 28\] of a picture, and the tower looks at"):
         picture_pixels(Image.new("RGB", (60, 60)), settings)
     with pytest.raises(UsageError, match="too narrow to be scaled"):
@@ -140,7 +138,6 @@ def test_tensors_may_have_the_names_of_one_age_or_another(
 ) -> None:
     folder, copy = folder_of("llava"), tmp_path / "copy"
     settings = vision_settings(folder)
-    assert settings is not None
     shutil.copytree(folder, copy)
     tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / FILE).items()}
     names = [("language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import trio
-
 from shoal.client.answer import Answer
 from shoal.client.vision.look import Looking, PictureFile
 from shoal.client.vision.pictures import SeenPicture
@@ -34,7 +32,7 @@ async def encode_into(
 
     Raises:
         UsageError: the model takes no images, or the prompt shows more of them than there are, or fewer.
-        ShoalError: as ``Looking.read``, ``Looking.look`` and ``encode_prompt``.
+        ShoalError: as ``Looking.encoded``, ``Looking.look`` and ``encode_prompt``.
     """
     if codec is None or not (prompt is None or isinstance(prompt, str)):
         if images:
@@ -43,16 +41,16 @@ async def encode_into(
             )
         answer.prompt_token_ids = token_ids = [int(token) for token in prompt or ()]
         return token_ids, []
-    pictures = await looking.read(local, images) if images else []
-    shown = await looking.shown(local, codec, len(pictures)) if pictures else None
-    given = answer.prompt if messages is None else ChatPrompt(with_images(messages, len(pictures)))
-    made = await trio.to_thread.run_sync(lambda: encode_prompt(codec, given, pictures=shown))
-    answer.prompt, answer.prompt_token_ids = made.text, made.token_ids
-    if not pictures:
-        return made.token_ids, []
-    seen = await looking.look(local, pictures, await looking.placed(local, pictures, made.pictures))
+    given = answer.prompt if messages is None else ChatPrompt(with_images(messages, len(images)))
+    prompted = await looking.encoded(
+        local, codec, images, lambda shown: encode_prompt(codec, given, pictures=shown)
+    )
+    answer.prompt, answer.prompt_token_ids = prompted.made.text, prompted.made.token_ids
+    if not images:
+        return prompted.made.token_ids, []
+    seen = await looking.look(local, prompted.pictures, prompted.placed)
     answer.tower_bytes = looking.tower_bytes(local)
-    return made.token_ids, seen
+    return prompted.made.token_ids, seen
 
 
 def with_images(messages: Sequence[ChatMessage], images: int) -> Sequence[ChatMessage]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from shoal.errors import UnsupportedModel, UsageError
 from shoal.executor.arrays import Floats
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
+from shoal.models.text.chat_templates import EncodedPrompt
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.pictures import ShownPictures
 from shoal.sharing.peer_weights import PeerWeights
@@ -55,6 +56,20 @@ class Picture:
     """Of its pixels."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShowingPrompt:
+    """A prompt and the pictures that it shows."""
+
+    made: EncodedPrompt
+    pictures: tuple[Picture, ...]
+    placed: tuple[PlacedPicture, ...]
+    """Where among the prompt's tokens each of them stands."""
+
+
+EncodeShowing = Callable[[ShownPictures | None], EncodedPrompt]
+"""Makes a prompt that shows so many pictures, or none. Runs on a thread."""
+
+
 class Looking:
     """See the module.
 
@@ -66,7 +81,7 @@ class Looking:
         self._settings = settings
         self._weights = weights
         self._seeing: dict[Digest, bool] = {}
-        self._known: dict[Digest, VisionSettings | None] = {}
+        self._known: dict[Digest, VisionSettings] = {}
         self._towers: dict[Digest, Tower] = {}
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
         self._turn = trio.Lock()
@@ -78,8 +93,18 @@ class Looking:
             self._seeing[local.digest] = await trio.to_thread.run_sync(_has_tower, local.path)
         return self._seeing[local.digest]
 
-    async def settings(self, local: LocalModel) -> VisionSettings | None:
-        """How a model looks at pictures; ``None`` if it does not. Raises as ``vision_settings``."""
+    async def settings(self, local: LocalModel) -> VisionSettings:
+        """How a model looks at pictures.
+
+        Raises:
+            UsageError: it looks at none.
+            BadWeights, UnsupportedModel: its files do not say how they become numbers.
+        """
+        if not await self.sees(local):
+            raise UsageError(
+                f"{local.name} takes no images, only text",
+                check="send text alone, or choose a model that looks at images",
+            )
         if local.digest not in self._known:
             self._known[local.digest] = await trio.to_thread.run_sync(_settings, local.path)
         return self._known[local.digest]
@@ -88,13 +113,11 @@ class Looking:
         """Pictures that the model's tower can look at: each was read as a whole.
 
         Raises:
-            UsageError: the model looks at none, there are too many, or one cannot be read.
+            UsageError: there are too many, or one cannot be read.
             IncompatibleLibrary: Pillow is not installed.
-            BadWeights, UnsupportedModel: the model's files do not say how they become numbers.
+            ShoalError: as :meth:`settings`.
         """
         settings = await self.settings(local)
-        if settings is None:
-            raise no_pictures(local.name)
         most = self._settings.images
         if len(files) > most:
             raise UsageError(
@@ -107,20 +130,33 @@ class Looking:
     async def shown(self, local: LocalModel, codec: TextCodec, count: int) -> ShownPictures:
         """How so many pictures are put into a prompt. Raises as :meth:`settings`."""
         settings = await self.settings(local)
-        if settings is None:
-            raise no_pictures(local.name)
         words, text_of = settings.words, codec.token_text
         written, whole = await trio.to_thread.run_sync(lambda: (words.written(text_of), words.whole(text_of)))
         row = words.token if words.token < local.shape.vocab_size else 0  # as transformers pads it
         return ShownPictures(count, settings.rows, words.token, row, written, whole)
+
+    async def encoded(
+        self, local: LocalModel, codec: TextCodec, files: Sequence[PictureFile], encode: EncodeShowing
+    ) -> ShowingPrompt:
+        """A prompt that shows pictures, each read and put in its place.
+
+        Args:
+            files: none: it is of text alone.
+
+        Raises:
+            ShoalError: as :meth:`read` and ``encode``.
+        """
+        if not files:
+            return ShowingPrompt(await trio.to_thread.run_sync(encode, None), (), ())
+        pictures = await self.read(local, files)
+        made = await trio.to_thread.run_sync(encode, await self.shown(local, codec, len(pictures)))
+        return ShowingPrompt(made, tuple(pictures), await self.placed(local, pictures, made.pictures))
 
     async def placed(
         self, local: LocalModel, pictures: Sequence[Picture], begins: Sequence[int]
     ) -> tuple[PlacedPicture, ...]:
         """Pictures where they begin among a prompt's tokens. Raises as :meth:`settings`."""
         settings = await self.settings(local)
-        if settings is None:
-            return ()
         return tuple(
             PlacedPicture(position, settings.rows, picture.digest, settings.mutual)
             for picture, position in zip(pictures, begins, strict=True)
@@ -147,8 +183,6 @@ class Looking:
         key = (local.digest, picture.digest)
         if key not in self._rows:
             tower, settings = await self._tower(local), await self.settings(local)
-            if settings is None:
-                raise no_pictures(local.name)
             look = partial(_looked_at, tower, picture, settings, self._settings.image_pixels)
             self._rows[key] = await trio.to_thread.run_sync(look)
         self._rows.move_to_end(key)
@@ -160,8 +194,6 @@ class Looking:
         if local.digest not in self._towers:
             await self._weights.fetch_tower(local)
             settings = await self.settings(local)
-            if settings is None:
-                raise no_pictures(local.name)
             from shoal.models.vision.tower import load_tower  # noqa: PLC0415 - torch, which few clients need
 
             load = partial(load_tower, local.path, settings, local.shape.hidden_size)
@@ -174,24 +206,15 @@ class Looking:
         return 0 if tower is None else tower.tensor_bytes
 
 
-def no_pictures(name: str) -> UsageError:
-    """What is told of a model that takes no pictures."""
-    return UsageError(
-        f"{name} takes no images, only text", check="send text alone, or choose a model that looks at images"
-    )
-
-
 def _has_tower(folder: Path) -> bool:
     return open_checkpoint(folder).tower is not None
 
 
-def _settings(folder: Path) -> VisionSettings | None:
-    if not _has_tower(folder):
-        return None
+def _settings(folder: Path) -> VisionSettings:
     from shoal.models.vision.settings import vision_settings  # noqa: PLC0415 - torch, as above
 
     found = vision_settings(folder)
-    if found is not None and found.mutual and found.rows > MAX_STRETCH:
+    if found.mutual and found.rows > MAX_STRETCH:
         raise UnsupportedModel(
             f"{folder}: {found.rows} rows of an image see each other, and hops take {MAX_STRETCH}",
             check="ask the model for text alone",

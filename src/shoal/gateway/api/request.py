@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from shoal.gateway.models import Servable
 from shoal.models.text.chat_templates import ChatMessage, EncodedPrompt
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.detokenizer import Detokenizer
+from shoal.models.text.pictures import ShownPictures
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
 from shoal.types import ProtectionLevel
 
@@ -228,35 +229,37 @@ async def encoded(
         BadRequest: the model takes no images, or one is not an image.
         ShoalError: as ``encode_prompt``, and UsageError without a tokenizer.
     """
-    codec, pictures, shown = _codec(model), list[Picture](), None
+    codec, looking = _codec(model), model.looking
+    encode = partial(_encode, codec, given, special)
     images = images or (() if isinstance(given, str) else images_in(given.messages))
-    if images:
-        looking = model.looking
-        if looking is None:
-            where = images[0].where
-            raise BadRequest(f"this model takes text only; {where} is an image", param=where)
-        files = await trio.to_thread.run_sync(lambda: [image.decoded() for image in images])
-        pictures = await looking.read(model.local, files)
-        shown = await looking.shown(model.local, codec, len(pictures))
-    encode = partial(encode_prompt, codec, special=special, pictures=shown)
-    made = await _encoded(encode, given)
-    if model.looking is None or not pictures:
+    if not images:
+        made = await trio.to_thread.run_sync(encode, None)
         return RequestPrompt(tuple(made.token_ids), made.own_end)
-    placed = await model.looking.placed(model.local, pictures, made.pictures)
-    return RequestPrompt(tuple(made.token_ids), made.own_end, tuple(pictures), placed)
+    if looking is None:
+        where = images[0].where
+        raise BadRequest(f"this model takes text only; {where} is an image", param=where)
+    files = await trio.to_thread.run_sync(lambda: [image.decoded() for image in images])
+    showing = await looking.encoded(model.local, codec, files, encode)
+    made = showing.made
+    return RequestPrompt(tuple(made.token_ids), made.own_end, showing.pictures, showing.placed)
 
 
-async def _encoded(encode: Callable[..., EncodedPrompt], given: str | ChatPrompt) -> EncodedPrompt:
+def _encode(
+    codec: TextCodec, given: str | ChatPrompt, special: bool, shown: ShownPictures | None
+) -> EncodedPrompt:
     if isinstance(given, str):
-        return await trio.to_thread.run_sync(encode, given)
+        return encode_prompt(codec, given, special=special, pictures=shown)
     try:
-        plain = ChatPrompt(without_images(given.messages), given.options)
-        return await trio.to_thread.run_sync(encode, plain)
+        return encode_prompt(codec, _plain(given, given.messages), special=special, pictures=shown)
     except UsageError:
         fewer = joined(given.messages)
         if len(fewer) == len(given.messages):
             raise
-        return await trio.to_thread.run_sync(encode, ChatPrompt(without_images(fewer), given.options))
+        return encode_prompt(codec, _plain(given, fewer), special=special, pictures=shown)
+
+
+def _plain(given: ChatPrompt, messages: Sequence[ChatMessage]) -> ChatPrompt:
+    return ChatPrompt(without_images(messages), given.options)
 
 
 async def prompt_ids(model: Servable, given: str | ChatPrompt, *, special: bool = True) -> list[int]:

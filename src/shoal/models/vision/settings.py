@@ -54,16 +54,14 @@ class VisionSettings:
         return found if isinstance(found, int) else None
 
 
-def vision_settings(folder: Path) -> VisionSettings | None:
-    """What a model's folder says; ``None`` where its pictures are not looked at.
+def vision_settings(folder: Path) -> VisionSettings:
+    """What a model's folder says of pictures.
 
     Raises:
         BadWeights: what it says cannot be.
-        UnsupportedModel: its pictures become numbers in a way that is not known here.
+        UnsupportedModel: it looks at none, or they become numbers in a way that is not known here.
     """
     checkpoint = open_checkpoint(folder)
-    if checkpoint.tower is None:
-        return None
     return _settings(checkpoint, tower_config(checkpoint))
 
 
