@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 
 import openai
 import pytest
@@ -10,6 +11,7 @@ import trio
 
 from shoal.gateway.api.images import GivenImage
 from shoal.gateway.errors import BadRequest
+from shoal.models.checkpoint.manifest import PICTURE_FILES
 from shoal.testing.seeing import ROW, picture, whole_answer, write_seeing
 from shoal.types import Span
 
@@ -125,6 +127,22 @@ async def test_a_model_of_text_is_shown_none_in_any_api(gateway):
         answer = await gateway.post(path, **fields)
         assert answer.status_code == 400, path
         assert f"this model takes text only; {where} is an image" in answer.text
+
+
+async def test_a_tower_of_which_no_file_says_how_it_looks_is_no_fault_of_the_swarm(tmp_path, seeing):
+    copy = tmp_path / "looks"
+    shutil.copytree(seeing, copy)
+    for file in PICTURE_FILES:
+        (copy / file).unlink(missing_ok=True)
+    async with served(tmp_path, copy, [Span(0, 6)]) as gateway:
+        image = await gateway.post("/v1/chat/completions", messages=[shown()])
+        text = await gateway.post("/v1/chat/completions", messages=[user("a")], max_tokens=1)
+        show = await gateway.post("/api/show")
+    assert image.status_code == 400
+    assert "no file says how they become numbers" in image.json()["error"]["message"]
+    assert image.json()["error"]["param"] == "messages.0.content.0"
+    assert text.status_code == 200
+    assert show.json()["capabilities"] == ["completion", "tools"]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ class OllamaRoutes:
     async def _show(self, request: Request) -> Response:
         body = await read_body(request, ShowRequest)
         model = await self._find(body.wanted)
-        return JSONResponse(await trio.to_thread.run_sync(ollama_models.show, model))
+        sees = model.looking is not None and await model.looking.takes(model.local)
+        return JSONResponse(await trio.to_thread.run_sync(partial(ollama_models.show, model, sees=sees)))
 
     async def _tags(self, request: Request) -> Response:
         found = await self._models.listed()

@@ -19,7 +19,7 @@ import trio
 from shoal.client.vision.picture_files import open_picture
 from shoal.client.vision.pictures import PlacedPicture, SeenPicture
 from shoal.config import Settings
-from shoal.errors import UnsupportedModel, UsageError
+from shoal.errors import BadWeights, UnsupportedModel, UsageError
 from shoal.executor.arrays import Floats
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
@@ -108,6 +108,14 @@ class Looking:
         if local.digest not in self._known:
             self._known[local.digest] = await trio.to_thread.run_sync(_settings, local.path)
         return self._known[local.digest]
+
+    async def takes(self, local: LocalModel) -> bool:
+        """Whether a model has what it takes to look at pictures: a tower, and files that say how."""
+        try:
+            await self.settings(local)
+        except (UsageError, UnsupportedModel, BadWeights):
+            return False
+        return True
 
     async def read(self, local: LocalModel, files: Sequence[PictureFile]) -> list[Picture]:
         """Pictures that the model's tower can look at: each was read as a whole.

@@ -39,17 +39,17 @@ def capabilities(model: Servable) -> list[str]:
     if model.codec is None:
         return ["completion"]
     thinks = any(word in model.codec.template for word in _THINKS)
-    more = [name for name, has in ((THINKING, thinks), (VISION, model.looking is not None)) if has]
-    return ["completion", "tools", *more]
+    return ["completion", "tools", *([THINKING] if thinks else [])]
 
 
-def all_capabilities(model: Servable) -> list[str]:
-    """The same, and whether it gives embeddings. Blocks. Raises as :func:`family`."""
+def all_capabilities(model: Servable, *, sees: bool) -> list[str]:
+    """The same, and whether it takes images and gives embeddings. Blocks. Raises as :func:`family`."""
+    found = capabilities(model) + ([VISION] if sees else [])
     try:
         embedding_settings(model.local)
     except (UsageError, BadWeights):  # it gives none, or in a way that is not supported
-        return capabilities(model)
-    return ([*capabilities(model)] if model.generates else []) + [EMBEDDING]
+        return found
+    return (found if model.generates else []) + [EMBEDDING]
 
 
 def tags(models: Sequence[LocalModel]) -> dict[str, Any]:
@@ -63,8 +63,12 @@ def running(models: Sequence[LocalModel]) -> dict[str, Any]:
     return {"models": [_card(local) | more | {"context_length": local.shape.context} for local in models]}
 
 
-def show(model: Servable) -> dict[str, Any]:
-    """What is known of one. Blocks. Raises as :func:`family`."""
+def show(model: Servable, *, sees: bool) -> dict[str, Any]:
+    """What is known of one. Blocks. Raises as :func:`family`.
+
+    Args:
+        sees: whether it takes images.
+    """
     local, kind = model.local, family(model.local)
     named = {name: value for name, value in dataclasses.asdict(local.sampling).items() if value is not None}
     return {
@@ -79,7 +83,7 @@ def show(model: Servable) -> dict[str, Any]:
             f"{kind}.embedding_length": local.shape.hidden_size,
             f"{kind}.vocab_size": local.shape.vocab_size,
         },
-        "capabilities": all_capabilities(model),
+        "capabilities": all_capabilities(model, sees=sees),
         "modified_at": UNKNOWN_TIME,
     }
 

@@ -13,7 +13,7 @@ import trio
 from shoal.client.sampling import Sampling
 from shoal.client.vision.look import Picture
 from shoal.client.vision.pictures import PlacedPicture
-from shoal.errors import PromptTooLong, UsageError
+from shoal.errors import PromptTooLong, UnsupportedModel, UsageError
 from shoal.gateway.api.images import GivenImage, images_in, together, without_images
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.markup.reader import AnswerSyntax
@@ -226,7 +226,7 @@ async def encoded(
         images: what a text shows; those of a conversation are in its messages.
 
     Raises:
-        BadRequest: the model takes no images, or one is not an image.
+        BadRequest: the model takes no images, or none as its files are, or one is not an image.
         ShoalError: as ``encode_prompt``, and UsageError without a tokenizer.
     """
     codec, looking = _codec(model), model.looking
@@ -239,7 +239,10 @@ async def encoded(
         where = images[0].where
         raise BadRequest(f"this model takes text only; {where} is an image", param=where)
     files = await trio.to_thread.run_sync(lambda: [image.decoded() for image in images])
-    showing = await looking.encoded(model.local, codec, files, encode)
+    try:
+        showing = await looking.encoded(model.local, codec, files, encode)
+    except UnsupportedModel as error:  # of text it answers all the same
+        raise BadRequest(error.message, check=error.check, param=images[0].where) from error
     made = showing.made
     return RequestPrompt(tuple(made.token_ids), made.own_end, showing.pictures, showing.placed)
 
