@@ -9,11 +9,13 @@ import pytest
 
 from shoal.client.generate import generate
 from shoal.client.sampling import Sampling
+from shoal.client.vision import look
 from shoal.client.vision.picture_files import MAX_FILE, open_picture
 from shoal.errors import NotAllowed, UsageError
 from shoal.models.checkpoint.checkpoint import open_checkpoint, tower_bytes
 from shoal.models.checkpoint.multimodal import is_of_language
 from shoal.models.text.prompt import ChatPrompt, encode_prompt
+from shoal.models.vision import pixels
 from shoal.testing.seeing import ROW, picture, whole_answer, write_seeing
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
@@ -145,6 +147,29 @@ async def test_a_picture_that_waits_holds_its_file_alone_and_is_the_one_that_was
             await looking.look(local, read[1:], placed[1:])
         one, kept = await looking.look(local, read, placed)
     assert np.array_equal(one.rows, kept.rows), "the rows of these pixels are kept"
+
+
+async def test_pixels_are_made_of_a_file_that_is_new_and_of_no_other(
+    tmp_path, folder_of, autojump_clock, monkeypatch
+):
+    made, honest = [], pixels.picture_pixels
+
+    def counted(opened, settings):
+        made.append(opened.size)
+        return honest(opened, settings)
+
+    monkeypatch.setattr(pixels, "picture_pixels", counted)
+    monkeypatch.setattr(look, "KEPT_DIGESTS", 2)
+    async with memory_swarm(tmp_path, folder_of("llava"), HALVES) as swarm:
+        looking, local = swarm.client.looking, await swarm.client.resolve(str(folder_of("llava")))
+        (first,) = await looking.read(local, [picture(1)])
+        again, same = await looking.read(local, [picture(1), picture(1)])
+        assert first.digest == again.digest == same.digest and len(made) == 1
+        other, _ = await looking.read(local, [picture(2), picture(3)])
+        assert other.digest != first.digest and len(made) == 3
+        assert await looking.read(local, [picture(2)]) == [other] and len(made) == 3
+        await looking.read(local, [picture(1)])  # which had to make room
+        assert len(made) == 4
 
 
 async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, folder_of, autojump_clock):

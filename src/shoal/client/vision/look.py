@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from shoal.client.vision.picture_files import open_picture
+from shoal.client.vision.picture_files import open_picture, picture_bytes
 from shoal.client.vision.pictures import PlacedPicture, SeenPicture
 from shoal.config import Settings
 from shoal.errors import BadWeights, UnsupportedModel, UsageError
@@ -38,6 +38,8 @@ PictureFile: TypeAlias = "Path | bytes"
 """A PNG or a JPEG, or its bytes."""
 KEPT_BYTES = 64 << 20
 """Of rows that are kept for the next turns of all conversations; a picture's take up to 20 MB."""
+KEPT_DIGESTS = 1024
+"""Files of which the digest of their pixels is kept: the next turns show them again."""
 READERS = 2
 """Requests whose pictures are unpacked at once: each takes some ten bytes for a pixel meanwhile."""
 
@@ -84,6 +86,7 @@ class Looking:
         self._known: dict[Digest, VisionSettings] = {}
         self._towers: dict[Digest, Tower] = {}
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
+        self._digests: OrderedDict[tuple[Digest, bytes], bytes] = OrderedDict()
         self._turn = trio.Lock()
         self._readers = trio.CapacityLimiter(READERS)
 
@@ -132,8 +135,22 @@ class Looking:
                 f"{len(files)} images are given, and {most} are the most of one request (images)",
                 check="send fewer images, or set images to more",
             )
-        read = partial(_read, files, settings, self._settings.image_pixels)
-        return await trio.to_thread.run_sync(read, limiter=self._readers)
+        return [await self._picture(local, settings, file, number) for number, file in enumerate(files)]
+
+    async def _picture(
+        self, local: LocalModel, settings: VisionSettings, file: PictureFile, number: int
+    ) -> Picture:
+        name = f"image {number}" if isinstance(file, bytes) else str(file)
+        run = partial(trio.to_thread.run_sync, limiter=self._readers)
+        data, of_file = await run(_file_digest, file, name)
+        key = (local.digest, of_file)
+        if key not in self._digests:
+            make = partial(_pixels_digest, data, name, settings, self._settings.image_pixels)
+            self._digests[key] = await run(make)
+        self._digests.move_to_end(key)
+        if len(self._digests) > KEPT_DIGESTS:
+            self._digests.popitem(last=False)
+        return Picture(file, name, self._digests[key])
 
     async def shown(self, local: LocalModel, codec: TextCodec, count: int) -> ShownPictures:
         """How so many pictures are put into a prompt. Raises as :meth:`settings`."""
@@ -230,13 +247,14 @@ def _settings(folder: Path) -> VisionSettings:
     return found
 
 
-def _read(files: Sequence[PictureFile], settings: VisionSettings, most_pixels: int) -> list[Picture]:
-    found: list[Picture] = []
-    for number, file in enumerate(files):
-        name = f"image {number}" if isinstance(file, bytes) else str(file)
-        digest = _digest(_pixels(file, name, settings, most_pixels))  # one picture's pixels at a time
-        found.append(Picture(file, name, digest))
-    return found
+def _file_digest(file: PictureFile, name: str) -> tuple[bytes, bytes]:
+    """What a file holds, and the digest of that."""
+    data = picture_bytes(file, name)
+    return data, hashlib.sha256(data).digest()
+
+
+def _pixels_digest(data: bytes, name: str, settings: VisionSettings, most_pixels: int) -> bytes:
+    return _digest(_pixels(data, name, settings, most_pixels))
 
 
 def _looked_at(tower: Tower, picture: Picture, settings: VisionSettings, most_pixels: int) -> Floats:

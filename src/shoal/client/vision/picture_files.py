@@ -43,7 +43,7 @@ def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) 
 
     try:
         # Of a file, too: what is opened is then what was looked at.
-        data = source if isinstance(source, bytes) else _read(source, name)
+        data = picture_bytes(source, name)
         if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MOST_SCANS:
             raise UsageError(f"{name} has too many scans", check="save it as a baseline JPEG")
         file = io.BytesIO(data)
@@ -64,7 +64,13 @@ def open_picture(source: Path | bytes, name: str, most_pixels: int, extra: str) 
         raise UsageError(f"{name} cannot be read as a picture: {error}", check="give PNG or JPEG") from error
 
 
-def _read(file: Path, name: str) -> bytes:
-    if file.stat().st_size > MAX_FILE:
-        raise UsageError(f"{name} has more than {MAX_FILE} bytes", check="make it smaller first")
-    return file.read_bytes()
+def picture_bytes(source: Path | bytes, name: str) -> bytes:
+    """What a file holds. Raises UsageError: it cannot be read, or is too large."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        if source.stat().st_size > MAX_FILE:
+            raise UsageError(f"{name} has more than {MAX_FILE} bytes", check="make it smaller first")
+        return source.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read as a picture: {error}", check="give PNG or JPEG") from error
