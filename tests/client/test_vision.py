@@ -6,6 +6,8 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+import trio
+import trio.testing
 
 from shoal.client.generate import generate
 from shoal.client.sampling import Sampling
@@ -170,6 +172,44 @@ async def test_pixels_are_made_of_a_file_that_is_new_and_of_no_other(
         assert await looking.read(local, [picture(2)]) == [other] and len(made) == 3
         await looking.read(local, [picture(1)])  # which had to make room
         assert len(made) == 4
+
+
+async def test_towers_in_memory_are_bounded_and_none_waits_for_the_fetch_of_another(
+    tmp_path, folder_of, monkeypatch
+):
+    async with memory_swarm(tmp_path, folder_of("llava"), [Span(0, 6)]) as swarm:
+        client = swarm.client
+        looking = client.looking
+        slow, quick = [await client.resolve(str(folder_of(kind))) for kind in ("llava", "gemma3")]
+        loaded, arrived, load = [], trio.Event(), looking._loaded
+
+        async def fetched(local):
+            loaded.append(local.name)
+            if local is slow:
+                await arrived.wait()
+            return await load(local)
+
+        async def rows(local):
+            pictures = await looking.read(local, [picture(1)])
+            await looking.look(local, pictures, await looking.placed(local, pictures, [0]))
+
+        monkeypatch.setattr(looking, "_loaded", fetched)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rows, slow)
+            nursery.start_soon(rows, slow)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(60):
+                await rows(quick)
+            arrived.set()
+        assert sorted(loaded) == ["gemma3", "llava"], "and each is loaded once"
+        held = looking.tower_bytes(slow) + looking.tower_bytes(quick)
+        monkeypatch.setattr(look, "TOWER_BYTES", held)
+        await looking._tower(quick)
+        assert looking.tower_bytes(slow) > 0
+        monkeypatch.setattr(look, "TOWER_BYTES", held - 1)
+        await looking._tower(quick)
+        assert looking.tower_bytes(slow) == 0 < looking.tower_bytes(quick)
+        assert len(looking._loading) == 0
 
 
 async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, folder_of, autojump_clock):

@@ -1,7 +1,7 @@
 """What one client does with pictures: reads them, and looks at them with the towers of their models.
 
 A tower runs on a thread of its own, one picture at a time, so that sessions go on meanwhile. What it has made
-of the last pictures is kept: the next turn of a conversation shows them again.
+of the last pictures is kept: the next turn of a conversation shows them again. So are the last towers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -34,12 +35,16 @@ if TYPE_CHECKING:  # both stand on torch, which few clients need
     from shoal.models.vision.settings import VisionSettings
     from shoal.models.vision.tower import Tower
 
+_KeyT = TypeVar("_KeyT")
+_KeptT = TypeVar("_KeptT")
 PictureFile: TypeAlias = "Path | bytes"
 """A PNG or a JPEG, or its bytes."""
 KEPT_BYTES = 64 << 20
 """Of rows that are kept for the next turns of all conversations; a picture's take up to 20 MB."""
 KEPT_DIGESTS = 1024
 """Files of which the digest of their pixels is kept: the next turns show them again."""
+TOWER_BYTES = 4 << 30
+"""Of towers in memory. One of today takes up to 1.8 GB; the last to look stays, however large it is."""
 READERS = 2
 """Requests whose pictures are unpacked at once: each takes some ten bytes for a pixel meanwhile."""
 
@@ -84,7 +89,8 @@ class Looking:
         self._weights = weights
         self._seeing: dict[Digest, bool] = {}
         self._known: dict[Digest, VisionSettings] = {}
-        self._towers: dict[Digest, Tower] = {}
+        self._towers: OrderedDict[Digest, Tower] = OrderedDict()
+        self._loading: WeakValueDictionary[Digest, trio.Lock] = WeakValueDictionary()
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
         self._digests: OrderedDict[tuple[Digest, bytes], bytes] = OrderedDict()
         self._turn = trio.Lock()
@@ -199,9 +205,7 @@ class Looking:
         """
         found: list[SeenPicture] = []
         for picture, place in zip(pictures, placed, strict=True):
-            async with self._turn:
-                rows = await self._rows_of(local, picture)
-            found.append(SeenPicture(place, rows))
+            found.append(SeenPicture(place, await self._rows_of(local, picture)))
         return found
 
     async def _rows_of(self, local: LocalModel, picture: Picture) -> Floats:
@@ -209,26 +213,44 @@ class Looking:
         if key not in self._rows:
             tower, settings = await self._tower(local), await self.settings(local)
             look = partial(_looked_at, tower, picture, settings, self._settings.image_pixels)
-            self._rows[key] = await trio.to_thread.run_sync(look)
-        self._rows.move_to_end(key)
-        while len(self._rows) > 1 and sum(rows.nbytes for rows in self._rows.values()) > KEPT_BYTES:
-            self._rows.popitem(last=False)
-        return self._rows[key]
+            async with self._turn:
+                if key not in self._rows:  # another may have waited for the same one
+                    self._rows[key] = await trio.to_thread.run_sync(look)
+        rows = self._rows[key]
+        _shorten(self._rows, key, KEPT_BYTES, lambda one: one.nbytes)
+        return rows
 
     async def _tower(self, local: LocalModel) -> Tower:
-        if local.digest not in self._towers:
-            await self._weights.fetch_tower(local)
-            settings = await self.settings(local)
-            from shoal.models.vision.tower import load_tower  # noqa: PLC0415 - torch, which few clients need
+        # One model's tower may have to be fetched: those of others look meanwhile.
+        lock = self._loading.setdefault(local.digest, trio.Lock())
+        async with lock:
+            if local.digest not in self._towers:
+                self._towers[local.digest] = await self._loaded(local)
+            tower = self._towers[local.digest]
+            _shorten(self._towers, local.digest, TOWER_BYTES, lambda one: one.tensor_bytes)
+            return tower
 
-            load = partial(load_tower, local.path, settings, local.shape.hidden_size)
-            self._towers[local.digest] = await trio.to_thread.run_sync(load)
-        return self._towers[local.digest]
+    async def _loaded(self, local: LocalModel) -> Tower:
+        await self._weights.fetch_tower(local)
+        settings = await self.settings(local)
+        from shoal.models.vision.tower import load_tower  # noqa: PLC0415 - torch, which few clients need
+
+        load = partial(load_tower, local.path, settings, local.shape.hidden_size)
+        return await trio.to_thread.run_sync(load)
 
     def tower_bytes(self, local: LocalModel) -> int:
         """Bytes of a model's tower in memory; 0 before it has looked at anything."""
         tower = self._towers.get(local.digest)
         return 0 if tower is None else tower.tensor_bytes
+
+
+def _shorten(
+    kept: OrderedDict[_KeyT, _KeptT], used: _KeyT, most: int, bytes_of: Callable[[_KeptT], int]
+) -> None:
+    """Let those go that were used the longest ago, until all are within a bound or one is left."""
+    kept.move_to_end(used)
+    while len(kept) > 1 and sum(map(bytes_of, kept.values())) > most:
+        kept.popitem(last=False)
 
 
 def _has_tower(folder: Path) -> bool:
