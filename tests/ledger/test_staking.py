@@ -126,6 +126,7 @@ def test_a_lying_hop_loses_its_stake_and_a_forged_accusation_fails(staker: Stake
     assert ran.code == 1
     assert ran.data["slashed"]["delegate"] == staked["delegate"] == show_address(key.address)
     assert ran.data["slashed"]["stake_wei"] == str(STAKE + ETHER // 100)
+    assert any("its stake of 0.06 is lost" in said for said in ran.data["said"])
     gained = staker.engine.w3.eth.get_balance(staker.address) - before
     assert 0.9 * (STAKE // 2) < gained < 0.6 * (STAKE + ETHER // 100)
     again = staker.verify(answer(node, 2, honest), answer(node, 3, honest))

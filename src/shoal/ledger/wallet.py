@@ -106,6 +106,22 @@ def open_wallet(path: Path, password: str) -> ChainKey:
     return key
 
 
+def read_password(path: Path) -> str:
+    """The password that a file of one line says.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_FILE).decode().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}",
+            check="give a file of one line, with the password of the wallet",
+        ) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)

@@ -136,12 +136,10 @@ def fund(
     """Pay into the payment channel to ADDRESS. Without one, one is opened."""
     from shoal.ledger import settling
     from shoal.ledger.vouchers.typed_data import parse_address
-    from shoal.ledger.wallet import open_wallet
 
     settings = options.settings()
     to, wei = parse_address(payee), parse_coins(amount)
-    client = _client(settings, most_cost)
-    key = open_wallet(settings.paths.wallet, _password(password_file))
+    client, key = opened(settings, most_cost, password_file)
     account = settling.fund(client, _books(settings), key, to, wei)
     data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
     emit(data, as_json, lambda: f"{data['channel']}  {show_coins(account.deposit)} in escrow")
@@ -185,13 +183,11 @@ def withdraw(
     first: the payee has a day to redeem what it has.
     """
     from shoal.ledger import settling
-    from shoal.ledger.wallet import open_wallet
 
     settings = options.settings()
     books = _books(settings)
     channel_id = _named(books, channel)
-    client = _client(settings, most_cost)
-    key = open_wallet(settings.paths.wallet, _password(password_file))
+    client, key = opened(settings, most_cost, password_file)
     done = settling.withdraw(client, books, key, channel_id)
     emit({"channel": channel_id.hex(), "done": done}, as_json, lambda: done)
     if done in ("close requested", "waiting") and not as_json:
@@ -338,10 +334,9 @@ def _named(books: PaymentBooks, text: str) -> bytes:
 def _password(file: Path | None, *, confirm: bool = False) -> str:
     if file is None:
         return str(typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True))
-    try:
-        return file.read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}", check="give a file of one line") from error
+    from shoal.ledger.wallet import read_password
+
+    return read_password(file)
 
 
 def _paying(account: PayerAccount) -> dict[str, Any]:

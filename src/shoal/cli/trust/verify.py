@@ -13,6 +13,7 @@ from shoal.cli.output import emit, many, printable
 from shoal.cli.progress import working
 from shoal.config import Settings
 from shoal.errors import EXIT_FAILURE, UsageError
+from shoal.option_values import show_coins
 
 if TYPE_CHECKING:
     from shoal.models.store.local_model import LocalModel
@@ -206,5 +207,6 @@ def _slash(proof: Contradiction, password_file: Path | None, shown: dict[str, An
         "transaction": done.transaction,
     }
     shown["said"].append(
-        f"its stake of {done.stake} wei is lost, and half of it is yours: transaction {done.transaction}"
+        f"its stake of {show_coins(done.stake)} is lost, and half of it is yours: transaction"
+        f" {done.transaction}"
     )

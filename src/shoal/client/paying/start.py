@@ -11,7 +11,7 @@ from shoal.errors import UsageError
 from shoal.ledger.chain.client import ChainClient
 from shoal.ledger.chain.deployment import read_deployment
 from shoal.ledger.settling import PaymentBooks, fund
-from shoal.ledger.wallet import open_wallet
+from shoal.ledger.wallet import open_wallet, read_password
 from shoal.option_values import price_of
 from shoal.types import PeerId
 
@@ -34,11 +34,7 @@ def wallet_payer(client: PeerId, settings: Settings) -> VoucherPayer:
             check="name the file with the wallet's password, or leave pay_budget out",
             next_command="shoal config",
         )
-    path = Path(settings.pay_password_file).expanduser()
-    try:
-        password = path.read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", check="give a file of one line") from error
+    password = read_password(Path(settings.pay_password_file).expanduser())
     key = open_wallet(settings.paths.wallet, password)
     chain = ChainClient(read_deployment(settings.paths.chain))
     chain.check()

@@ -16,7 +16,7 @@ from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress
-from shoal.ledger.wallet import open_wallet
+from shoal.ledger.wallet import open_wallet, read_password
 from shoal.ledger.x402.offer import GatewayOffer
 from shoal.ledger.x402.settlement import SettlementClient, TokenFacts
 
@@ -38,17 +38,17 @@ def paid_door(settings: Settings) -> PaymentDoor | None:
             check="leave out the setting database or the setting payment",
         )
     terms = read_terms(Path(settings.payment).expanduser())
-    key = open_wallet(settings.paths.data / "wallet.json", _password(terms.password_file))
+    key = open_wallet(settings.paths.wallet, read_password(terms.password_file))
     nowhere = dict.fromkeys(NAMES, ChainAddress(bytes(20)))  # none of our own contracts is used
     client = SettlementClient(ChainClient(Deployment(terms.url, terms.chain_id, nowhere)))
     client.check(terms.token)
     offer = offer_of(terms, client.token_facts(terms.token), key)
-    return PaymentDoor(Till(offer, client, key, accounts(settings.paths.data)))
+    return PaymentDoor(Till(offer, client, key, accounts(settings.paths.payments)))
 
 
-def accounts(folder: Path) -> PaymentBook[PayeeAccount]:
+def accounts(payments: Path) -> PaymentBook[PayeeAccount]:
     """Where what was paid is kept, beside the wallet's payment channels, which are at another contract."""
-    return PaymentBook(folder / "payments" / "x402", PayeeAccount)
+    return PaymentBook(payments / "x402", PayeeAccount)
 
 
 def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> GatewayOffer:
@@ -75,13 +75,3 @@ def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> Gatew
         least_deposit=max(least, ceiling),
         delay_s=terms.delay_s,
     )
-
-
-def _password(file: Path) -> str:
-    try:
-        return file.read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{file} cannot be read: {error}",
-            check="give password_file a file of one line, with the password of the wallet",
-        ) from error
