@@ -277,7 +277,7 @@ def test_a_damaged_file_of_a_channel_is_told_beside_the_others(shoal: Shoal, hom
 def kept_account(payee: bytes, **changes: Any) -> PayerAccount:
     terms = module_terms(module.ChainKey.from_secret(b"\x31" * 32), show_address(payee))
     domain = escrow_domain(31337, bytes([9]) * 20)
-    given = {"deposit": ETHER, "budget": ETHER, "price": 0} | changes
+    given = {"deposit": ETHER, "budget": ETHER} | changes
     return PayerAccount(terms=terms, domain=domain, channel_id=terms.channel_id(domain), **given)
 
 
