@@ -61,14 +61,14 @@ class ForwardTimes:
         Between few and many it is bound by what the ridge says, as far as that is known. Before, it says
         no more than that one of fewer rows takes no longer.
         """
-        by_memory = rows <= FEW_ROWS or (rows < MANY_ROWS and rows <= self.ridge)
-        unknown = not self.per_row and rows < MANY_ROWS
-        if by_memory or (unknown and (not self.fixed or seconds < self.fixed)):
+        known = self.fixed and self.per_row
+        between = FEW_ROWS < rows < MANY_ROWS
+        if between and not known and self.fixed and seconds >= self.fixed:
+            return
+        if rows <= FEW_ROWS or (between and (not known or rows <= self.ridge)):
             self.fixed = _smooth(self.fixed, seconds)
-        elif not unknown and (rows >= MANY_ROWS or self.fixed):
+        else:
             self.per_row = _smooth(self.per_row, seconds / rows)
-        elif not unknown:
-            self.fixed = seconds
 
     @property
     def ridge(self) -> float:
