@@ -107,7 +107,7 @@ class FusedRunner(PagedRunner):
             sequence.adapter = rows.state.adapter
             sequence.pages, _ = rows.state.pages.numbers.buffer_info()
             if rows.mutual:
-                ends = np.array(rows.seen_ends(), np.int32)
+                ends = rows.seen_ends()
                 held.append(ends)
                 sequence.ends = address(ends)
             at += n

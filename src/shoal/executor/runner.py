@@ -8,6 +8,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shoal.errors import NotAllowed, PositionGap, ShoalError, StepFailed, UsageError
 from shoal.executor.adapters.parts import AdapterNumbers
 from shoal.executor.arrays import Floats
@@ -51,11 +54,11 @@ class SessionRows:
     mutual: tuple[tuple[int, int], ...] = ()
     """Stretches of positions among them whose tokens all see each other."""
 
-    def seen_ends(self) -> list[int]:
+    def seen_ends(self) -> NDArray[np.int32]:
         """Of each row, the position behind the last that it sees."""
-        ends = list(range(self.position + 1, self.position + len(self.hidden) + 1))
+        ends = np.arange(self.position + 1, self.position + len(self.hidden) + 1, dtype=np.int32)
         for first, last in self.mutual:
-            ends[first - self.position : last - self.position] = [last] * (last - first)
+            ends[first - self.position : last - self.position] = last
         return ends
 
 

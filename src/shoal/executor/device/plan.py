@@ -78,7 +78,7 @@ def plan_forward(batch: Sequence[SessionRows], windows: Sequence[int]) -> Forwar
     return ForwardPlan(
         order,
         np.concatenate([np.arange(r.position, _end(r), dtype=np.int64) for r in rows]),
-        np.concatenate([np.asarray(r.seen_ends(), np.int64) for r in rows]),
+        np.concatenate([r.seen_ends().astype(np.int64) for r in rows]),
         np.concatenate([_slots(r, r.position, _end(r)) for r in rows]),
         np.concatenate([_unused(r) for r in rows]),
         groups,
