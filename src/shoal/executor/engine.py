@@ -19,6 +19,7 @@ from shoal.executor.kernels.decode_steps import RanTimes
 from shoal.executor.pages import PAGE, PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.types import AdapterDigest, Codec, Format, Kv, Numerics, SessionId, Span
 from shoal.wire.training import Train
 
@@ -48,7 +49,7 @@ class _Step(Job):
     state: KvState
     position: int
     sequence_length: int
-    mutual: tuple[tuple[int, int], ...]
+    mutual: Stretches
 
     def uncut(self, rows: int) -> int:
         end = self.position + self.done + rows
@@ -239,7 +240,7 @@ class Engine:
         reply: Codec,
         done: StepCallback,
         sequence_length: int = 0,
-        mutual: tuple[tuple[int, int], ...] = (),
+        mutual: Stretches = (),
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked, but for those that
         still wait and begin at ``position`` or beyond: this one supersedes them.

@@ -33,7 +33,8 @@ from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.build.seq2seq.ends import AudioSource, TargetEnds, TextSource
-from shoal.models.build.span import SpanModule, Stretches
+from shoal.models.build.span import SpanModule
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.types import AdapterDigest, Exactness, Format, Kernels, Kv, Span
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.errors import NotAllowed, PositionGap, ShoalError, StepFailed, UsageError
+from shoal.errors import NotAllowed, PositionGap, ShoalError, UsageError
 from shoal.executor.adapters.parts import AdapterNumbers
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
 from shoal.models.adapters.adapter import Adapter
-from shoal.models.checkpoint.multimodal import MUTUAL
+from shoal.models.checkpoint.multimodal import Stretches, check_stretches
 from shoal.types import AdapterDigest, Exactness, Span
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SessionRows:
     """``[n, width]``; a forward may overwrite it with what comes out."""
     sequence_length: int = 0
     """Tokens of the sequence that they are a piece of; 0: it ends with them. See ``SpanModule.forward``."""
-    mutual: tuple[tuple[int, int], ...] = ()
+    mutual: Stretches = ()
     """Stretches of positions among them whose tokens all see each other."""
 
     def seen_ends(self) -> NDArray[np.int32]:
@@ -180,7 +180,7 @@ class PagedRunner(ABC):
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         """As :meth:`Runner.forward`, once for each span that sessions use, of the rows that have pages."""
-        outcomes = [_unfit(self._family, rows) or _make_room(rows) for rows in batch]
+        outcomes = [_make_room(self._family, rows) for rows in batch]
         # Sessions may use parts of this span; those of one part run together.
         for span in dict.fromkeys(rows.state.span for rows in batch):
             ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
@@ -207,21 +207,15 @@ class PagedRunner(ABC):
         """Run rows of sessions that use the same blocks."""
 
 
-def _make_room(rows: SessionRows) -> ForwardOutput | None:
+def _make_room(family: str, rows: SessionRows) -> ForwardOutput | None:
     """Pages for these rows, and none for what they replace; or why not."""
     if (error := gap(rows.state, rows.position)) is not None:
         return error
     try:
+        check_stretches(family, rows.mutual)
         rows.state.pages.resize(rows.position + len(rows.hidden))
     except ShoalError as error:
         return error
-    return None
-
-
-def _unfit(family: str, rows: SessionRows) -> ShoalError | None:
-    """The error of rows that are to see those behind them in a model in which none do."""
-    if rows.mutual and family not in MUTUAL:
-        return StepFailed(f"no tokens of a {family} model see those behind them")
     return None
 
 

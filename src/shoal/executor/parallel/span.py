@@ -32,10 +32,11 @@ from shoal.executor.parallel.ranks import GRACE_S, Ranks
 from shoal.executor.parallel.shard import Shard, device_of
 from shoal.models.build.kv import Cache
 from shoal.models.build.skeleton import read_model_config
-from shoal.models.build.span import PARTS, SpanModule, Stretches
+from shoal.models.build.span import PARTS, SpanModule
 from shoal.models.build.tensor_split import INSTEAD, check_split
 from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.types import DType, Format, Kv, Span
 

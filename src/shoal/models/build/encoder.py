@@ -10,8 +10,9 @@ import torch
 from shoal.errors import StepFailed, UnsupportedModel
 from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
-from shoal.models.build.span import SpanModule, Stretches
+from shoal.models.build.span import SpanModule
 from shoal.models.build.tensors import check_hidden
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.seam.cache import DynamicCache
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +21,11 @@ from shoal.models.build.kv import Cache, KvCost
 from shoal.models.build.placeholders import Reached, split_hidden
 from shoal.models.build.rope import sequence_ropes
 from shoal.models.build.tensors import check_hidden, tensor_bytes
-from shoal.models.checkpoint.multimodal import MUTUAL
+from shoal.models.checkpoint.multimodal import Stretches, check_stretches
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
 from shoal.types import Kv, Span
 
-Stretches: TypeAlias = "tuple[tuple[int, int], ...]"
-"""Positions, from the first up to the second, of tokens that all see each other."""
 PARTS = 4
 """Parts of a span that are kept ready; each takes no weights, only modules."""
 
@@ -140,8 +138,7 @@ class SpanModule:
 
     def check_mutual(self, mutual: Stretches) -> None:
         """Raises StepFailed: tokens are to see each other that do not in this model."""
-        if mutual and self._config.model_type not in MUTUAL:
-            raise StepFailed(f"no tokens of a {self._config.model_type} model see those behind them")
+        check_stretches(self._config.model_type, mutual)
 
     def run_whole(self, hidden: torch.Tensor) -> torch.Tensor:
         """What comes out for a sequence that is here as a whole: nothing is cached, and gradients go through.

@@ -14,12 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from shoal.errors import StepFailed
 
 if TYPE_CHECKING:
     from shoal.models.checkpoint.headers import TensorEntry
 
 _Tensor = TypeVar("_Tensor")
+Stretches: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Positions, from the first up to the second, of tokens that all see each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,12 @@ is meant where the config does not say. All their pictures become as many rows."
 
 MUTUAL = frozenset({"gemma3_text"})
 """Types of a text part whose blocks let the rows of a picture see each other, and not only those before."""
+
+
+def check_stretches(family: str, mutual: Stretches) -> None:
+    """Raises StepFailed: tokens are to see each other that do not in a model of this family."""
+    if mutual and family not in MUTUAL:
+        raise StepFailed(f"no tokens of a {family} model see those behind them")
 
 
 @dataclass(frozen=True, slots=True)

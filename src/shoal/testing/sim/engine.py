@@ -23,6 +23,7 @@ from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.runner import Capabilities
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.rope_scaling import RopeScaling
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
 from shoal.types import AdapterDigest, Codec, Numerics, SessionId, Span
@@ -179,7 +180,7 @@ class SimEngine(Engine):
         reply: Codec,
         done: StepCallback,
         sequence_length: int = 0,
-        mutual: tuple[tuple[int, int], ...] = (),
+        mutual: Stretches = (),
     ) -> None:
         cache = self._caches.get(session)
         if cache is None:

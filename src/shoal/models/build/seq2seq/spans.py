@@ -19,9 +19,10 @@ from shoal.models.build.encoder import EncoderSpan
 from shoal.models.build.growing_kv import FloatRows, Int8Rows, RowsLayer
 from shoal.models.build.kv import Cache, cache_layer_bytes, own_layers
 from shoal.models.build.placeholders import Reached
-from shoal.models.build.span import SpanModule, Stretches
+from shoal.models.build.span import SpanModule
 from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder, encoder_decoder
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.seam.cache import DynamicCache, DynamicLayer
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel
