@@ -1,14 +1,13 @@
 /* The integer products of one block, laid open: what a proof of them is about (trust/proofs). */
 #pragma once
+#include "adapter.h"
 #include "linear.h"
 
-#define TAPED 4 /* products of a block, in the order of adapter.h */
-
 typedef struct {
-    int16_t *inputs[TAPED]; /* [rows][cols]: x as integers */
-    int32_t *sums[TAPED];   /* [rows][the matrix's rows]: before any scale */
-    int32_t given;          /* whether the sums are there already, as somebody else says that they are: then nothing
-                             * is multiplied, and no weight is read */
+    int16_t *inputs[ADAPTABLE]; /* [rows][cols]: x as integers */
+    int32_t *sums[ADAPTABLE];   /* [rows][the matrix's rows]: before any scale */
+    int32_t given;              /* whether the sums are there already, as somebody else says that they are: then
+                                 * nothing is multiplied, and no weight is read */
     int32_t unused;
 } tape_t;
 

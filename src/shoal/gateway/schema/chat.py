@@ -24,7 +24,6 @@ from shoal.gateway.schema.common import (
     check_shows,
     misfit,
     tag,
-    text_of,
 )
 
 MAX_MESSAGES = 4096
@@ -100,10 +99,6 @@ class RequestMessage(Body):
     function_call: CalledFunction | None = None
     """How a call was written before there were tools."""
     audio: Any = None
-
-    @property
-    def text(self) -> str:
-        return text_of(self.content) or self.refusal or ""
 
     @property
     def calls(self) -> list[ToolCall]:

@@ -1,4 +1,4 @@
-"""SignedIntegers modulo the prime 2^61 - 1, many at once: uint64 arrays of numbers below it.
+"""Integers modulo the prime 2^61 - 1, many at once: uint64 arrays of numbers below it.
 
 What is multiplied in a block is small: 8 bits by 16, summed in 32. In this field such numbers keep their
 difference, and a sum of products is 0 only if it is.
