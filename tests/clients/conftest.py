@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.request
 import venv
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +75,17 @@ class Served:
 @pytest.fixture(scope="package")
 def served(tmp_path_factory):
     """One swarm and one gateway for all the clients."""
-    home = tmp_path_factory.mktemp("home")
+    # Nothing of it needs torch, which takes five seconds to import, in each of its processes.
+    with gateway_before_nodes(tmp_path_factory.mktemp("home"), "int8") as found:
+        yield found
+
+
+@contextmanager
+def gateway_before_nodes(home: Path, format: str) -> Generator[Served]:
+    """Three nodes that serve a small model in this format, and a gateway before them."""
     checkpoint = write_checkpoint(home / "fish", "llama", max_position_embeddings=4096)
     write_pooling(checkpoint, "lasttoken", normalize=True)  # it gives embeddings, too
-    with processes(home, str(checkpoint), BLOCKS) as swarm:
+    with processes(home, str(checkpoint), BLOCKS, format=format) as swarm:
         membership.save(home / "swarms", swarm.local.membership)
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]
         command += ["--model", str(checkpoint), "--swarm", swarm.local.membership.name]

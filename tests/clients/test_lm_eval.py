@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .conftest import HERE, Served, python_with
+from .conftest import HERE, Served, gateway_before_nodes, python_with
 
 pytestmark = pytest.mark.swarm
 QUESTIONS = [json.loads(line) for line in (HERE / "tasks/fish.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def evaluated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    """Nodes that compute as transformers does, and a gateway before them."""
+    with gateway_before_nodes(tmp_path_factory.mktemp("exact"), "fp32") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def evaluated(exact: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What lm-eval found through the gateway: its ``results``, and the ``samples`` by question."""
     python = python_with("clients-lm-eval", "requirements-eval.txt")
     folder = tmp_path_factory.mktemp("eval")
@@ -25,16 +33,16 @@ def evaluated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[
     task = (HERE / "tasks/fish.yaml").read_text().replace("FISH_JSONL", str(folder / "fish.jsonl"))
     (folder / "fish.yaml").write_text(task)
     model = {
-        "base_url": f"{served.url}/v1/completions",
-        "model": served.model,
-        "tokenizer": served.checkpoint,
+        "base_url": f"{exact.url}/v1/completions",
+        "model": exact.model,
+        "tokenizer": exact.checkpoint,
         "num_concurrent": 2,
         "max_retries": 1,
     }
     command = [str(python), "-m", "lm_eval", "--model", "local-completions", "--tasks", "fish"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in model.items())]
     command += ["--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
-    served.run(folder, command, HF_DATASETS_OFFLINE="1")
+    exact.run(folder, command, HF_DATASETS_OFFLINE="1")
     (results,) = (folder / "out").rglob("results_*.json")
     (samples,) = (folder / "out").rglob("samples_fish_*.jsonl")
     return {
@@ -47,11 +55,11 @@ def evaluated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def reference(served: Served) -> list[list[float]]:
+def reference(exact: Served) -> list[list[float]]:
     """For each question, the log-likelihood of each of its answers, by transformers on the whole model."""
     torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(served.checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(served.checkpoint, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exact.checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(exact.checkpoint, dtype=torch.float32).eval()
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]

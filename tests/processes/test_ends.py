@@ -35,7 +35,7 @@ def watching(argv, environ):
 
 
 def test_a_killed_node_a_node_that_leaves_and_the_end_of_all(tmp_path, checkpoint):
-    with processes(tmp_path, str(checkpoint), 6) as swarm:
+    with processes(tmp_path, str(checkpoint), 6, format="int8") as swarm:
         membership.save(tmp_path / "swarms", swarm.local.membership)
         pids = [node["pid"] for node in swarm.local.nodes]
         argv, environ = command(swarm, "status", "--watch", "--json")

@@ -74,10 +74,6 @@ def compare(connected, model, whole):
         assert np.array_equal(session.step(PROMPT, chunk=8), chunks)
 
 
-def test_three_hops_equal_the_whole_llama(swarm, checkpoint):
-    check(swarm, Whole(checkpoint))
-
-
 @pytest.mark.parametrize("family", ["gemma3", "deepseek_v3"])
 def test_three_hops_equal_the_whole_model(home, tmp_path, family):
     checkpoint = write_checkpoint(tmp_path / family, family)

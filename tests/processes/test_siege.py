@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from shoal.net.pool import CHANNELS_LIMIT
 from shoal.types import PeerId
 from shoal.wire.messages import Message
 
-from .conftest import Processes
+from .conftest import Processes, processes
 
 pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 
@@ -57,10 +58,17 @@ class Victims:
         return time.monotonic() - began
 
 
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Generator[Processes]:
+    """Three that start and answer soon: on the kernels, without torch."""
+    with processes(tmp_path_factory.mktemp("siege"), str(checkpoint), 6, format="int8") as booted:
+        yield booted
+
+
 @pytest.fixture
-async def victims(swarm: Processes, tmp_path: Path) -> Victims:
-    given = {"host": "127.0.0.1", "mdns": False, "threads": 1, "format": "fp32"}
-    found = Victims(swarm, config.load(given, {"SHOAL_HOME": str(tmp_path)}))
+async def victims(nodes: Processes, tmp_path: Path) -> Victims:
+    given = {"host": "127.0.0.1", "mdns": False, "threads": 1, "format": "int8"}
+    found = Victims(nodes, config.load(given, {"SHOAL_HOME": str(tmp_path)}))
     await found.newcomer()
     return found
 

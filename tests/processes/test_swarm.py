@@ -25,6 +25,8 @@ from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
 from shoal.trust.answer import check_answer, read_kept_answer
 
+from .test_exact import Whole, check
+
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
 
@@ -74,6 +76,10 @@ def test_a_synchronous_session_gives_logits_and_rolls_back(swarm, checkpoint):
         again = session.step(PROMPT)
     assert np.array_equal(logits, reference)
     assert np.array_equal(again, reference)
+
+
+def test_three_hops_equal_the_whole_model_bit_for_bit(swarm, checkpoint):
+    check(swarm, Whole(checkpoint))
 
 
 def opened_at(node):

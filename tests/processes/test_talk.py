@@ -14,10 +14,23 @@ from collections.abc import Sequence
 
 import pytest
 
+from shoal.swarm import membership
+
+from .conftest import processes
+
 pytestmark = pytest.mark.swarm
 CTRL_C = b"\x03"
 PROMPT = "\x1b[?2004h"
 """What a terminal is told when a line is to be typed: mark what is pasted."""
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory, checkpoint):
+    """Three nodes on the kernels: neither they nor the commands here import torch."""
+    home = tmp_path_factory.mktemp("talk")
+    with processes(home, str(checkpoint), 6, format="int8") as booted:
+        membership.save(home / "swarms", booted.local.membership)
+        yield booted
 
 
 def command(swarm, *argv):

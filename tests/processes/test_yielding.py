@@ -10,9 +10,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-import torch
 import trio
-from transformers import AutoModelForCausalLM
 
 from shoal import config, process_environ
 from shoal.client.connect import open_swarm
@@ -70,11 +68,8 @@ async def peers_shown(local, home):
 
 
 async def test_sessions_go_on_elsewhere_while_the_machine_is_busy(tmp_path, checkpoint):
-    whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    expected = whole.generate(
-        torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    options = {"model": str(checkpoint), "mdns": False, "threads": 1, "format": "fp32"}
+    # In int8: the same bits in any cut, of nodes that start soon, being without torch.
+    options = {"model": str(checkpoint), "mdns": False, "threads": 1, "format": "int8"}
     settings = config.load(options, {"SHOAL_HOME": str(tmp_path)})
     async with (
         local_swarm(settings, 6, 1) as local,
@@ -93,8 +88,12 @@ async def test_sessions_go_on_elsewhere_while_the_machine_is_busy(tmp_path, chec
             def through():
                 return [hop.address.peer for hop in session.ring.route]
 
-            await decode(TOKENS // 4)
+            await decode(TOKENS)
             assert through() == owned
+            expected = found[:]  # nobody is busy, and nothing moves
+            session.roll_back(0)
+            found[:] = [int((await session.step(PROMPT))[-1].argmax())]
+            await decode(TOKENS // 4)
             with busy_cores():
                 await become(swarm, owned, 0.0, within_s=BUSY_S + 20)
                 with trio.fail_after(20):
@@ -106,4 +105,4 @@ async def test_sessions_go_on_elsewhere_while_the_machine_is_busy(tmp_path, chec
                 shown = await peers_shown(local, tmp_path / "looking")
                 assert [shown[peer]["share"] for peer in owned] == [0.0, 0.0]
             await decode(TOKENS)
-        assert found == expected[0, len(PROMPT) :].tolist()
+        assert found == expected
