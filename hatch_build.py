@@ -55,11 +55,15 @@ class ShoalHook(BuildHookInterface):
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().translate(str.maketrans('-.', '__'))}"
-        for library in compile_kernels(Path(self.root)):
-            build_data["artifacts"].append(str(library.relative_to(self.root)))
-        fetch_libp2p(Path(self.root))
+        root = Path(self.root)
+        with ThreadPoolExecutor(1) as beside:  # compilers keep every core busy, and what is fetched none
+            kernels = beside.submit(compile_kernels, root)
+            fetch_libp2p(root)
+            page = build_page(root)
+            libraries = kernels.result()
+        build_data["artifacts"] += [str(library.relative_to(root)) for library in libraries]
         build_data["artifacts"].append(f"{VENDORED.as_posix()}/**")
-        if build_page(Path(self.root)):
+        if page:
             build_data["artifacts"].append(f"{BUILT_PAGE.as_posix()}/**")
 
 
