@@ -27,7 +27,7 @@ NOT_TOGETHER = (
     "think",
 )
 SETTINGS = hypothesis.settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),

@@ -45,7 +45,7 @@ def test_a_killed_node_a_node_that_leaves_and_the_end_of_all(tmp_path, checkpoin
         ):
             views = (json.loads(line) for line in watch.stdout)
             assert next(view for view in views if len(view["peers"]) == 3)["models"][0]["complete"]
-            peers_of(connected, 3, within_s=10)
+            peers_of(connected, 3, within_s=30)
             with (
                 pytest.raises(NoCoverage, match="blocks 2:4"),
                 connected.session(swarm.model, tokens=64) as session,
@@ -56,13 +56,13 @@ def test_a_killed_node_a_node_that_leaves_and_the_end_of_all(tmp_path, checkpoin
                 try:
                     session.step([1])
                 finally:
-                    assert time.monotonic() - began < 10
+                    assert time.monotonic() - began < 20
             gap = next(view for view in views if not view["models"][0]["complete"])
             assert gap["models"][0]["missing"] == ["2:4"]
             watch.send_signal(signal.SIGINT)
             assert watch.wait(20) == 130
             os.kill(pids[2], signal.SIGTERM)  # it says goodbye
-            peers_of(connected, 1, within_s=5)  # far less than an expiry
+            peers_of(connected, 1, within_s=connected.swarm.settings.expiry_s / 3)
             with pytest.raises(NoCoverage, match="2:6"), connected.session(swarm.model):
                 pass
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)

@@ -168,7 +168,7 @@ def test_ten_clients_at_once_each_get_their_own_tokens_and_leave_nothing(swarm, 
     assert_idle(swarm)
 
 
-def assert_idle(swarm, within_s=15.0):
+def assert_idle(swarm, within_s=60.0):
     """Every node announces, sooner or later, that all its KV is free."""
     with swarm.connect() as connected:
         until = time.monotonic() + within_s
