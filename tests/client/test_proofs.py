@@ -21,6 +21,7 @@ from shoal.errors import Busy, NotAllowed, ShoalError
 from shoal.executor import load
 from shoal.executor.kernels.c_kernels import aligned
 from shoal.executor.weights.llama_blocks import LayerWeights
+from shoal.models.checkpoint.sizes import block_bytes
 from shoal.node import node
 from shoal.node.audits import prove
 from shoal.node.audits.prove import ProofDesk
@@ -110,6 +111,23 @@ async def test_a_client_without_weights_fetches_those_of_the_block_that_is_prove
         here = client.store.find(digest)
         assert here is not None
         assert [block for block in range(6) if has_span(here, Span(block, block + 1))] == [3]
+        assert client.weights.report.done > block_bytes(here, "fp32")[3]  # the client's figures tell of it
+
+
+async def test_a_block_that_memory_cannot_hold_is_not_fetched(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proofs, "memory_budget", lambda *_: 0)
+    async with asking(home, checkpoint) as (swarm, _):
+        client = await swarm.add_client(home.with_name("elsewhere"))
+        answer = client.generate(swarm.model.digest, PROMPT, max_tokens=COUNT, protect="proved")
+        async for _ in answer:
+            pass
+        (proof,) = answer.protection.audits
+        assert (proof.verdict, "which is too much" in proof.what) == ("open", True)
+        here = client.store.find(swarm.model.digest)
+        assert here is not None
+        assert not any(has_span(here, Span(block, block + 1)) for block in range(6))
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class Swarm:
         self.rings = Rings(network, member, settings, accounts)
         if settings.attested:
             self.rings.finder_for(attested=True)  # so that a list that is not there is told at once
-        self.audits = Audits(self.rings, settings, store, identity)
+        self.audits = Audits(self.rings, settings, self.weights, identity)
         self.looking = Looking(settings, self.weights)
         self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}

@@ -36,8 +36,8 @@ from shoal.config import Settings
 from shoal.errors import (
     ShoalError,
 )
-from shoal.models.store.store import ModelStore
 from shoal.routing.reputation import SHARED_FAULT
+from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.audit_book import AuditBook
 from shoal.tasks import seconds_left
 from shoal.trust.answer import KeptAnswer
@@ -95,6 +95,7 @@ class Audits:
     """See the module.
 
     Args:
+        weights: models here, and blocks that proofs need and are not.
         identity: for asking peers; without one, only this machine audits.
     """
 
@@ -102,7 +103,7 @@ class Audits:
         self,
         rings: Rings,
         settings: Settings,
-        store: ModelStore,
+        weights: PeerWeights,
         identity: OtherIdentity | None,
     ) -> None:
         self._rings = rings
@@ -110,9 +111,9 @@ class Audits:
         self.chance: Chance = SystemRandom().random
         """Draws what is audited."""
         self.findings = Findings(AuditBook(settings.paths.audits), rings.finder.reputation)
-        self.auditors = AuditorFinder(rings, settings, store, identity)
+        self.auditors = AuditorFinder(rings, settings, weights.store, identity)
         self._consensus = Consensus(rings, self.auditors, self.findings)
-        self.proofs = Proofs(rings, settings, store, self.auditors.own, self.findings)
+        self.proofs = Proofs(settings, weights, self.auditors.own, self.findings)
 
     async def remember(self) -> None:
         """Hold against peers what earlier audits on this machine have shown."""

@@ -19,7 +19,6 @@ from shoal.client.audits.findings import Findings
 from shoal.client.audits.protection import AuditResult, Protection
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.receipts.replay import load_blocks
-from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
 from shoal.client.session import Session
 from shoal.config import Settings
@@ -32,7 +31,6 @@ from shoal.executor.shape import llama_shape
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import ModelStore
 from shoal.routing.reputation import SHARED_FAULT
 from shoal.sharing.peer_weights import PeerWeights, has_span
 from shoal.tasks import seconds_left
@@ -57,13 +55,14 @@ MUTUAL = "nothing is proved: rows of its images see each other, which those of n
 
 
 class Proofs:
-    """For one client."""
+    """For one client.
 
-    def __init__(
-        self, rings: Rings, settings: Settings, store: ModelStore, own: OwnAuditor, findings: Findings
-    ) -> None:
-        self._settings, self._store, self._own, self._findings = settings, store, own, findings
-        self._weights = PeerWeights(rings.member, settings, store)
+    Args:
+        weights: brings blocks that are not here.
+    """
+
+    def __init__(self, settings: Settings, weights: PeerWeights, own: OwnAuditor, findings: Findings) -> None:
+        self._settings, self._weights, self._own, self._findings = settings, weights, own, findings
         self._limiter = trio.CapacityLimiter(1)  # one block in memory at a time
         self.chance: Chance = SystemRandom().random
         """Draws what is proved."""
@@ -131,7 +130,7 @@ class Proofs:
         return llama.kv_page_bytes(kv) * WINDOW // PAGE
 
     def _found(self, shape: ModelShape) -> LocalModel:
-        model = self._store.find(shape.digest)
+        model = self._weights.store.find(shape.digest)
         if model is None:
             raise NotAllowed(f"{shape.name} is not on this machine, so its weights are unknown")
         return model
@@ -223,16 +222,16 @@ class Proofs:
             ShoalError: as ``PeerWeights.fetch_span``.
         """
         model = await trio.to_thread.run_sync(self._found, session.shape)
+        sizes = await trio.to_thread.run_sync(block_bytes, model, session.ring.numerics.format)
+        if (needed := sizes[target.block]) > memory_budget(self._settings, cpu()):
+            raise NotAllowed(
+                f"block {target.block} of {model.name} takes {needed >> 20} MiB, which is too much"
+            )
         span = Span(target.block, target.block + 1)
         with trio.move_on_at(until):
             await self._weights.fetch_span(model, span)
         if not await trio.to_thread.run_sync(has_span, model, span):
             raise NotAllowed(f"block {target.block} of {model.name} is not on this machine")
-        needed = block_bytes(model, session.ring.numerics.format)[target.block]
-        if needed > memory_budget(self._settings, cpu()):
-            raise NotAllowed(
-                f"block {target.block} of {model.name} takes {needed >> 20} MiB, which is too much"
-            )
         return model
 
     async def _checked(
