@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from shoal.models.store.local_model import LocalModel
     from shoal.testing.natlab.lab import NatLab
 
+LONGEST = (
+    "processes/test_releases.py",
+    "processes/test_exact.py",
+    "processes/test_seq2seq.py",
+    "processes/test_tuning.py",
+    "install/test_wheel.py",
+    "processes/test_swarm.py",
+)
+"""Files of tests that boot processes, of more than half a minute each."""
+
 # Read when torch is imported, here and in every process that a test starts. A thread of OpenMP that waits for
 # the next product looks for it for milliseconds, which is right where it has a core to itself; beside other
 # tests it takes the core of those that compute. The numbers are the same.
@@ -38,6 +48,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if wanted not in {"swarm", "alone"} or collection_path.suffix != ".py":
         return None
     return f"mark.{wanted}" not in collection_path.read_text("utf-8") or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: where several are run at a time, none of those is left for the end."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.hookimpl(trylast=True)

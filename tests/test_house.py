@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.conftest import pytest_ignore_collect
+from tests.conftest import LONGEST, pytest_ignore_collect
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for path in (ROOT / "src").rglob("*.py") if "vendored" not in path.parts)
@@ -129,6 +129,11 @@ def test_a_run_by_markers_leaves_out_no_file_that_it_may_want(
     (tmp_path / "test_plain.py").write_text("@pytest.mark.models\ndef test(): ...\n")
     asked = SimpleNamespace(option=SimpleNamespace(markexpr=markers))
     assert pytest_ignore_collect(tmp_path / "test_plain.py", cast(Any, asked)) is left_out
+
+
+def test_the_files_that_are_to_be_run_first_are_there_and_boot_processes() -> None:
+    for name in LONGEST:
+        assert "mark.swarm" in (ROOT / "tests" / name).read_text("utf-8"), name
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -20,8 +20,8 @@ TOKENS = 24
 
 @pytest.fixture(scope="module")
 def by_torch(home, checkpoint):
-    """Three nodes that serve on the CPU by torch."""
-    with processes(home, str(checkpoint), 6, device="cpu", kernels="torch") as swarm:
+    """Two nodes that serve on the CPU by torch."""
+    with processes(home, str(checkpoint), 6, nodes=2, device="cpu", kernels="torch") as swarm:
         yield swarm
 
 
