@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from shoal.errors import Busy, ChannelClosed, DigestMismatch, NotAllowed, ShoalError
+from shoal.ledger.credits.credit_file import CreditFile
 from shoal.node.admission import (
     Admission,
     NextHopUnreachable,
@@ -17,11 +19,14 @@ from shoal.node.admission import (
     check_open,
     refusal,
 )
+from shoal.node.kept_caches import KeptCache
 from shoal.node.load import LoadMeter
+from shoal.node.paying.credit_desk import CreditDesk
 from shoal.node.sessions import Opening, Sessions
 from shoal.testing.sim.agenda import Agenda
 from shoal.testing.sim.engine import SimEngine
 from shoal.types import AdapterDigest, Digest, Numerics, PeerId, SessionId, Span
+from shoal.wire.cache_names import CacheName
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import Open, Refused, Reroute
 
@@ -140,9 +145,29 @@ async def test_a_session_given_up_at_the_moment_when_it_opens_holds_nothing(push
         await sessions.wait_idle()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_with_credits_what_is_kept_by_name_keeps_no_newcomer_out(tmp_path: Path, kept: bool) -> None:
+    engine, client = SimEngine(Span(2, 8), Agenda(), []), Client()
+    engine.pool.grow(engine.pool.promise(0), engine.tokens)
+    sessions = Sessions(4, unused=list[object]().append)
+    if kept:
+        names = (CacheName(100, b"n" * 16),)
+        sessions.kept.add(
+            KeptCache(
+                engine, None, FITTING, client.peer, names, "float32", engine.tokens, trio.current_time()
+            )  # type: ignore[arg-type]
+        )
+    credits = CreditDesk(CreditFile(tmp_path / "credits"), ME, lambda *_: True, lambda: 0.0)
+    admission = Admission(sessions, None, LoadMeter(ME, 0.0), lambda *_: None, "auto", credits)  # type: ignore[arg-type]
+    service = Service(ME, SERVICE.digest, SERVICE.span, engine.numerics)
+    asked = msgspec.structs.replace(FITTING, format=engine.format, numerics=str(engine.numerics))
+    assert (admission.begin(client, asked, service, engine) is not None) == kept  # type: ignore[arg-type]
+    assert [reply.code for reply in client.replies if isinstance(reply, Refused)] == ["busy"] * (not kept)
+
+
 async def test_a_session_that_cannot_be_credited_holds_nothing() -> None:
     class Credits:
-        def check(self, *_: object, **__: object) -> None:
+        def check(self, *_: object) -> None:
             pass
 
         def metered(self, *_: object) -> None:

@@ -218,8 +218,8 @@ class Admission:
         try:
             check_open(message, service)
             if self._credits is not None:
-                for free, total in (self._sessions.places, (engine.tokens_free, engine.tokens)):
-                    self._credits.check(channel, message, free=free, total=total)
+                room = (self._sessions.free(engine), engine.tokens)
+                self._credits.check(channel, message, self._sessions.places, room)
             # Taken note of before the first await: a second Open of the same id finds it.
             return self._sessions.begin(SessionId(message.session), channel, engine, message.tokens)
         except ShoalError as error:

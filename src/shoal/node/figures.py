@@ -46,8 +46,9 @@ def _serving(node: Node) -> Iterable[Reading]:
     yield Reading("shoal_sessions", "Sessions that are open here.", engine.sessions)
     yield Reading("shoal_queue_steps", "Steps that wait here or are being computed.", node.server.waiting)
     tokens = "Tokens of KV, by what they are."
-    yield Reading("shoal_kv_tokens", tokens, engine.tokens_free, {"state": "free"})
-    yield Reading("shoal_kv_tokens", tokens, engine.tokens - engine.tokens_free, {"state": "used"})
+    free = engine.tokens_free + node.server.kept_tokens
+    yield Reading("shoal_kv_tokens", tokens, free, {"state": "free"})
+    yield Reading("shoal_kv_tokens", tokens, engine.tokens - free, {"state": "used"})
     kept = "Sessions' KV that is kept for the next turn of a conversation; its room is free to others."
     yield Reading("shoal_kept_caches", kept, node.server.kept_caches)
     yield Reading("shoal_kv_pages", "Pages of KV that hold something.", engine.pool.taken)

@@ -58,6 +58,10 @@ class KeptCaches:
     def __len__(self) -> int:
         return len(self._caches)
 
+    def held(self, engine: Engine) -> int:
+        """Tokens of KV that an engine has reserved for what is kept."""
+        return sum(kept.held for kept in self._caches if kept.engine is engine)
+
     def add(self, cache: KeptCache) -> None:
         """Keep one more."""
         self.expire(cache.since)

@@ -153,6 +153,11 @@ class SpanServer:
         """Sessions' KV that is kept for the next turn of a conversation."""
         return len(self._sessions.kept)
 
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of KV that are reserved for it; whoever needs them has them at once."""
+        return self._sessions.kept.held(self.engine)
+
     def has_client(self, peer: PeerId) -> bool:
         """Whether a session here is this peer's."""
         return any(hop.client.peer == peer for hop in self._sessions)

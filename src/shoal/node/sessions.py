@@ -76,6 +76,10 @@ class Sessions:
         """An open session."""
         return self._hops.get(session)
 
+    def free(self, engine: Engine) -> int:
+        """Tokens of KV that no session holds: who needs those of what is kept has them at once."""
+        return engine.tokens_free + self.kept.held(engine)
+
     def offered(self, engine: Engine) -> int:
         """Tokens of KV that a newcomer would be let have."""
         return offered(self._held(engine), total=engine.tokens, now=trio.current_time())

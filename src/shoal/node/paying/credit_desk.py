@@ -110,11 +110,11 @@ class CreditDesk:
             with trio.move_on_after(FLUSH_S, shield=True):
                 await self._flush()
 
-    def check(self, channel: Channel, message: Open, *, free: int, total: int) -> None:
+    def check(self, channel: Channel, message: Open, *room: tuple[int, int]) -> None:
         """Refuse who must wait.
 
         Args:
-            free: of ``total``, places or tokens.
+            room: how many places, or tokens, are free, and of how many.
 
         Raises:
             Busy: says when to come back.
@@ -125,7 +125,8 @@ class CreditDesk:
         standing = self.book.standing(party.peer, party.host, party.words, self._wall())
         # Whether one who gives finds room, shares decide: it may push others out.
         if standing != "gives":
-            check_precedence(standing, free, total)
+            for free, total in room:
+                check_precedence(standing, free, total)
 
     def metered(self, channel: Channel, message: Open, measured: Measured) -> Measured:
         """Count what a session that is let in has computed, beside ``measured``."""
