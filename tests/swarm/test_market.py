@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from shoal.cli.status.market import market_page
-from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.announcement import Announcement, AskedPrice, Served
 from shoal.swarm.market import CSV_COLUMNS, Market, as_csv, market
 from shoal.types import PeerId
 
@@ -67,6 +67,17 @@ def test_a_table_for_spreadsheets_computes_nothing_that_strangers_wrote() -> Non
     assert tuple(header) == CSV_COLUMNS
     row = dict(zip(header, line, strict=True))
     assert (row["model"], row["device"], row["found_out"]) == ("'=HYPERLINK(1)", 'big, "fast"', "False")
+
+
+def test_what_a_node_asks_is_shown_in_coins_to_programs_and_to_people() -> None:
+    price = AskedPrice(2 * 10**15, 10**15, b"p" * 20, 31337, b"c" * 20)
+    found = offered(node("a", price=price), node("b"))
+    assert [span.price for span in found.spans] == ["0.002", ""]
+    assert [line.rpartition(",")[2] for line in as_csv(found).splitlines()] == ["price", "0.002", ""]
+    console = Console(width=200, highlight=False)
+    with console.capture() as captured:
+        console.print(market_page(found))
+    assert "0.002" in captured.get()
 
 
 def test_people_see_models_and_peers_and_that_there_is_more() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from shoal.option_values import show_coins
 from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
@@ -25,7 +26,7 @@ REPLICAS = 3
 """The same, so that three can be compared."""
 CSV_COLUMNS = (
     *("model", "digest", "start", "end", "peer", "name", "format", "numerics", "device", "tokens_per_s"),
-    *("tokens_free", "share", "attests", "found_out"),
+    *("tokens_free", "share", "attests", "found_out", "price"),
 )
 
 
@@ -52,6 +53,8 @@ class MarketSpan:
     """The hardware that it says to show; empty where it shows none."""
     found_out: bool
     """Whether audits of this machine have found that it computed something else."""
+    price: str
+    """What it asks for a million tokens of one block, in coins; empty where it asks nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,4 +173,5 @@ def _span(a: Announcement, served: Served, found_out: bool) -> MarketSpan:
         share=served.share,
         attests=served.attests,
         found_out=found_out,
+        price=show_coins(served.price.amount) if served.price else "",
     )

@@ -71,7 +71,18 @@ def market_page(found: Market) -> Group:
         levels = ", ".join(model.protection) or "incomplete"
         cells = (model.name, str(model.n_blocks), model.format, str(model.peers), speed, levels)
         models.add_row(*(Text(printable(cell)) for cell in cells))
-    headings = ("peer", "model", "blocks", "format", "device", "tok/s", "free tokens", "attests", "audits")
+    headings = (
+        "peer",
+        "model",
+        "blocks",
+        "format",
+        "device",
+        "tok/s",
+        "free tokens",
+        "price",
+        "attests",
+        "audits",
+    )
     for heading in headings:
         spans.add_column(heading, overflow="fold")
     for span in found.spans:
@@ -83,6 +94,7 @@ def market_page(found: Market) -> Group:
             span.device or "-",
             "-" if span.tokens_per_s is None else f"{span.tokens_per_s:.1f}",
             str(span.tokens_free),
+            span.price or "-",
             span.attests or "-",
             "found out" if span.found_out else "-",
         )
