@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError
-from shoal.option_values import read_toml
+from shoal.toml_file import read_toml
 
 
 def read_config_file(path: Path, options: Collection[str]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_config_file(path: Path, options: Collection[str]) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, is no TOML, or has another name.
     """
-    values = read_toml(path)
+    values = read_toml(path) or {}
     unknown = sorted(set(values) - set(options))
     if unknown:
         raise UsageError(

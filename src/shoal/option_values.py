@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation, localcontext
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, cast, get_args
 from urllib.parse import unquote
 
@@ -34,23 +32,6 @@ def parse_size(text: str) -> int:
     if not match:
         raise UsageError(f"{text!r} is not a size", check="write a number and a unit, for example 4GiB")
     return round(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()])
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file says; nothing where there is none. Raises UsageError: it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}",
-            check="check that it is a file and that you have permission to read it",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not valid TOML: {error}", check="correct the line that the message names"
-        ) from error
 
 
 COIN_UNITS = 10**18

@@ -266,6 +266,15 @@ def test_an_offer_for_which_no_voucher_has_room_is_refused(tmp_path: Path, chang
         offer_of(read_terms(written(tmp_path, **change)), TokenFacts("USDC", "2", 6), OURS)
 
 
+def test_a_file_that_is_too_long_is_refused_and_not_read_in_part(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text() + "\n" + "#" * (1 << 20))
+    with pytest.raises(UsageError, match="more than 1048576 bytes"):
+        read_terms(path)
+    with pytest.raises(UsageError, match="there is no"):
+        read_terms(tmp_path / "missing.toml")
+
+
 def test_gateways_that_share_a_database_are_not_paid(tmp_path: Path) -> None:
     given = {"payment": str(written(tmp_path)), "database": "postgresql://db/shoal"}
     settings = load(given, {"SHOAL_HOME": str(tmp_path)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, cast, get_args
 from shoal.errors import UsageError
 from shoal.option_values import parse_size
 from shoal.planning.roofline import LINK, RTT_S, Machine
+from shoal.toml_file import read_toml
 from shoal.types import Format
 
 MOST = 1000
@@ -64,16 +64,9 @@ def read_machines(path: Path) -> list[Described]:
     Raises:
         UsageError: the file cannot be read, or a table of it makes no sense.
     """
-    try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}", check="check that the file exists and is readable"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not valid TOML: {error}", check="correct the line that the message names"
-        ) from error
+    tables = read_toml(path)
+    if tables is None:
+        raise UsageError(f"there is no {path}", check="name a file that exists")
     machines: object = tables.get("machine")
     if set(tables) != {"machine"} or not isinstance(machines, list):
         raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
@@ -13,8 +12,8 @@ from shoal.ledger.chain.deployment import check_test_chain, check_url
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address
 from shoal.ledger.vouchers.voucher import MAX_AMOUNT, MAX_DELAY_S, MIN_DELAY_S
 from shoal.option_values import LONGEST_AMOUNT
+from shoal.toml_file import read_toml
 
-MAX_FILE = 1 << 16
 MOST_TOKENS = 4096
 LEAST_REQUESTS = 10
 """What a deposit pays for at least, where the file names no other: each costs the gateway a transaction."""
@@ -79,17 +78,13 @@ def smallest_units(amount: Decimal, decimals: int) -> int:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            values = tomllib.loads(stream.read(MAX_FILE).decode())
-    except OSError as error:
+    values = read_toml(path)
+    if values is None:
         raise UsageError(
-            f"{path}: {error.strerror}",
+            f"there is no {path}",
             check="name a file with the terms of payment; docs/ledger.md says how it is written",
             next_command="shoal gateway --payment FILE",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", check="correct the line it names") from error
+        )
     known = _NEEDED | _ALLOWED
     if unknown := sorted(values.keys() - known.keys()):
         raise UsageError(

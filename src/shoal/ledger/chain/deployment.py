@@ -5,7 +5,6 @@ Test chains alone: the contracts have had no audit by others.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from shoal.errors import UsageError
 from shoal.ledger.contracts.artefacts import NAMES, ContractName
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain, parse_address, show_address
 from shoal.ledger.vouchers.voucher import escrow_domain
+from shoal.toml_file import read_toml
 
 TEST_CHAINS: Mapping[int, str] = {
     1337: "a chain of one's own",
@@ -30,7 +30,6 @@ TEST_CHAINS: Mapping[int, str] = {
 OWN_CHAINS = (1337, 31337, 131277322940537)
 """Of these one machine makes the blocks, and only when there is something to put in."""
 CONFIRMATIONS = 3
-MAX_FILE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +93,13 @@ def read_deployment(path: Path) -> Deployment:
     Raises:
         UsageError: there is none, or it is damaged, or of a chain that is no test chain.
     """
-    try:
-        with path.open("rb") as stream:
-            values = tomllib.loads(stream.read(MAX_FILE).decode())
-    except FileNotFoundError as error:
+    values = read_toml(path)
+    if values is None:
         raise UsageError(
             f"no chain is set up: there is no {path}",
             check="deploy the contracts, or copy the chain.toml of whom you want to trade with",
             next_command="shoal wallet deploy --help",
-        ) from error
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", check="correct the line it names") from error
+        )
     return _deployment(path, values)
 
 
