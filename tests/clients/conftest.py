@@ -80,6 +80,13 @@ def served(tmp_path_factory):
         yield found
 
 
+@pytest.fixture(scope="package")
+def exact(tmp_path_factory):
+    """Another swarm and gateway, which compute as transformers does."""
+    with gateway_before_nodes(tmp_path_factory.mktemp("exact"), "fp32") as found:
+        yield found
+
+
 @contextmanager
 def gateway_before_nodes(home: Path, format: str) -> Generator[Served]:
     """Three nodes that serve a small model in this format, and a gateway before them."""

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .conftest import HERE, Served, gateway_before_nodes, python_with
+from .conftest import HERE, Served, python_with
 
 pytestmark = pytest.mark.swarm
 QUESTIONS = [json.loads(line) for line in (HERE / "tasks/fish.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
-    """Nodes that compute as transformers does, and a gateway before them."""
-    with gateway_before_nodes(tmp_path_factory.mktemp("exact"), "fp32") as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -79,17 +79,17 @@ def memory(served: Served) -> dict[int, int]:
     return {pid: psutil.Process(pid).memory_info().rss for pid in pids}
 
 
-async def test_two_hundred_streams_are_neither_lost_nor_mixed_up_and_leave_no_memory(served: Served) -> None:
-    found = await all_at_once(served, prompts(1))
-    for prompt, expected in references(served.checkpoint, prompts(1)).items():
+async def test_two_hundred_streams_are_neither_lost_nor_mixed_up_and_leave_no_memory(exact: Served) -> None:
+    found = await all_at_once(exact, prompts(1))
+    for prompt, expected in references(exact.checkpoint, prompts(1)).items():
         assert found[prompt] == pytest.approx(expected, abs=1e-5), prompt
     assert len({tuple(scores) for scores in found.values()}) == STREAMS
-    before = memory(served)
-    assert len(await all_at_once(served, prompts(2))) == STREAMS
-    after = memory(served)
+    before = memory(exact)
+    assert len(await all_at_once(exact, prompts(2))) == STREAMS
+    after = memory(exact)
     assert len(after) == 4
     for pid, held in after.items():
         assert held < GROWS_AT_MOST * before[pid]
-    async with httpx.AsyncClient(base_url=served.url) as client:
+    async with httpx.AsyncClient(base_url=exact.url) as client:
         figures = (await client.get("/metrics")).text
     assert "num_requests_running 0.0" in figures
