@@ -6,7 +6,8 @@ numbers but for bfloat16's rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -18,8 +19,10 @@ import torch
 import trio
 
 from shoal.errors import CannotRollBack, ShoalError, StepFailed
+from shoal.executor import engine as engine_module
 from shoal.executor import load
 from shoal.executor.arrays import Floats, split
+from shoal.executor.batcher import ForwardOutput, Job
 from shoal.executor.codecs import decode, encode
 from shoal.executor.device.runner import DeviceRunner
 from shoal.executor.engine import Engine, StepOutput
@@ -35,6 +38,7 @@ from shoal.executor.weights.llama_blocks import expected_names
 from shoal.models.build.load import load_span_module
 from shoal.models.build.span import SpanModule
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.testing.checkpoints import BLOCKS
 from shoal.types import Format, Kernels, Kv, SessionId, Span
@@ -310,6 +314,58 @@ async def test_through_the_engine_too(models: Models, tmp_path: Path, kernels: K
     thread.close()
 
 
+async def test_no_slice_of_a_prefill_cuts_rows_that_see_each_other(
+    models: Models, tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    format: Format = "fp32" if kernels == "torch" else "int8"
+    runner, mutual = fused(models("gemma3"), tmp_path, format, kernels), ((10, 40),)
+    alone = opened(runner)
+    (expected,) = runner.forward([SessionRows(alone, 0, rows(60), mutual=mutual)])
+    assert isinstance(expected, np.ndarray)
+    expected = expected.copy()
+    thread, pieces, forward = ComputeThread(), list[tuple[int, int]](), runner.forward
+
+    def noted(batch: Sequence[SessionRows]) -> list[ForwardOutput]:
+        pieces.extend((r.position, r.position + len(r.hidden)) for r in batch if len(r.hidden) > 1)
+        return forward(batch)
+
+    monkeypatch.setattr(runner, "forward", noted)
+    engine = Engine(runner, POOLS[runner], thread, format=format)
+    decoding, session = (SessionId(bytes([n]) * 16) for n in range(2))
+    for each in (decoding, session):
+        await engine.open(each)
+        engine.grow(each, 64)
+    known, ended = trio.Event(), trio.Event()
+
+    async def decode_on() -> None:
+        position = 0
+        while not ended.is_set():
+            with suppress(StepFailed):  # it may run beside what fails below
+                await step(engine, decoding, position % 60, rows(1, seed=position))
+                position += 1
+            if position == 4:
+                known.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(decode_on)
+        await known.wait()
+        found = await step(engine, session, 0, rows(60), mutual)
+        whole = tuple(pieces)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module._Step, "uncut", Job.uncut)  # pyright: ignore[reportPrivateUsage]
+            with pytest.raises(StepFailed, match="rows are cut from others that they see"):
+                await step(engine, session, 0, rows(60), mutual)
+        ended.set()
+    assert len(whole) > 1 and not any(10 < end < 40 for _, end in whole)
+    assert same(found, expected, runner)
+    alone.pages.resize(0)
+    alone.pages.pool.forget(alone.pages)
+    for each in (decoding, session):
+        engine.close(each)
+    await emptied(engine)
+    thread.close()
+
+
 async def test_many_sessions_leave_nothing_behind(models: Models, tmp_path: Path, kernels: Kernels) -> None:
     runner = fused(models("llama"), tmp_path, "int8", kernels)
     thread = ComputeThread()
@@ -345,8 +401,10 @@ async def emptied(engine: Engine) -> None:
     assert (engine.sessions, engine.tokens_free) == (0, engine.tokens)
 
 
-async def step(engine: Engine, session: SessionId, position: int, hidden: Floats) -> Floats:
-    """One step through an engine, all rows wanted."""
+async def step(
+    engine: Engine, session: SessionId, position: int, hidden: Floats, mutual: Stretches = ()
+) -> Floats:
+    """One step through an engine, all rows wanted. Raises what becomes of it instead."""
     loop, event = trio.lowlevel.current_trio_token(), trio.Event()
     results: list[object] = []
 
@@ -355,10 +413,13 @@ async def step(engine: Engine, session: SessionId, position: int, hidden: Floats
         loop.run_sync_soon(event.set)
 
     payload = encode(hidden, "float32")
-    engine.submit(session, position, payload, "float32", len(hidden), len(hidden), "float32", done)
+    count = len(hidden)
+    engine.submit(session, position, payload, "float32", count, count, "float32", done, mutual=mutual)
     with trio.fail_after(60):
         await event.wait()
     (result,) = results
+    if isinstance(result, ShoalError):
+        raise result
     assert isinstance(result, StepOutput), result
     return decode(result.payload, "float32", len(hidden), engine.width)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from shoal.errors import Busy, ShoalError, UnknownSession
+from shoal.errors import Busy, ShoalError, StepFailed, UnknownSession
 from shoal.executor.arrays import Floats
 from shoal.executor.batcher import LONGEST_REST_S, Batcher, ForwardOutput, Job, JobSlice
 from shoal.executor.codecs import decode, encode
@@ -385,7 +385,10 @@ class Engine:
 
 
 def _rows(step: _Step, piece: JobSlice[_Step]) -> SessionRows:
+    """Raises StepFailed: the piece cuts rows from others that they see."""
     position = step.position + piece.first
     end = position + len(piece.hidden)
-    inside = tuple((first, last) for first, last in step.mutual if first >= position and last <= end)
+    inside = tuple((first, last) for first, last in step.mutual if first < end and last > position)
+    if any(first < position or last > end for first, last in inside):
+        raise StepFailed("rows are cut from others that they see")
     return SessionRows(step.state, position, piece.hidden, step.sequence_length, inside)
