@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import sys
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -315,15 +316,24 @@ async def test_an_answer_without_a_limit_gets_what_was_paid_for(market):
     assert used(answer) <= MOST_TOKENS
 
 
-async def test_two_streams_at_once_are_both_covered_by_the_newest_voucher(market):
-    agent = Agent(market, budget=2000)
+async def test_two_streams_at_once_are_both_covered_by_the_newest_voucher(market, monkeypatch):
+    agent, gate, count = Agent(market, budget=2000), threading.Event(), Till.count
+
+    async def held(till, purchase):
+        assert await trio.to_thread.run_sync(gate.wait, 20)
+        await count(till, purchase)
+
+    monkeypatch.setattr(Till, "count", held)
     async with agent.http(market.gateway.url) as http:
         sending = http.stream("POST", "/v1/chat/completions", json=question(market))
         async with sending as first:
             assert first.status_code == 200
             second = await http.post("/v1/chat/completions", json=question(market))
+            gate.set()
             await first.aread()
     assert second.status_code == 200
+    # Nothing of the first is counted yet: nothing is taken off what the second is told.
+    assert decoded(second.headers["payment-response"])["extra"]["chargedAmount"] == str(CEILING)
     account = await market.settled(agent)
     assert account.owed <= account.told <= account.paid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
-from shoal.ledger.x402.messages import MAX_HEADER, read_payment, terms_of
+from shoal.ledger.x402.messages import MAX_HEADER, Payment, read_payment, terms_of
 from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
 from shoal.ledger.x402.refusals import NOTHING_LEFT, SIGNATURE, PaymentNotTaken
 from shoal.ledger.x402.settlement import TokenFacts
@@ -311,6 +312,49 @@ def test_what_is_owed_and_paid_is_claimed_when_it_is_worth_it_and_at_once_when_t
     assert not claim_due(msgspec.structs.replace(closing, redeemed=100), worth=0)
 
 
+def till_of(folder: Path, *kept: PayeeAccount) -> Till:
+    book = PaymentBook(folder, PayeeAccount)
+    for one in kept:
+        book.add(one)
+    return Till(OFFER, None, OURS, book)  # type: ignore[arg-type]
+
+
+def signed_payment(**changes: Any) -> Payment:
+    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, account().channel_id, OFFER.ceiling)
+    sent["payload"]["voucher"]["signature"] = "0x" + signed.signature.hex()
+    sent["payload"] |= changes
+    return read_payment(header(sent))
+
+
+ALLOWED = {"validAfter": "0", "validBefore": "9", "salt": "0x" + "00" * 32, "signature": "0x" + "11" * 65}
+SMALL = {"amount": "999", "authorization": {"erc3009Authorization": ALLOWED}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "changes", "reason"),
+    [
+        ((account(),), {}, "invalid_batch_settlement_evm_channel_busy"),
+        ((), {}, "invalid_batch_settlement_evm_channel_not_found"),
+        (
+            (),
+            {"type": "deposit", "deposit": SMALL},
+            "invalid_batch_settlement_evm_deposit_below_min_deposit",
+        ),
+    ],
+)
+async def test_what_is_not_taken_now_is_refused_by_its_word_and_nothing_stays_open(
+    tmp_path: Path, kept: tuple[PayeeAccount, ...], changes: dict[str, Any], reason: str
+) -> None:
+    till = till_of(tmp_path, *kept)
+    async with AsyncExitStack() as before:
+        if kept:
+            await before.enter_async_context(till.taken(signed_payment()))
+        with pytest.raises(PaymentNotTaken) as refused:
+            async with till.taken(signed_payment(**changes)):
+                pass
+    assert (refused.value.reason, till._open) == (reason, {})
+
+
 async def test_a_signature_is_checked_once_for_each_request_and_not_on_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,12 +365,8 @@ async def test_a_signature_is_checked_once_for_each_request_and_not_on_the_event
         return recover(digest, signature)
 
     monkeypatch.setattr(till_module, "recover", noting)
-    book = PaymentBook(tmp_path, PayeeAccount)
-    book.add(account())
-    till = Till(OFFER, None, OURS, book)  # type: ignore[arg-type]
-    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, account().channel_id, OFFER.ceiling)
-    sent["payload"]["voucher"]["signature"] = "0x" + signed.signature.hex()
-    async with till.taken(read_payment(header(sent))) as purchase:
+    till = till_of(tmp_path, account())
+    async with till.taken(signed_payment()) as purchase:
         assert purchase.account.paid == OFFER.ceiling
     assert len(checked) == 1
     assert threading.get_ident() not in checked
