@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shoal.client.seq2seq.transcribe import Transcription
     from shoal.client.session import Session
     from shoal.errors import ShoalError
+    from shoal.planning.fleet_file import plan_fleet
 
     __version__: str
 
@@ -36,6 +37,7 @@ __all__ = [
     "ShoalError",
     "Transcription",
     "connect",
+    "plan_fleet",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "ShoalError": "shoal.errors",
     "Transcription": "shoal.client.seq2seq.transcribe",
     "connect": "shoal.client.connect",
+    "plan_fleet": "shoal.planning.fleet_file",
 }
 
 

@@ -62,6 +62,7 @@ class Commands(LazyGroup):
         "demo": Lazy("demo.demo", "Try Shoal on this machine."),
         "bench": Lazy("bench", "Measure this machine."),
         "plan": Lazy("plan.plan", "Estimate how fast given machines would run a model."),
+        "fleet": Lazy("plan.fleet", "Plan what each of many machines should run."),
         "route": Lazy("status.route", "Show the route that a session would take now."),
         "privacy": Lazy("doctor.privacy", "Show what peers could read of a text."),
         "verify": Lazy(

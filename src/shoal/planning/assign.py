@@ -45,17 +45,17 @@ Stages = tuple[PipelineStage, ...]
 LayoutT = TypeVar("LayoutT", bound=Layout)
 
 
-def place_best(layouts: Sequence[LayoutT]) -> tuple[LayoutT, Stages]:
+def place_best(layouts: Sequence[LayoutT], work: float = MOST_WORK) -> tuple[LayoutT, Stages]:
     """Of layouts that differ in their groups the one with the shortest round, and its stages.
 
     Where an exact answer for each would take too long, only the best of them gets one. Raises as
     :func:`place`.
     """
-    each = MOST_WORK / len(layouts)
+    each = work / len(layouts)
     # Of rounds that are as long as each other the first is taken: it has the largest batches.
     found = [(layout, place(layout, each)) for layout in layouts]
     best, stages = min(found, key=lambda one: one[0].round_s(one[1]))
-    return best, stages if is_exact(best, each) else place(best)
+    return best, stages if is_exact(best, each) else place(best, work)
 
 
 def place(layout: Layout, work: float = MOST_WORK) -> Stages:

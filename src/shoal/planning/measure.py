@@ -8,17 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import psutil
 import torch
 
+from shoal.config import Settings
 from shoal.errors import OutOfResources
+from shoal.executor.cores import usable_cores
+from shoal.executor.device import find
 from shoal.executor.device.device import Device
 from shoal.executor.device.products import find_products, place_matrix
 from shoal.executor.kernels.c_kernels import Matrix, ThreadTeam, library, pack
 from shoal.planning.roofline import LINK, RTT_S, Machine
+from shoal.progress import Progress
 from shoal.types import Format
 
 BUFFER = 256 << 20
@@ -31,6 +36,16 @@ GPU_SIDE = 8192
 RUNS = 3
 LEAST_S = 0.15
 """Each measurement runs so often, and at least for so long."""
+
+
+def measure_here(settings: Settings, report: Progress) -> Machine:
+    """The device that a node here would compute on, with the memory that it would take."""
+    device = find.find_device(settings.device).device
+    report(f"measuring {'this machine' if device.is_cpu else device}", 0, 0)
+    here = (
+        measure_machine(settings.threads or usable_cores()) if device.is_cpu else measure_accelerator(device)
+    )
+    return replace(here, memory=settings.memory or here.memory // 2)
 
 
 def measure_machine(threads: int, name: str = "this machine") -> Machine:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from shoal.planning.assign import SLACK, place_best
+from shoal.planning.assign import MOST_WORK, SLACK, place_best
 from shoal.planning.layout import PipelineStage
 from shoal.planning.pipeline import Pipeline, Workload
 from shoal.planning.roofline import Bound, Estimate, Machine, SpanCost, hop_time, step_time, together
@@ -61,7 +61,11 @@ class Plan:
 
 
 def make_plan(
-    machines: Sequence[Machine], cost: SpanCost, load: Workload, piece: Callable[[int, int], int]
+    machines: Sequence[Machine],
+    cost: SpanCost,
+    load: Workload,
+    piece: Callable[[int, int], int],
+    work: float = MOST_WORK,
 ) -> Plan:
     """The best plan for all of the sessions, over several numbers of groups.
 
@@ -69,6 +73,7 @@ def make_plan(
         machines: the first has the client, and with it the ends.
         cost: of the whole model.
         piece: tokens of each piece of a prompt, by the prompt's tokens and the number of stages.
+        work: as :data:`shoal.planning.assign.MOST_WORK`.
 
     Raises:
         OutOfResources: the model does not fit; says how much memory is lacking.
@@ -77,7 +82,7 @@ def make_plan(
         Pipeline(machines, cost, load, groups) for groups in group_counts(load.sessions, len(machines))
     ]
     pipelines[0].check_ends()
-    pipeline, stages = place_best(pipelines)
+    pipeline, stages = place_best(pipelines, work)
     return Plan(
         stages,
         one=_speed(Pipeline(machines, cost, replace(load, sessions=1), 1), stages),

@@ -20,16 +20,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from shoal.cli.plan.machines import Described
     from shoal.config import Settings
-    from shoal.planning.pipeline import Workload
+    from shoal.planning.machines import Described
+    from shoal.planning.model_input import PlanInput
     from shoal.planning.plan import DecodeSpeed, Plan
     from shoal.planning.protection import ProtectionCost
-    from shoal.planning.roofline import Machine, SpanCost
-    from shoal.types import Format, PrivateEnds, Span
-
-CONTEXT = 2048
-"""Tokens of a session where nobody says how many; fewer where the model ends before."""
+    from shoal.planning.roofline import Machine
+    from shoal.types import Span
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +74,8 @@ def plan(
     Of a graph the blocks are its segments, and sessions the requests that are under way at a time.
     """
     from shoal.cli.plan.graph import find_graph, graph_plan_fields, graph_plan_shown, placed_graph
-    from shoal.cli.plan.machines import Described, parse_machine, read_machines
+    from shoal.planning.machines import Described, parse_machine, read_machines
+    from shoal.planning.model_input import plan_input
 
     settings = options.settings(
         format=format,
@@ -102,7 +100,7 @@ def plan(
         emit(graph_plan_fields(found_graph), as_json, lambda: graph_plan_shown(found_graph))
         return
     with working(f"reading the config of {model}") as report:
-        drawn = _drawn(settings, model, sessions, context)
+        drawn = plan_input(settings, model, sessions, context)
         drafting = _draft_bytes(settings)
         known = _machines(settings, described or [Described()], count, report)
         known = [replace(known[0], memory=_left(known[0].memory, drafting, settings.draft)), *known[1:]]
@@ -124,20 +122,6 @@ def _refuse_of_graphs(name: str, given: Mapping[str, object]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanInput:
-    """The question: a model, held in some format, for so many sessions."""
-
-    name: str
-    format: Format
-    cost: SpanCost
-    """Of the blocks that are placed, and of what the client runs beside them."""
-    load: Workload
-    own: PrivateEnds
-    proof_bytes: float
-    """What a hop shows to prove a block; 0 where it cannot."""
-
-
-@dataclass(frozen=True, slots=True)
 class PlanResult:
     """The question and its answer."""
 
@@ -148,37 +132,6 @@ class PlanResult:
     """What a draft model takes of the first machine, beside what is placed there."""
     protection: ProtectionCost | None = None
     """What the level of protection costs."""
-
-
-def _drawn(settings: Settings, model: str, sessions: int, context: int | None) -> PlanInput:
-    from shoal.errors import PromptTooLong
-    from shoal.executor.kernels.built import kernels_built
-    from shoal.executor.load import holds_published
-    from shoal.models.checkpoint.sizes import weight_bytes
-    from shoal.models.store.config_only import glance
-    from shoal.models.store.store import ModelStore
-    from shoal.planning.costs import model_cost
-    from shoal.planning.pipeline import Workload
-    from shoal.planning.protection import mean_proof_bytes
-    from shoal.routing.formats import choose_format
-    from shoal.wire.payload import encoded_bytes
-
-    seen = glance(ModelStore(settings.paths.models), model)
-    if context is not None and context > seen.context:
-        raise PromptTooLong(
-            f"{seen.name} was made for sessions of {seen.context} tokens, not {context}",
-            check="lower --context",
-        )
-    published = seen.model is not None and holds_published(seen.model)
-    stored = seen.stored if seen.model is None else seen.model.dtype
-    format = choose_format(settings.format, stored, kernels=kernels_built(), published=published).format
-    held = 0.0 if seen.model is None else weight_bytes(seen.model, format)
-    cost = model_cost(seen.config, format, settings.kv, held).keep(settings.own_blocks)
-    codec = settings.wire if settings.wire != "auto" else ("float32" if format == "fp32" else "bfloat16")
-    row = encoded_bytes(1, cost.hidden_size, codec)
-    load = Workload(sessions, context or min(CONTEXT, seen.context), row)
-    proof = mean_proof_bytes(seen.config.to_dict(), load.context, settings.kv)
-    return PlanInput(seen.name, format, cost, load, settings.own_blocks, proof)
 
 
 def _protection(settings: Settings, found: PlanResult) -> ProtectionCost:
@@ -226,21 +179,12 @@ def _left(memory: int, taken: int, name: str) -> int:
 def _machines(
     settings: Settings, described: Sequence[Described], count: int, report: Progress
 ) -> list[Machine]:
-    from shoal.cli.plan.machines import completed
-    from shoal.executor.cores import usable_cores
-    from shoal.executor.device.find import find_device
-    from shoal.planning.measure import measure_accelerator, measure_machine
+    from functools import partial
 
-    def measure() -> Machine:
-        device = find_device(settings.device).device
-        report(f"measuring {'this machine' if device.is_cpu else device}", 0, 0)
-        if device.is_cpu:
-            here = measure_machine(settings.threads or usable_cores())
-        else:
-            here = measure_accelerator(device)
-        return replace(here, memory=settings.memory or here.memory // 2)  # what a node takes
+    from shoal.planning.machines import completed
+    from shoal.planning.measure import measure_here
 
-    return completed(described, count, measure)
+    return completed(described, count, partial(measure_here, settings, report))
 
 
 def _found(drawn: PlanInput, machines: Sequence[Machine]) -> PlanResult:
