@@ -1,0 +1,1 @@
+"""Learning together: the rules of it. Pure but for what the docstrings name."""

@@ -1,0 +1,1 @@
+"""Federated rounds: what members tell each other, and what follows from it. No I/O, no clock, no torch."""
