@@ -45,12 +45,15 @@ from shoal.tasks import one_error
 from shoal.types import PeerId
 
 
-def connect(swarm: str | None = None, *, invite: str | None = None, **options: Any) -> Connection:
+def connect(
+    swarm: str | None = None, *, invite: str | None = None, identity: Identity | None = None, **options: Any
+) -> Connection:
     """Take part in a swarm as a client.
 
     Args:
         swarm: a swarm that this machine has joined, by its name; by default the ``swarm`` setting.
         invite: an invite code, for a swarm that this machine has not joined.
+        identity: as :func:`open_swarm` has it.
         options: any field of :class:`shoal.config.Settings`.
 
     Raises:
@@ -59,12 +62,17 @@ def connect(swarm: str | None = None, *, invite: str | None = None, **options: A
     """
     settings = config.load({**options, "swarm": swarm})
     member_of = read_invite(invite) if invite else membership.load(settings.paths.swarms, settings.swarm)
-    return Connection(settings, member_of)
+    return Connection(settings, member_of, identity)
 
 
 @asynccontextmanager
-async def open_swarm(settings: Settings, member_of: Membership) -> AsyncGenerator[Swarm]:
+async def open_swarm(
+    settings: Settings, member_of: Membership, identity: Identity | None = None
+) -> AsyncGenerator[Swarm]:
     """The swarm for a trio caller, until the block ends. A client has an identity for the occasion.
+
+    Args:
+        identity: under which others can reach this peer, as members of a federated run must; it then listens.
 
     Raises:
         NotAllowed: the public swarm without the ``public`` setting, or a swarm that refuses us.
@@ -73,7 +81,9 @@ async def open_swarm(settings: Settings, member_of: Membership) -> AsyncGenerato
     store = ModelStore(settings.paths.models)
     with one_error():
         async with (
-            join_swarm(settings, member_of, Identity.ephemeral(), listen=False) as (network, member),
+            join_swarm(
+                settings, member_of, identity or Identity.ephemeral(), listen=identity is not None
+            ) as (network, member),
             trio.open_nursery() as nursery,
         ):
             another = partial(_another_identity, settings, member_of)
@@ -115,16 +125,19 @@ def _another_identity(settings: Settings, member_of: Membership) -> AbstractAsyn
 class Connection:
     """What :func:`connect` returns: enter it with ``with`` or ``async with``."""
 
-    def __init__(self, settings: Settings, member_of: Membership) -> None:
+    def __init__(self, settings: Settings, member_of: Membership, identity: Identity | None = None) -> None:
         self._settings = settings
         self._membership = member_of
+        self._identity = identity
         self._stack = ExitStack()
         self._native: AbstractAsyncContextManager[Swarm] | None = None
 
     def __enter__(self) -> SyncSwarm:
         with ExitStack() as stack:
             portal = stack.enter_context(start_blocking_portal("trio", name="shoal"))
-            opening = portal.wrap_async_context_manager(open_swarm(self._settings, self._membership))
+            opening = portal.wrap_async_context_manager(
+                open_swarm(self._settings, self._membership, self._identity)
+            )
             swarm = SyncSwarm(portal, stack.enter_context(opening))
             self._stack = stack.pop_all()
         return swarm
@@ -136,7 +149,7 @@ class Connection:
 
     async def __aenter__(self) -> Swarm | AsyncioSwarm:
         if sniffio.current_async_library() == "trio":
-            self._native = open_swarm(self._settings, self._membership)
+            self._native = open_swarm(self._settings, self._membership, self._identity)
             return await self._native.__aenter__()
         entered = await asyncio.to_thread(self.__enter__)
         return AsyncioSwarm(entered.portal, entered.swarm)

@@ -40,9 +40,8 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Those of tuning, proofs and traces are in :mod:`shoal.wire.training`, :mod:`shoal.wire.proofs` and
-:mod:`shoal.wire.turn`, those of payment in :mod:`shoal.wire.paying`, names of kept
-KV in :mod:`shoal.wire.cache_names`.
+Those of tuning, proofs, traces, payment and federated rounds are in modules of their own beside this one,
+names of kept KV in :mod:`shoal.wire.cache_names`.
 """
 
 from __future__ import annotations
@@ -56,6 +55,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.types import NUMERICS_PATTERN, Codec, Format
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.cache_names import CacheNames, KeepCache
+from shoal.wire.federating import FederatingMessage, StateGiven, UpdatePart
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import (
     MAX_BLOCKS,
@@ -433,6 +433,7 @@ Message = (
     | Trained
     | NotTrained
     | TraceTurn
+    | FederatingMessage
     | PayingMessage
     | Ping
     | Pong
@@ -483,7 +484,9 @@ def payload_bytes(message: Message) -> int:
     Raises:
         RemoteProtocolError: as :func:`shoal.wire.payload.declared_bytes`.
     """
-    if isinstance(message, Fetched | Revealed | Prove | Proved | Attested | Train | Trained):
+    if isinstance(
+        message, Fetched | Revealed | Prove | Proved | Attested | Train | Trained | UpdatePart | StateGiven
+    ):
         return message.size
     if isinstance(message, Infer | Inferred):
         return array_bytes(message.arrays)

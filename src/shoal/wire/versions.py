@@ -13,6 +13,14 @@ from collections.abc import Iterable
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
 from shoal.wire.cache_names import KeepCache
+from shoal.wire.federating import (
+    FederatedStatement,
+    RunWanted,
+    StateGiven,
+    StateNotGiven,
+    StateWanted,
+    UpdatePart,
+)
 from shoal.wire.messages import (
     AGENT,
     NEWEST_VERSION,
@@ -50,6 +58,12 @@ SINCE: dict[type[Message], int] = {
     Acknowledged: 9,
     PaymentDue: 9,
     Paid: 9,
+    RunWanted: 9,
+    FederatedStatement: 9,
+    UpdatePart: 9,
+    StateWanted: 9,
+    StateGiven: 9,
+    StateNotGiven: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 

@@ -14,9 +14,9 @@ from statistics import fmean, pstdev
 
 from shoal.client.sampling import Sampler, Sampling, sample_seed
 from shoal.client.scores import TokenScore
+from shoal.client.tuning.blocks import TuningBlocks
 from shoal.client.tuning.data import Example, packed
 from shoal.client.tuning.ends import TuningEnds
-from shoal.client.tuning.remote import RemoteBlocks
 from shoal.errors import UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
@@ -56,7 +56,7 @@ def group_advantages(rewards: Sequence[float]) -> list[float]:
 
 
 async def sample_answers(
-    parts: tuple[RemoteBlocks, TuningEnds, ComputeThread],
+    parts: tuple[TuningBlocks, TuningEnds, ComputeThread],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -128,7 +128,7 @@ def _choose(alike: Sequence[Sequence[_Growing]], logits: Floats, end_tokens: fro
 
 
 async def _logits(
-    parts: tuple[RemoteBlocks, TuningEnds, ComputeThread], sequences: Sequence[Sequence[int]]
+    parts: tuple[TuningBlocks, TuningEnds, ComputeThread], sequences: Sequence[Sequence[int]]
 ) -> Floats:
     blocks, ends, thread = parts
     hidden = await thread.run(partial(ends.embed_sequences, sequences))

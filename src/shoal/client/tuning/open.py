@@ -9,9 +9,11 @@ from pathlib import Path
 import trio
 
 from shoal.client.swarm import Swarm
+from shoal.client.tuning.blocks import TuningBlocks
 from shoal.client.tuning.data import Example, Skipped, read_examples
 from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter, TunedLayers
+from shoal.client.tuning.own_blocks import OwnBlocks, load_own_blocks
 from shoal.client.tuning.remote import RemoteBlocks
 from shoal.client.tuning.tuner import Tuner, TuningOptions
 from shoal.config import Settings
@@ -42,19 +44,27 @@ class TuningData:
 
 
 async def open_tuner(
-    swarm: Swarm, model: str, data: TuningData | None, options: TuningOptions, folder: Path
+    swarm: Swarm,
+    model: str,
+    data: TuningData | None,
+    options: TuningOptions,
+    folder: Path,
+    *,
+    own_blocks: bool = False,
 ) -> Tuner:
     """A run that tunes an adapter of ``model`` through the swarm, into ``folder``. To be closed in the end.
 
     Args:
         data: ``None`` for examples that are made as it goes on (:meth:`Tuner.learn`).
+        own_blocks: run all blocks on this machine, in float32: no node is asked.
 
     Raises:
         UsageError: the data, an option or a setting of the swarm cannot be used.
         UnsupportedModel: the model is no decoder.
         UnknownModel, BadWeights: its ends cannot be loaded here.
     """
-    check_settings(swarm.settings)
+    if not own_blocks:
+        check_settings(swarm.settings)
     local = await swarm.resolve(model)
     if local.shape.adapter is not None:
         raise UsageError(
@@ -65,8 +75,14 @@ async def open_tuner(
     try:
         layers, ends = await thread.run(partial(_load, local, options))
         adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
-        resume_s = swarm.settings.resume_s
-        blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)
+        blocks: TuningBlocks
+        if own_blocks:
+            await swarm.weights.fetch_all(local)
+            module = await thread.run(partial(load_own_blocks, local))
+            blocks = OwnBlocks(module, local.shape, adapter, thread, within_s=STEP_S)
+        else:
+            resume_s = swarm.settings.resume_s
+            blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)
         return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
     except BaseException:
         thread.close()

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import replace
 
 import numpy as np
 import trio
@@ -18,6 +17,7 @@ from msgspec import structs
 
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.rings import Rings
+from shoal.client.tuning.blocks import MadeT, NotFinite, Passed, train_question
 from shoal.client.tuning.factors import TunedAdapter
 from shoal.errors import (
     Busy,
@@ -31,7 +31,7 @@ from shoal.net.receive_budget import STRANGER_LIMIT
 from shoal.types import ModelShape, PeerId, Span
 from shoal.wire.fields import MAX_PAYLOAD
 from shoal.wire.messages import MAX_HEADER
-from shoal.wire.training import MAX_LAYERS, MAX_ROWS, Train, TunedLayer
+from shoal.wire.training import MAX_LAYERS, MAX_ROWS, Train
 
 ATTEMPTS = 8
 """How often a step is begun."""
@@ -45,16 +45,6 @@ SHORT = STRANGER_LIMIT - MAX_HEADER
 """Bytes of a question that a node takes of anybody; longer ones only of who has just asked it something."""
 KNOWN_S = 300.0
 """For so long we count on a node to know us; it does for twice as long."""
-
-_MadeT = TypeVar("_MadeT")
-
-
-@dataclass(eq=False)
-class Passed:
-    """A step on its way: what each hop was given."""
-
-    lengths: tuple[int, ...]
-    entered: list[Floats] = field(default_factory=list[Floats])
 
 
 class RemoteBlocks:
@@ -87,7 +77,7 @@ class RemoteBlocks:
         self.replaced = 0
         """How often the route was found anew."""
 
-    async def step(self, run: Callable[[], Awaitable[_MadeT]]) -> _MadeT:
+    async def step(self, run: Callable[[], Awaitable[MadeT]]) -> MadeT:
         """What ``run`` makes with :meth:`forward` and :meth:`backward`; where a hop is lost on the way, from
         the beginning again, over another route.
 
@@ -176,23 +166,9 @@ class RemoteBlocks:
     async def _ask(
         self, hop: RouteHop, lengths: tuple[int, ...], hidden: Floats, gradients: Floats | None
     ) -> tuple[Floats, Floats]:
-        layers = self._adapter.layers
-        questions = self._rings.training
-        message = Train(
-            questions.number(),
-            self._shape.digest,
-            hop.span.start,
-            hop.span.end,
-            gradients is not None,
-            self._shape.hidden_size,
-            lengths,
-            layers.list_name,
-            self._adapter.rank,
-            self._adapter.scale,
-            tuple(TunedLayer(name, *sizes) for name, sizes in layers.sizes.items()),
-        )
-        parts = [hidden.tobytes(), b"" if gradients is None else gradients.tobytes()]
-        payload = b"".join([*parts, self._adapter.payload(hop.span)])
+        number = self._rings.training.number()
+        asked = train_question(number, self._shape, self._adapter, hop.span, lengths, hidden, gradients)
+        message, payload = asked
         answer = np.frombuffer(await self._answer(hop, message, payload), np.float32)
         if not np.isfinite(answer).all():
             raise _HopLost(hop, StepFailed(f"{hop} gave numbers that are NaN or infinite"))
@@ -245,10 +221,6 @@ def _shortest(message: Train, number: int) -> Train:
     return structs.replace(
         message, number=number, end=end, backward=False, lengths=(1,), rank=1, layers=(layer,)
     )
-
-
-class NotFinite(StepFailed):
-    """A step comes to numbers that are NaN or infinite, whoever computes it."""
 
 
 class _HopLost(ShoalError):

@@ -16,16 +16,17 @@ import trio
 from shoal.client.sampling import Sampling
 from shoal.client.tuning import checkpoint
 from shoal.client.tuning.answers import TunedAnswer, sample_answers
+from shoal.client.tuning.blocks import NotFinite, Passed, TuningBlocks
 from shoal.client.tuning.checkpoint import TuningState
 from shoal.client.tuning.data import Example, batches, example_inputs
 from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter
-from shoal.client.tuning.remote import NotFinite, Passed, RemoteBlocks
 from shoal.errors import StepFailed, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.store.local_model import LocalModel
+from shoal.training.federated.outer import proximal_gradient
 
 MAX_ALPHA = 1e6
 """No adapter with as much is served."""
@@ -105,7 +106,7 @@ class Tuner:
         self,
         local: LocalModel,
         adapter: TunedAdapter,
-        blocks: RemoteBlocks,
+        blocks: TuningBlocks,
         ends: TuningEnds,
         thread: ComputeThread,
         examples: Sequence[Example],
@@ -123,10 +124,16 @@ class Tuner:
         self._history: list[tuple[int, float]] = []
         self._taken = 0  # steps
         self._skipped = self._bad = 0
+        self._anchor: tuple[float, list[torch.Tensor]] = (0.0, [])
         self._batch_tokens = min(options.batch_tokens, blocks.most_rows)
         self._check_lengths("the data", examples)
         self._check_lengths("the examples kept back", held_back)
         self._plan = self._planned()
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """What is learnt from."""
+        return self._examples
 
     @property
     def steps(self) -> int:
@@ -203,6 +210,11 @@ class Tuner:
             batch_tokens=self._batch_tokens,
         )
 
+    def hold_near(self, strength: float) -> None:
+        """From now on hold the adapter near to what it is now, by FedProx's term of the loss; 0: no more."""
+        begun = [half.detach().clone() for half in self.adapter.parameters] if strength else []
+        self._anchor = (strength, begun)
+
     async def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss over the learnt tokens of ``examples``; NaN where hops come to no finite numbers."""
         total = 0.0
@@ -275,6 +287,10 @@ class Tuner:
                 )
             return loss
         self._bad = 0
+        strength, begun = self._anchor
+        for half, began in zip(self.adapter.parameters, begun, strict=False):
+            term = torch.from_numpy(proximal_gradient(half.detach().numpy(), began.numpy(), strength))
+            half.grad = term if half.grad is None else half.grad + term
         if self._options.clip:
             torch.nn.utils.clip_grad_norm_(self.adapter.parameters, self._options.clip)
         for group in self.optimizer.param_groups:

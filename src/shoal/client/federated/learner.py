@@ -1,0 +1,33 @@
+"""What learns in a run: it is given the shared weights, and gives back what its own data make of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shoal.training.federated.means import Vector
+
+
+class Learner(Protocol):
+    """One member's model and data."""
+
+    def weights(self) -> Vector:
+        """float32 ``[size]``, as they are now."""
+        ...
+
+    def put(self, weights: Vector) -> None:
+        """Go on from these weights."""
+        ...
+
+    async def learn(self, round: int, steps: int, proximal: float) -> tuple[int, float]:
+        """Local steps from the weights as they are.
+
+        Args:
+            proximal: FedProx's strength, towards the weights that it began with.
+
+        Returns:
+            How many examples were seen, and the mean loss of the last step.
+
+        Raises:
+            ShoalError: they cannot be done.
+        """
+        ...

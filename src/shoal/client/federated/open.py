@@ -1,0 +1,225 @@
+"""Starts a federated run, or joins one, with a tuner that has this member's own data."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import trio
+
+from shoal.client.federated.look import look_at_run
+from shoal.client.federated.participant import PATIENCE_S, Participant, taking_part
+from shoal.client.federated.run_folder import RunFolder, read_terms
+from shoal.client.federated.tuned import TunerLearner
+from shoal.client.swarm import Swarm
+from shoal.client.tuning.open import TuningData, open_tuner
+from shoal.client.tuning.tuner import Tuner, TuningOptions
+from shoal.errors import DigestMismatch, UsageError
+from shoal.training.federated.means import MeanRule
+from shoal.training.federated.outer import SharedState
+from shoal.training.federated.statements import TermsStatement, sign_statement
+from shoal.training.federated.terms import FederatedTerms, adam_radius, run_of
+from shoal.wire.federating import MAX_SIZE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederatedOptions:
+    """What the starter of a run chooses for all."""
+
+    rounds: int = 10
+    steps: int = 20
+    """Local steps of a round."""
+    rule: MeanRule = "mean"
+    radius: float = 0.0
+    """The norm to which updates are clipped; 0: that of AdamW's steps if all go one way."""
+    outer_rate: float = 1.0
+    outer_momentum: float = 0.0
+    proximal: float = 0.0
+    least: int = 2
+    gather_s: float = 60.0
+    part_s: float = 60.0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedRun:
+    """A run that this machine takes part in. ``async for report in run.participant.run()`` takes it on."""
+
+    code: str
+    """By which others join."""
+    terms: FederatedTerms
+    participant: Participant
+    tuner: Tuner
+
+
+@asynccontextmanager
+async def start_run(
+    swarm: Swarm,
+    model: str,
+    data: TuningData,
+    options: TuningOptions,
+    chosen: FederatedOptions,
+    folder: RunFolder,
+    *,
+    own_blocks: bool = False,
+    patience_s: float = PATIENCE_S,
+) -> AsyncGenerator[FederatedRun]:
+    """A run with these terms, or the one that ``folder`` has, in which this machine takes part until the
+    block ends. ``swarm`` should listen, with the folder's identity.
+
+    Args:
+        own_blocks: as :func:`open_tuner` has it.
+        patience_s: how long too few members are waited for.
+
+    Raises:
+        UsageError: the data or an option cannot be, or the folder has a run with other terms.
+        ShoalError: as :func:`open_tuner`.
+    """
+    tuner, learner = await _open(swarm, model, data, options, folder, own_blocks=own_blocks)
+    try:
+        local = await swarm.resolve(model)
+        terms = _terms(model, local.digest, options, chosen, learner)
+        raw = await trio.to_thread.run_sync(folder.terms)
+        if raw is None:
+            raw = sign_statement(TermsStatement(bytes(32), swarm.network.peer, terms), swarm.network.sign)
+            await trio.to_thread.run_sync(folder.keep_terms, raw)
+        elif (kept := read_terms(raw)) != terms:
+            other = [name for name in terms.__struct_fields__ if getattr(kept, name) != getattr(terms, name)]
+            raise UsageError(
+                f"{folder.path} has a run with other terms: {', '.join(other)} differ",
+                check="name another folder with --out, or give what that run was given",
+            )
+        async with _taking_part(swarm, terms, raw, learner, folder, patience_s) as participant:
+            yield FederatedRun(run_of(raw).hex(), terms, participant, tuner)
+    finally:
+        tuner.close()
+
+
+@asynccontextmanager
+async def join_run(
+    swarm: Swarm,
+    run: bytes,
+    data: TuningData,
+    options: TuningOptions,
+    folder: RunFolder,
+    *,
+    model: str = "",
+    own_blocks: bool = False,
+    patience_s: float = PATIENCE_S,
+) -> AsyncGenerator[FederatedRun]:
+    """Take part in the run of this hash until the block ends. Rank, alpha, layers and seed are the run's,
+    whatever the options say.
+
+    Args:
+        model: its name here, if it has another one than at the starter's.
+        own_blocks, patience_s: as :func:`start_run` has them.
+
+    Raises:
+        NotRunning: nobody who takes part is found.
+        DigestMismatch: another model goes by its name here.
+        UsageError, ShoalError: as :func:`start_run`.
+    """
+    raw = await trio.to_thread.run_sync(folder.terms)
+    if raw is None or run_of(raw) != run:
+        raw = (await look_at_run(swarm.network, run)).raw
+    terms = read_terms(raw)
+    await trio.to_thread.run_sync(folder.keep_terms, raw)
+    model = model or terms.model
+    local = await swarm.resolve(model)
+    if local.digest != terms.digest:
+        raise DigestMismatch(
+            f"the run tunes {terms.digest[:23]}…, and {model} is {local.digest[:23]}… here",
+            check="fetch the version that the others have, or name it with --model",
+        )
+    taken = replace(options, rank=terms.rank, alpha=terms.alpha, layers=terms.layers, seed=terms.seed)
+    tuner, learner = await _open(swarm, model, data, taken, folder, own_blocks=own_blocks)
+    try:
+        if learner.layout.digest != terms.layout:
+            raise DigestMismatch("the adapter of the run has other matrices than this model's here")
+        async with _taking_part(swarm, terms, raw, learner, folder, patience_s) as participant:
+            yield FederatedRun(run.hex(), terms, participant, tuner)
+    finally:
+        tuner.close()
+
+
+async def _open(
+    swarm: Swarm, model: str, data: TuningData, options: TuningOptions, folder: RunFolder, *, own_blocks: bool
+) -> tuple[Tuner, TunerLearner]:
+    tuner = await open_tuner(swarm, model, data, options, folder.adapter, own_blocks=own_blocks)
+    try:
+        if not tuner.examples:
+            raise UsageError("there is nothing to learn from", check="give at least one example")
+        learner = TunerLearner(tuner, list(tuner.examples), options)
+        if learner.layout.size > MAX_SIZE:
+            raise UsageError(
+                f"an adapter of {learner.layout.size} numbers, and {MAX_SIZE} are the most of a run",
+                check="choose a lower rank, or fewer layers",
+            )
+        return tuner, learner
+    except BaseException:
+        tuner.close()
+        raise
+
+
+def _terms(
+    model: str, digest: str, options: TuningOptions, chosen: FederatedOptions, learner: TunerLearner
+) -> FederatedTerms:
+    size = learner.layout.size
+    terms = FederatedTerms(
+        model=model,
+        digest=digest,
+        rank=options.rank,
+        alpha=options.alpha,
+        layers=options.layers,
+        seed=options.seed,
+        size=size,
+        layout=learner.layout.digest,
+        rounds=chosen.rounds,
+        steps=chosen.steps,
+        rule=chosen.rule,
+        radius=chosen.radius or adam_radius(options.rate, chosen.steps, size),
+        outer_rate=chosen.outer_rate,
+        outer_momentum=chosen.outer_momentum,
+        proximal=chosen.proximal,
+        least=chosen.least,
+        gather_s=chosen.gather_s,
+        part_s=chosen.part_s,
+        name=chosen.name,
+    )
+    terms.check()
+    return terms
+
+
+@asynccontextmanager
+async def _taking_part(
+    swarm: Swarm,
+    terms: FederatedTerms,
+    raw: bytes,
+    learner: TunerLearner,
+    folder: RunFolder,
+    patience_s: float,
+) -> AsyncGenerator[Participant]:
+    await learner.tuner.resume()
+    kept = await trio.to_thread.run_sync(folder.state, terms.size)
+    round, state = kept or (0, None)
+
+    async def save(number: int, reached: SharedState) -> None:
+        learner.put(reached.weights)
+        await learner.tuner.save()
+        await trio.to_thread.run_sync(partial(folder.keep_state, number, reached))
+
+    participant = Participant(
+        swarm.network,
+        swarm.member.clock,
+        terms,
+        raw,
+        learner,
+        round=round,
+        state=state,
+        save=save,
+        patience_s=patience_s,
+    )
+    async with taking_part(participant):
+        yield participant

@@ -1,0 +1,273 @@
+"""A member of a federated run: it learns, agrees on a round with the others, and goes on from the mean."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from shoal.client.federated.learner import Learner
+from shoal.client.federated.reduce import ReducedRound, RoundReduction
+from shoal.client.federated.run_peers import RunPeers
+from shoal.errors import DeadlineExceeded, NotRunning, StepFailed
+from shoal.net.network import Network
+from shoal.swarm.clock import Clock
+from shoal.tasks import one_error
+from shoal.training.federated.board import AcceptedPlan, RunBoard
+from shoal.training.federated.decide import ahead, convenes_at, ready_members
+from shoal.training.federated.means import Vector
+from shoal.training.federated.outer import SharedState
+from shoal.training.federated.statements import PlannedMember, RoundPlan, Standing
+from shoal.training.federated.terms import FederatedTerms, run_of
+from shoal.types import PeerId
+
+PATIENCE_S = 600.0
+"""How long a round waits for as many members as the terms ask for, and a newcomer for any."""
+SETTLE_S = 10.0
+"""How long those of a round are waited for, after it, to say what they have come to."""
+LINGER_S = 30.0
+"""The same after the last one, so that whoever has missed it can have the adapter from us."""
+STATES_KEPT = 2
+LOOK_S = 1.0
+"""How often it is looked whether something is due, whatever is heard."""
+
+Save = Callable[[int, SharedState], Awaitable[None]]
+"""Keeps the round that is to come, and the state that it begins with."""
+Guard = Callable[[Vector], Vector]
+"""What is done to an update before anybody else sees it."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What one round came to at this member."""
+
+    round: int
+    """From 1."""
+    rounds: int
+    members: tuple[PeerId, ...]
+    """Who was in it; empty where it was missed, and the adapter came from others."""
+    left_out: dict[PeerId, str] = field(default_factory=dict[PeerId, str])
+    """Whose update does not count, or a part of it, and why."""
+    missing: dict[PeerId, str] = field(default_factory=dict[PeerId, str])
+    """Owners whose part of the adapter stayed as it was, and why."""
+    digest: str = ""
+    """Of the adapter and its momentum after it: the same at all members."""
+    agreed: int = 0
+    """Members, this one included, that said to have the same."""
+    loss: float = float("nan")
+    """Of this member's last local step."""
+    sent: int = 0
+    """Bytes to other members so far."""
+
+
+class Participant:
+    """One member of one run. :func:`taking_part` opens it.
+
+    Args:
+        terms, raw: the terms, and as they are signed.
+        state: what the round ``round`` begins with, of a member that goes on after it was ended.
+        guard: clips and adds noise, where the terms want that.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        clock: Clock,
+        terms: FederatedTerms,
+        raw: bytes,
+        learner: Learner,
+        *,
+        round: int = 0,
+        state: SharedState | None = None,
+        save: Save | None = None,
+        guard: Guard | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.terms, self.learner = terms, learner
+        self.board = RunBoard(run_of(raw), network.peer, 4 * terms.size)
+        self.peers = RunPeers(network, clock, self.board, raw, self._state_of)
+        self._started = max(0, int(clock.wall() * 1000))
+        self._save, self._guard, self._patience_s = save, guard, patience_s
+        self._states: dict[bytes, SharedState] = {}
+        self.round = round
+        self.state = state or SharedState.fresh(learner.weights())
+        if self.state.weights.size != terms.size:
+            raise StepFailed(
+                f"an adapter of {self.state.weights.size} numbers, and the run's has {terms.size}"
+            )
+
+    async def run(self) -> AsyncGenerator[RoundReport]:
+        """Take part until the last round is over; tells of each.
+
+        Raises:
+            NotRunning: too few members are there, for long.
+            DeadlineExceeded: the others have an adapter that nobody gives us.
+            ShoalError: the local steps cannot be done.
+            OSError: the state cannot be kept.
+        """
+        self._adopt(self.round, self.state)
+        await self._await_members()
+        while self.round < self.terms.rounds:
+            if (report := await self._catch_up()) is not None:
+                yield report
+                continue
+            self.learner.put(self.state.weights)
+            examples, loss = await self.learner.learn(self.round, self.terms.steps, self.terms.proximal)
+            update = self.learner.weights() - self.state.weights
+            if self._guard is not None:
+                update = self._guard(update)
+            reduced = await self._average(update, examples)
+            if reduced is None:
+                continue  # the others have gone on without us
+            await self._finish(reduced)
+            yield self._report(reduced, loss)
+        await self.peers.wait(trio.current_time() + LINGER_S, self._all_done)
+        if (report := await self._catch_up()) is not None:
+            yield report
+        self.learner.put(self.state.weights)
+
+    async def _await_members(self) -> None:
+        """Wait for as many as the terms ask for."""
+        until = trio.current_time() + self._patience_s
+
+        def enough() -> bool:
+            return len(self.board.standings.keys() - self.board.gone) >= self.terms.least
+
+        if not await self.peers.wait(until, enough):
+            raise self._too_few()
+
+    async def _catch_up(self) -> RoundReport | None:
+        """Take the adapter that most have, where this member has another one."""
+        where = ahead(self.board.snapshot())
+        if where is None:
+            return None
+        round, digest = where
+        state = await self.peers.fetch_state(digest, self.terms.size, self.terms.part_s)
+        if state is None:
+            if ahead(self.board.snapshot()) != where:
+                return None  # they have gone on meanwhile; look again
+            raise DeadlineExceeded(
+                f"most members are in round {round + 1} with an adapter that none of them gives",
+                check="look at the link to the others; the same command goes on from where this member is",
+            )
+        log.info("round %d: the adapter came from others", round)
+        await self._reach(round, state)
+        return RoundReport(round, self.terms.rounds, (), digest=digest.hex(), agreed=self._agreeing())
+
+    async def _average(self, update: Vector, examples: int) -> ReducedRound | None:
+        """The round's mean; ``None`` where most others are in a later one."""
+        self._say(ready=True, examples=examples)
+        accepted = await self._await_plan()
+        if accepted is None:
+            return None
+        until = trio.current_time() + self.terms.part_s
+        return await RoundReduction(self.peers, accepted, self.terms, update, until).run()
+
+    async def _await_plan(self) -> AcceptedPlan | None:
+        """Wait for a plan, or make one when it is our turn; ``None`` where the others have gone on."""
+        until = trio.current_time() + self._patience_s + self.terms.gather_s
+        while (accepted := self.board.accepted) is None:
+            known = self.board.snapshot()
+            if ahead(known) is not None:
+                return None
+            now = trio.current_time()
+            passed = self.board.passed_over
+            at = None if passed else convenes_at(known, self.terms.least, self.terms.gather_s)
+            if at is not None and now >= at:
+                self._convene()
+                continue
+            if now >= until:
+                raise self._too_few()
+            look = now + LOOK_S if at is None else min(at, now + LOOK_S)
+            await self.peers.wait_news(min(until, look))
+        return accepted
+
+    def _convene(self) -> None:
+        """Publish a plan with everybody who is ready."""
+        known = self.board.snapshot()
+        ready = sorted(ready_members(known))
+        members = tuple(PlannedMember(peer, known.standings[peer].examples) for peer in ready)
+        plan = RoundPlan(self.board.run, self.board.own, self.round, self.state.digest, members)
+        self.peers.say(plan)
+
+    async def _finish(self, reduced: ReducedRound) -> None:
+        """Go on to the next round, and hear what the others have come to."""
+        state = self.state.step(reduced.mean, self.terms.outer_rate, self.terms.outer_momentum)
+        self.board.gone |= {peer for peer in reduced.missing if peer != self.board.own}
+        await self._reach(self.round + 1, state)
+        those = [peer for peer in reduced.members if peer not in reduced.missing]
+        await self.peers.wait(trio.current_time() + SETTLE_S, lambda: self._settled(those))
+
+    def _settled(self, those: list[PeerId]) -> bool:
+        standings, gone = self.board.standings, self.board.gone
+        return all(peer in gone or standings[peer].round >= self.round for peer in those if peer in standings)
+
+    async def _reach(self, round: int, state: SharedState) -> None:
+        self._adopt(round, state)
+        if self._save is not None:
+            await self._save(round, state)
+
+    def _adopt(self, round: int, state: SharedState) -> None:
+        self.round, self.state = round, state
+        self._states[state.digest] = state
+        while len(self._states) > STATES_KEPT:
+            del self._states[next(iter(self._states))]
+        self.board.begin(round, state.digest, trio.current_time())
+        self._say(ready=False)
+
+    def _say(self, *, ready: bool, examples: int = 0) -> None:
+        standing = Standing(
+            self.board.run, self.board.own, self.round, self.state.digest, ready, examples, self._started
+        )
+        self.peers.say(standing)
+
+    def _state_of(self, digest: bytes) -> SharedState | None:
+        return self._states.get(digest)
+
+    def _agreeing(self) -> int:
+        digest = self.state.digest
+        return sum(said.state == digest for said in self.board.standings.values())
+
+    def _all_done(self) -> bool:
+        return all(
+            peer in self.board.gone or (said.round, said.state) == (self.round, self.state.digest)
+            for peer, said in self.board.standings.items()
+        )
+
+    def _report(self, reduced: ReducedRound, loss: float) -> RoundReport:
+        return RoundReport(
+            self.round,
+            self.terms.rounds,
+            tuple(reduced.members),
+            reduced.left_out,
+            reduced.missing,
+            self.state.digest.hex(),
+            self._agreeing(),
+            loss,
+            self.peers.sent,
+        )
+
+    def _too_few(self) -> NotRunning:
+        there = len(self.board.standings.keys() - self.board.gone)
+        return NotRunning(
+            f"{there} of at least {self.terms.least} members are there after {self._patience_s:.0f} s",
+            check="let others join with the run's code; the same command goes on from here",
+            next_command="shoal federate status",
+        )
+
+
+@asynccontextmanager
+async def taking_part(participant: Participant) -> AsyncGenerator[Participant]:
+    """Let a member be heard and hear the others until the block ends."""
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(participant.peers.run)
+            try:
+                yield participant
+            finally:
+                nursery.cancel_scope.cancel()

@@ -1,0 +1,176 @@
+"""The mean of a round's updates, each part by its owner: all-reduce without a server.
+
+Each member sends every other one its part of the update, waits for the parts of those that it owns, and sends
+the mean of them to all. Whoever has not sent its part in time, or sent what no honest member sends, is left
+out of that part and named; where an owner gives no mean, its part of the adapter stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+
+from shoal.client.federated.run_peers import RunPeers
+from shoal.errors import ShoalError
+from shoal.training.federated.board import AcceptedPlan
+from shoal.training.federated.layout import part_bounds
+from shoal.training.federated.means import Vector, mean_fault, part_radius, robust_mean, update_fault
+from shoal.training.federated.terms import FederatedTerms
+from shoal.types import PeerId
+from shoal.wire.federating import UpdatePart
+from shoal.wire.messages import shorten
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ReducedRound:
+    """What a round came to at one member."""
+
+    members: list[PeerId]
+    mean: Vector
+    """Zeros where an owner gave none."""
+    left_out: dict[PeerId, str] = field(default_factory=dict[PeerId, str])
+    """Whose update, or a part of it, does not count, and why."""
+    missing: dict[PeerId, str] = field(default_factory=dict[PeerId, str])
+    """Owners whose part stays as it was, and why."""
+
+
+class RoundReduction:
+    """One round at one member.
+
+    Args:
+        update: of this member, float32 ``[size]``.
+        until: when parts must be there, on trio's clock; means have as long again.
+    """
+
+    def __init__(
+        self, peers: RunPeers, accepted: AcceptedPlan, terms: FederatedTerms, update: Vector, until: float
+    ) -> None:
+        self._peers, self._board = peers, peers.board
+        self._accepted, self._terms, self._until = accepted, terms, until
+        self._update = update
+        self._members = accepted.plan.peers
+        self._bounds = part_bounds(terms.size, len(self._members))
+        self._own = self._members.index(self._board.own)
+        self._reduced = ReducedRound(self._members, np.zeros(terms.size, np.float32))
+
+    async def run(self) -> ReducedRound:
+        """The mean of all parts. Ends in time, whoever does not do its part."""
+        means_until = self._until + self._terms.part_s
+        async with trio.open_nursery() as nursery:
+            for index, peer in enumerate(self._members):
+                if index != self._own:
+                    part = self._update[self._bounds[index]]
+                    nursery.start_soon(self._send, peer, index, "update", part, (), self._until)
+            await self._own_part(nursery, means_until)
+            await self._peers.wait(means_until, self._has_all_means)
+            self._take_means()
+            # To whom nothing gets through any more, nothing will.
+            nursery.cancel_scope.cancel()
+        return self._reduced
+
+    async def _own_part(self, nursery: trio.Nursery, until: float) -> None:
+        """Wait for what is ours, and send its mean to all."""
+        await self._peers.wait(self._until, self._has_all_parts)
+        mean = self._reduce_own()
+        self._reduced.mean[self._bounds[self._own]] = mean
+        why = tuple((peer, shorten(reason)) for peer, reason in self._reduced.left_out.items())
+        for index, peer in enumerate(self._members):
+            if index != self._own:
+                nursery.start_soon(self._send, peer, self._own, "mean", mean, why, until)
+
+    def _reduce_own(self) -> Vector:
+        bound = self._bounds[self._own]
+        size = bound.stop - bound.start
+        radius = part_radius(self._terms.radius, size, self._terms.size)
+        came = self._board.parts("update")
+        counted: list[Vector] = []
+        examples: list[int] = []
+        for index, member in enumerate(self._accepted.plan.members):
+            peer = PeerId(member.peer)
+            if index == self._own:
+                values, fault = self._update[bound], ""
+            elif peer not in came or came[peer].message.index != self._own:
+                values, fault = np.zeros(0, np.float32), "its part did not come in time"
+            else:
+                values = _floats(came[peer].payload)
+                fault = ""
+            fault = fault or update_fault(values, size, radius)
+            if fault:
+                self._reduced.left_out[peer] = fault
+            else:
+                counted.append(values)
+                examples.append(member.examples)
+        if not counted:
+            return np.zeros(size, np.float32)
+        return robust_mean(self._terms.rule, counted, examples, radius)
+
+    def _take_means(self) -> None:
+        came = self._board.parts("mean")
+        for index, peer in enumerate(self._members):
+            if index == self._own:
+                continue
+            bound = self._bounds[index]
+            size = bound.stop - bound.start
+            if peer not in came or came[peer].message.index != index:
+                self._reduced.missing[peer] = "the mean of its part did not come in time"
+                continue
+            values = _floats(came[peer].payload)
+            radius = part_radius(self._terms.radius, size, self._terms.size)
+            if fault := mean_fault(values, size, radius):
+                self._reduced.missing[peer] = fault
+                continue
+            self._reduced.mean[bound] = values
+            for other, why in came[peer].message.left_out:
+                if PeerId(other) in self._members:
+                    self._reduced.left_out.setdefault(PeerId(other), why)
+
+    def _has_all_parts(self) -> bool:
+        return self._has_all("update")
+
+    def _has_all_means(self) -> bool:
+        return self._has_all("mean")
+
+    def _has_all(self, kind: str) -> bool:
+        """Whether nobody is waited for any more: what is lost does not come."""
+        came = self._board.parts(kind)
+        return all(
+            peer in came or peer in self._board.gone
+            for index, peer in enumerate(self._members)
+            if index != self._own
+        )
+
+    async def _send(
+        self,
+        peer: PeerId,
+        index: int,
+        kind: str,
+        values: Vector,
+        left_out: tuple[tuple[str, str], ...],
+        until: float,
+    ) -> None:
+        payload = values.astype("<f4").tobytes()
+        plan = self._accepted
+        message = UpdatePart(
+            self._board.run,
+            plan.plan.round,
+            plan.hash,
+            index,
+            "update" if kind == "update" else "mean",
+            len(payload),
+            left_out,
+        )
+        try:
+            with trio.move_on_at(until):
+                await self._peers.send(peer, message, payload)
+        except ShoalError as error:
+            log.info("%s did not get its part: %s", peer, error.message)
+
+
+def _floats(payload: bytes) -> Vector:
+    """float32; of a length that is no multiple of 4, none."""
+    return np.frombuffer(payload, "<f4").astype(np.float32) if len(payload) % 4 == 0 else np.zeros(0, "f4")

@@ -1,0 +1,172 @@
+"""Members of a federated run in one process, with a small model of numpy's and a pretended network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import trio
+
+from shoal.client.federated.participant import Participant, RoundReport, taking_part
+from shoal.swarm.clock import Clock
+from shoal.testing.memory import MemoryNetwork, World
+from shoal.training.federated.means import Vector
+from shoal.training.federated.statements import TermsStatement, sign_statement
+from shoal.training.federated.terms import FederatedTerms
+from shoal.types import PeerId
+from shoal.wire.federating import UpdatePart
+from shoal.wire.framing import Payload
+from shoal.wire.messages import Message
+
+
+@dataclass
+class SoftmaxLearner:
+    """Softmax regression: ``features × classes`` weights, by full-batch gradient descent.
+
+    Args:
+        inputs: float32 ``[examples, features]``.
+        labels: of each example, its class.
+        step_s: what a local step takes, on trio's clock.
+    """
+
+    inputs: Vector
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    classes: int
+    rate: float = 0.5
+    step_s: float = 0.01
+    flat: Vector = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.flat = np.zeros(self.inputs.shape[1] * self.classes, np.float32)
+
+    def weights(self) -> Vector:
+        return self.flat.copy()
+
+    def put(self, weights: Vector) -> None:
+        self.flat = weights.copy()
+
+    async def learn(self, round: int, steps: int, proximal: float) -> tuple[int, float]:
+        begun = self.flat.copy()
+        for _ in range(steps):
+            gradient = self.gradient() + np.float32(proximal) * (self.flat - begun)
+            self.flat = (self.flat - np.float32(self.rate) * gradient).astype(np.float32)
+            await trio.sleep(self.step_s)
+        return len(self.labels), self.loss(self.inputs, self.labels)
+
+    def loss(self, inputs: Vector, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+        """The mean cross entropy."""
+        chances = self._chances(inputs)
+        return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-12).mean())
+
+    def gradient(self) -> Vector:
+        """Of the loss over its own examples, by the flat weights."""
+        chances = self._chances(self.inputs)
+        chances[np.arange(len(self.labels)), self.labels] -= 1
+        return (self.inputs.T @ chances / len(self.labels)).astype(np.float32).ravel()
+
+    def _chances(self, inputs: Vector) -> Vector:
+        logits = inputs @ self.flat.reshape(inputs.shape[1], self.classes)
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def unlike_data(
+    members: int, *, classes: int = 4, features: int = 12, examples: int = 60, seed: int = 0
+) -> list[tuple[Vector, np.ndarray[Any, np.dtype[np.int64]]]]:
+    """For each member examples of its own, in which one class is the most frequent by far."""
+    chance = np.random.default_rng(seed)
+    middles = chance.normal(0, 1, (classes, features))
+    found: list[tuple[Vector, np.ndarray[Any, np.dtype[np.int64]]]] = []
+    for member in range(members):
+        shares = np.full(classes, 0.4 / (classes - 1))
+        shares[member % classes] = 0.6
+        labels = chance.choice(classes, examples, p=shares).astype(np.int64)
+        inputs = (middles[labels] + chance.normal(0, 1.2, (examples, features))).astype(np.float32)
+        found.append((inputs, labels))
+    return found
+
+
+@dataclass
+class MemoryRun:
+    """A run whose members are all here. Each lives in a task of its own, with what it has told."""
+
+    world: World
+    nursery: trio.Nursery
+    terms: FederatedTerms
+    raw: bytes = b""
+    networks: list[MemoryNetwork] = field(default_factory=list[MemoryNetwork])
+    members: list[Participant] = field(default_factory=list[Participant])
+    reports: list[list[RoundReport]] = field(default_factory=list[list[RoundReport]])
+    scopes: list[trio.CancelScope] = field(default_factory=list[trio.CancelScope])
+    errors: dict[int, Exception] = field(default_factory=dict[int, Exception])
+    ended: int = 0
+
+    def add(self, learner: Any, **options: Any) -> Participant:
+        """One more member, which begins at once."""
+        network = self.world.network()
+        if not self.raw:
+            statement = TermsStatement(bytes(32), network.peer, self.terms)
+            self.raw = sign_statement(statement, network.sign)
+        clock = Clock(trio.current_time, trio.current_time)
+        member = Participant(network, clock, self.terms, self.raw, learner, **options)
+        self.networks.append(network)
+        self.members.append(member)
+        self.reports.append([])
+        self.scopes.append(trio.CancelScope())
+        self.nursery.start_soon(self._live, len(self.members) - 1)
+        return member
+
+    def kill(self, index: int) -> None:
+        """A member is gone without a word."""
+        if self.networks[index].peer in self.world.peers:
+            self.world.kill(self.networks[index].peer)
+            self.scopes[index].cancel()
+
+    def kill_at(self, index: int, round: int, kind: str, after: int) -> None:
+        """A member is gone in a round (from 0), when it has sent ``after`` parts of a kind."""
+        member = self.members[index]
+        pass_on = member.peers.send
+        sent = 0
+
+        async def send(peer: PeerId, message: Message, payload: Payload = b"") -> None:
+            nonlocal sent
+            if member.round == round and isinstance(message, UpdatePart) and message.kind == kind:
+                sent += 1
+                if sent > after:
+                    self.kill(index)
+            await pass_on(peer, message, payload)
+
+        member.peers.send = send
+
+    async def finished(self, members: Sequence[int], within_s: float) -> None:
+        """Wait until these members have ended. Raises TooSlowError: they have not."""
+        for index in members:
+            await self.reached(index, self.terms.rounds, within_s)
+
+    async def reached(self, index: int, round: int, within_s: float) -> None:
+        """Wait until a member is in a round. Raises TooSlowError: it is not; and what ended another member."""
+        with trio.fail_after(within_s):
+            while self.members[index].round < round:
+                for error in self.errors.values():
+                    raise error
+                await trio.sleep(0.2)
+
+    async def _live(self, index: int) -> None:
+        with self.scopes[index]:
+            try:
+                async with taking_part(self.members[index]) as member:
+                    async for report in member.run():
+                        self.reports[index].append(report)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test is told
+                self.errors[index] = error
+
+
+@asynccontextmanager
+async def memory_run(terms: FederatedTerms) -> AsyncGenerator[MemoryRun]:
+    """A run that ends with the block."""
+    async with trio.open_nursery() as nursery:
+        yield MemoryRun(World(), nursery, terms)
+        nursery.cancel_scope.cancel()

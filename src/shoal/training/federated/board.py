@@ -1,0 +1,178 @@
+"""What a member has heard of its run, within bounds: cards, standings, plans, parts. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal.training.federated.decide import Snapshot, plan_fault, ready_members
+from shoal.training.federated.statements import (
+    MemberCard,
+    RoundPlan,
+    Said,
+    Standing,
+    TermsStatement,
+    statement_hash,
+)
+from shoal.types import PeerId
+from shoal.wire.federating import MAX_MEMBERS, UpdatePart
+
+PLANS_KEPT = 4
+"""Of one round: each member that convenes makes one at most."""
+EARLY_TIMES = 2
+"""Parts that come before their plan: in vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedPlan:
+    """The plan that a member keeps to in a round."""
+
+    plan: RoundPlan
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedPart:
+    """What came of a part, from whom."""
+
+    message: UpdatePart
+    payload: bytes
+
+
+@dataclass
+class RunBoard:
+    """One member's knowledge of one run.
+
+    Args:
+        own: itself.
+        size: bytes of a vector as it travels.
+    """
+
+    run: bytes
+    own: PeerId
+    size: int
+    round: int = 0
+    state: bytes = b""
+    cards: dict[PeerId, MemberCard] = field(default_factory=dict[PeerId, MemberCard])
+    standings: dict[PeerId, Standing] = field(default_factory=dict[PeerId, Standing])
+    raw: dict[tuple[PeerId, str], bytes] = field(default_factory=dict[tuple[PeerId, str], bytes])
+    """The last card and standing of each member, as they are passed on."""
+    gone: set[PeerId] = field(default_factory=set[PeerId])
+    accepted: AcceptedPlan | None = None
+    first_ready: float | None = None
+    _plans: list[AcceptedPlan] = field(default_factory=list[AcceptedPlan])
+    _parts: dict[tuple[bytes, str, PeerId], ReceivedPart] = field(
+        default_factory=dict[tuple[bytes, str, PeerId], ReceivedPart]
+    )
+
+    def take(self, statement: Said, raw: bytes, now: float) -> bool:
+        """Take a statement in that its signer has signed. Returns whether it says something new."""
+        peer = PeerId(statement.peer)
+        match statement:
+            case TermsStatement():
+                return False  # known before there is a board
+            case MemberCard():
+                news = self._take_card(peer, statement, raw)
+            case Standing():
+                news = self._take_standing(peer, statement, raw)
+            case RoundPlan():
+                news = self._take_plan(peer, statement, raw)
+        self._look(now)
+        return news
+
+    def take_part(self, sender: PeerId, message: UpdatePart, payload: bytes) -> bool:
+        """Keep a part of this round until its plan is over. Returns whether it is kept."""
+        if sender not in self.cards or message.round != self.round or len(payload) > self.size:
+            return False
+        key = (message.plan, message.kind, sender)
+        known = self.accepted is not None and self.accepted.hash == message.plan
+        early = sum(len(part.payload) for (plan, _, _), part in self._parts.items() if plan != message.plan)
+        if key in self._parts or (not known and early + len(payload) > EARLY_TIMES * self.size):
+            return False
+        self._parts[key] = ReceivedPart(message, payload)
+        return True
+
+    def parts(self, kind: str) -> Mapping[PeerId, ReceivedPart]:
+        """What has come by the accepted plan, by sender."""
+        if self.accepted is None:
+            return {}
+        wanted = (self.accepted.hash, kind)
+        return {sender: part for (plan, what, sender), part in self._parts.items() if (plan, what) == wanted}
+
+    def begin(self, round: int, state: bytes, now: float) -> None:
+        """This member is in a round now, with the state of this digest. What was of others is forgotten."""
+        if (round, state) != (self.round, self.state):
+            self.round, self.state = round, state
+            self.accepted, self.first_ready = None, None
+            # A plan, and parts, of the next round may have come from who was sooner.
+            self._plans = [plan for plan in self._plans if plan.plan.round >= round]
+            self._parts = {key: part for key, part in self._parts.items() if part.message.round >= round}
+        self._look(now)
+
+    def snapshot(self) -> Snapshot:
+        """As the decisions want it."""
+        return Snapshot(
+            self.own, self.run, self.round, self.state, self.standings, self.gone, self.first_ready
+        )
+
+    @property
+    def passed_over(self) -> bool:
+        """Whether a round goes on without this member: at least half of those who are ready are in it."""
+        known = self.snapshot()
+        ready = len(ready_members(known))
+        return any(
+            (plan.round, plan.state) == (self.round, self.state)
+            and self.own not in plan.peers
+            and PeerId(plan.peer) in plan.peers
+            and 2 * len(plan.members) >= ready
+            for plan in (made.plan for made in self._plans)
+        )
+
+    def statements(self) -> list[bytes]:
+        """Every card and standing, as they are passed on, and the plans of this round."""
+        return [*self.raw.values()]
+
+    def _take_card(self, peer: PeerId, card: MemberCard, raw: bytes) -> bool:
+        known = self.cards.get(peer)
+        if known is not None and known.number >= card.number:
+            return False
+        if known is None and len(self.cards) >= MAX_MEMBERS and not self._make_room():
+            return False
+        self.cards[peer], self.raw[peer, "card"] = card, raw
+        return True
+
+    def _make_room(self) -> bool:
+        """Whether one who is gone has made place for a newcomer."""
+        for peer in self.gone:
+            if peer in self.cards:
+                del self.cards[peer]
+                self.standings.pop(peer, None)
+                self.raw = {key: raw for key, raw in self.raw.items() if key[0] != peer}
+                return True
+        return False
+
+    def _take_standing(self, peer: PeerId, standing: Standing, raw: bytes) -> bool:
+        known = self.standings.get(peer)
+        if peer not in self.cards or (known is not None and known.order >= standing.order):
+            return False
+        self.standings[peer], self.raw[peer, "standing"] = standing, raw
+        return True
+
+    def _take_plan(self, peer: PeerId, plan: RoundPlan, raw: bytes) -> bool:
+        if peer not in self.cards or not self.round <= plan.round <= self.round + 1:
+            return False
+        made = AcceptedPlan(plan, statement_hash(raw))
+        of_peer = any(PeerId(old.plan.peer) == peer for old in self._plans if old.plan.round == plan.round)
+        if of_peer or len(self._plans) >= 2 * PLANS_KEPT:
+            return False
+        self._plans.append(made)
+        return True
+
+    def _look(self, now: float) -> None:
+        """What follows from what is known now: who was ready first, and the plan that holds."""
+        known = self.snapshot()
+        ready = ready_members(known)
+        if self.first_ready is None and ready:
+            self.first_ready = now
+        if self.accepted is None and self.own in ready:
+            self.accepted = next((made for made in self._plans if not plan_fault(made.plan, known)), None)

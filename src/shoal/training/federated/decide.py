@@ -1,0 +1,97 @@
+"""Who convenes a round, when it closes, and who has fallen behind: functions of what a member knows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from hashlib import sha256
+
+from shoal.training.federated.statements import RoundPlan, Standing
+from shoal.types import PeerId
+
+GRACE_S = 3.0
+"""How long each next member waits, beyond the one before it, until it convenes the round in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a member knows, of itself too."""
+
+    own: PeerId
+    run: bytes
+    round: int
+    state: bytes
+    """The digest that its round began with."""
+    standings: Mapping[PeerId, Standing]
+    """The last one of each member."""
+    gone: Set[PeerId]
+    """Who cannot be reached, or has failed in the round before."""
+    first_ready: float | None
+    """When the first member, itself included, was known to be ready for the round."""
+
+
+def ready_members(known: Snapshot) -> list[PeerId]:
+    """Who is ready for the round with the same adapter, first who is to convene it.
+
+    The order is another one in each round, and nobody chooses it: by a hash of run, round and peer.
+    """
+    found = [
+        peer
+        for peer, standing in known.standings.items()
+        if peer not in known.gone
+        and standing.ready
+        and (standing.round, standing.state) == (known.round, known.state)
+    ]
+    return sorted(found, key=lambda peer: _rank(known.run, known.round, peer))
+
+
+def convenes_at(known: Snapshot, least: int, gather_s: float) -> float | None:
+    """When this member publishes a plan, if none comes until then.
+
+    Returns:
+        ``None`` while it does not: too few are ready.
+    """
+    ready = ready_members(known)
+    if known.first_ready is None or known.own not in ready or len(ready) < least:
+        return None
+    still = set(known.standings) - set(known.gone) - set(ready)
+    waits_s = gather_s if still else 0.0
+    return known.first_ready + waits_s + GRACE_S * ready.index(known.own)
+
+
+def plan_fault(plan: RoundPlan, known: Snapshot) -> str:
+    """Why a plan does not concern this member, or cannot be; empty where it holds."""
+    if plan.round != known.round:
+        return f"it is of round {plan.round}"
+    if plan.state != known.state:
+        return "its round begins with another adapter"
+    if PeerId(plan.peer) not in plan.peers:
+        return "who convened it is not in it"
+    return "" if known.own in plan.peers else "this member is not in it"
+
+
+def ahead(known: Snapshot) -> tuple[int, bytes] | None:
+    """The round and digest that this member should have, where most of the others have something else.
+
+    Of those that are behind it nothing follows. With as many for its own digest as for the other, the smaller
+    one holds, so that not both sides change.
+    """
+    others = [
+        (standing.round, standing.state)
+        for peer, standing in known.standings.items()
+        if peer != known.own and peer not in known.gone
+    ]
+    held = Counter(where for where in others if where[0] >= known.round)
+    own = (known.round, known.state)
+    held[own] += 1
+    most = max(held, key=lambda where: (held[where], where == own, where[0]))
+    if most[0] > known.round:
+        return most if held[most] * 2 > len(others) else None
+    rivals = {where: count for where, count in held.items() if where[0] == known.round}
+    best = min(rivals, key=lambda where: (-rivals[where], where[1]))
+    return None if best == own else best
+
+
+def _rank(run: bytes, round: int, peer: PeerId) -> bytes:
+    return sha256(run + round.to_bytes(8, "big") + peer.encode()).digest()

@@ -1,0 +1,89 @@
+"""The terms of a run: what its starter has chosen and signed, and every member keeps to."""
+
+from __future__ import annotations
+
+import math
+from hashlib import sha256
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from shoal.errors import UsageError
+from shoal.training.federated.means import MeanRule
+from shoal.wire.federating import MAX_MEMBERS, MAX_ROUNDS, MAX_SIZE
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
+    """What members of a run have in common. Fields are added at the end, with a default."""
+
+    model: Name
+    """As the starter names it; its digest decides."""
+    digest: Name
+    rank: Annotated[int, Meta(ge=1, le=64)]
+    alpha: Annotated[float, Meta(gt=0, le=1e6)]
+    layers: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
+    size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+    """Elements of the adapter."""
+    layout: Hash
+    """Of the adapter's tensors, :attr:`VectorLayout.digest`."""
+    rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]
+    steps: Annotated[int, Meta(ge=1, le=1 << 20)]
+    """Local steps of a round."""
+    rule: MeanRule
+    radius: Annotated[float, Meta(gt=0, le=1e12)]
+    """The norm to which an update is clipped."""
+    outer_rate: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    outer_momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    proximal: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """FedProx's strength; 0: without."""
+    least: Annotated[int, Meta(ge=2, le=MAX_MEMBERS)] = 2
+    """Members without whom there is no round."""
+    gather_s: Seconds = 60.0
+    """How long a round waits for members after the first one that is ready."""
+    part_s: Seconds = 60.0
+    """How long parts, and then means, are waited for."""
+    secret: bool = False
+    """Whether updates are added up without anybody seeing one."""
+    noise: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Deviation of the noise that each member adds to its clipped update, in ``radius``; 0: none."""
+    name: Annotated[str, Meta(max_length=128)] = ""
+
+    def check(self) -> None:
+        """Raises UsageError: terms that do not go together."""
+        if self.secret and self.rule != "mean":
+            raise UsageError(
+                f"--secret and --mean {self.rule} do not go together: a robust mean compares the updates one "
+                "with another, and secret sums show nobody any of them",
+                check="choose what you fear more: curious members (--secret) or bad ones (--mean)",
+            )
+        if self.secret and self.least < 3:
+            raise UsageError(
+                "--secret with fewer than three members: of a sum of two, each knows the other's part",
+                check="set --least to 3 or more",
+            )
+        numbers = (self.radius, self.outer_rate, self.outer_momentum, self.proximal, self.noise, self.alpha)
+        if not all(map(math.isfinite, numbers)):
+            raise UsageError("a number of the terms is NaN or infinite", check="look at the options")
+
+
+def adam_radius(rate: float, steps: int, size: int) -> float:
+    """The norm of an update of ``steps`` steps of AdamW that all go the same way, which none is longer than
+    by much: each step moves each of ``size`` numbers by about ``rate``.
+    """
+    return max(rate, 1e-12) * steps * math.sqrt(size)
+
+
+def run_of(raw: bytes) -> bytes:
+    """The name of a run, 32 bytes: the hash of its signed terms."""
+    return sha256(b"shoal federated run 1\0" + raw).digest()
+
+
+def told(terms: FederatedTerms) -> dict[str, Any]:
+    """The terms as JSON has them."""
+    fields = {name: getattr(terms, name) for name in terms.__struct_fields__}
+    return fields | {"layout": terms.layout.hex(), "layers": list(terms.layers)}

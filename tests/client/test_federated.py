@@ -1,0 +1,222 @@
+"""Federated rounds in memory: members that die, send poison, come late, or are cut off."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from shoal.errors import NotRunning
+from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
+from shoal.training.federated.terms import FederatedTerms
+from shoal.wire.federating import UpdatePart
+
+CLASSES, FEATURES = 4, 12
+SIZE = CLASSES * FEATURES
+
+
+def terms(**options):
+    common = {
+        "model": "fish",
+        "digest": "sha256:" + "a" * 64,
+        "rank": 1,
+        "alpha": 1.0,
+        "layers": (),
+        "seed": 0,
+        "size": SIZE,
+        "layout": b"l" * 32,
+        "rounds": 6,
+        "steps": 5,
+        "rule": "mean",
+        "radius": 10.0,
+        "gather_s": 20.0,
+        "part_s": 20.0,
+    }
+    return FederatedTerms(**common | options)
+
+
+def learners(count, **options):
+    return [SoftmaxLearner(*data, CLASSES, **options) for data in unlike_data(count)]
+
+
+def central(count, rounds, steps):
+    """The loss over all data, and that of training on all of them in one place with as many steps."""
+    data = unlike_data(count)
+    whole = SoftmaxLearner(
+        np.concatenate([x for x, _ in data]), np.concatenate([y for _, y in data]), CLASSES
+    )
+    for _ in range(rounds * steps):
+        whole.flat = (whole.flat - np.float32(whole.rate) * whole.gradient()).astype(np.float32)
+    return whole, whole.loss(whole.inputs, whole.labels)
+
+
+class Poison(SoftmaxLearner):
+    """What it has learnt is not what it says."""
+
+    sends = np.nan
+
+    async def learn(self, round, steps, proximal):
+        seen = await super().learn(round, steps, proximal)
+        self.flat = self.flat + np.float32(self.sends)
+        return seen
+
+
+def same_adapter(run, members):
+    return len({run.members[index].state.digest for index in members}) == 1
+
+
+async def test_all_members_end_with_the_same_adapter_as_good_as_one_of_all_data(autojump_clock):
+    async with memory_run(terms(rounds=12)) as run:
+        for learner in learners(4):
+            run.add(learner)
+        await run.finished(range(4), 600)
+        assert same_adapter(run, range(4))
+        whole, expected = central(4, 12, 5)
+        whole.flat = run.members[0].state.weights
+        assert whole.loss(whole.inputs, whole.labels) == pytest.approx(expected, rel=0.03)
+        last = run.reports[0][-1]
+        assert (last.round, len(last.members), last.left_out, last.missing) == (12, 4, {}, {})
+
+
+async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_nothing(autojump_clock):
+    async with memory_run(terms(rounds=15, least=3)) as run:
+        made = learners(8)
+        made[7] = Poison(made[7].inputs, made[7].labels, CLASSES)
+        for learner in made:
+            run.add(learner)
+        stay = [0, 1, 2, 3, 4]
+
+        run.kill_at(5, 2, "update", 3)  # some owners have its part, and others not
+        run.kill_at(6, 4, "mean", 2)  # some members have the mean of its part, and others not
+        await run.finished([*stay, 7], 900)
+        assert same_adapter(run, [*stay, 7])
+        poison = run.members[7].board.own
+        assert all(poison in report.left_out for report in run.reports[0])
+        assert "NaN" in run.reports[0][0].left_out[poison]
+        whole, expected = central(8, 15, 5)
+        whole.flat = run.members[0].state.weights
+        loss = whole.loss(whole.inputs, whole.labels)
+        print(f"federated {loss:.4f}, central {expected:.4f}: {loss / expected - 1:+.2%}")
+        assert loss <= 1.03 * expected
+
+
+async def test_who_sends_too_much_or_the_wrong_way_is_bounded(autojump_clock):
+    async with memory_run(terms(rounds=8, rule="median", radius=3.0)) as run:
+        made = learners(6)
+        made[4] = Poison(made[4].inputs, made[4].labels, CLASSES)
+        made[4].sends = 1e30  # named
+        made[5] = Poison(made[5].inputs, made[5].labels, CLASSES)
+        made[5].sends = -0.4  # within the norm that is allowed: nobody can tell, and the median bears it
+        for learner in made:
+            run.add(learner)
+        await run.finished(range(6), 600)
+        assert same_adapter(run, range(6))
+        huge, turned = (run.members[index].board.own for index in (4, 5))
+        assert "norm is" in run.reports[0][3].left_out[huge]
+        assert turned not in run.reports[0][3].left_out
+        whole, expected = central(6, 8, 5)
+        whole.flat = run.members[0].state.weights
+        assert whole.loss(whole.inputs, whole.labels) <= 1.1 * expected
+
+
+async def test_a_part_of_another_size_is_left_out_and_its_sender_named(autojump_clock):
+    async with memory_run(terms(rounds=2)) as run:
+        for learner in learners(3):
+            run.add(learner)
+        bad = run.members[2]
+        pass_on = bad.peers.send
+
+        async def send(peer, message, payload=b""):
+            if isinstance(message, UpdatePart) and message.kind == "update":
+                message = structs.replace(message, size=7)
+                payload = b"seven!!"
+            await pass_on(peer, message, payload)
+
+        bad.peers.send = send
+        await run.finished(range(3), 300)
+        assert same_adapter(run, range(3))
+        assert "0 numbers and not 16" in run.reports[0][0].left_out[bad.board.own]
+
+
+async def test_an_owner_whose_mean_cannot_be_is_not_followed(autojump_clock):
+    async with memory_run(terms(rounds=2, radius=1.0)) as run:
+        for learner in learners(3):
+            run.add(learner)
+        bad = run.members[1]
+        pass_on = bad.peers.send
+
+        async def send(peer, message, payload=b""):
+            if isinstance(message, UpdatePart) and message.kind == "mean":
+                payload = np.full(len(payload) // 4, 50, "<f4").tobytes()
+            await pass_on(peer, message, payload)
+
+        bad.peers.send = send
+        await run.finished([0, 2], 300)
+        assert same_adapter(run, [0, 2])
+        assert "no mean of updates" in run.reports[0][0].missing[bad.board.own]
+
+
+async def test_who_comes_late_has_the_adapter_from_the_others(autojump_clock):
+    async with memory_run(terms(rounds=6)) as run:
+        made = learners(4)
+        for learner in made[:3]:
+            run.add(learner)
+        await run.reached(0, 2, 300)
+        run.add(made[3])
+        await run.finished(range(4), 600)
+        assert same_adapter(run, range(4))
+        assert run.reports[3][0].members == ()  # the first it came to had been without it
+        assert len(run.reports[3][-1].members) == 4
+
+
+async def test_a_slow_member_is_left_out_of_a_round_and_goes_on_with_the_others(autojump_clock):
+    async with memory_run(terms(rounds=4, gather_s=5.0)) as run:
+        made = learners(3)
+        made[2].step_s = 3.0  # 15 s a round
+        for learner in made:
+            run.add(learner)
+        await run.finished(range(3), 600)
+        assert same_adapter(run, range(3))
+        assert len(run.reports[0][1].members) == 2
+
+
+async def test_a_member_goes_on_from_what_it_kept(autojump_clock):
+    kept = {}
+
+    async def save(round, state):
+        kept["at"] = round, state
+
+    async with memory_run(terms(rounds=4)) as run:
+        made = learners(3)
+        run.add(made[0])
+        run.add(made[1])
+        run.add(made[2], save=save)
+        await run.reached(2, 2, 300)
+        run.kill(2)
+        await run.finished([0, 1], 600)
+        round, state = kept["at"]
+        assert round == 2
+        run.add(made[2], round=round, state=state)
+        await run.finished([0, 1, 3], 600)
+        assert same_adapter(run, [0, 1, 3])
+
+
+async def test_without_enough_members_it_ends_and_says_so(autojump_clock):
+    async with memory_run(terms(least=3)) as run:
+        for learner in learners(2):
+            run.add(learner, patience_s=30.0)
+        with pytest.raises(NotRunning, match="2 of at least 3 members"):
+            await run.finished([0], 600)
+
+
+async def test_momentum_is_shared_as_the_weights_are(autojump_clock):
+    options = {"outer_rate": 0.7, "outer_momentum": 0.5, "proximal": 0.1, "rounds": 10}
+    async with memory_run(terms(**options)) as run:
+        for learner in learners(3):
+            run.add(learner)
+        await run.finished(range(3), 600)
+        assert same_adapter(run, range(3))
+        assert np.abs(run.members[0].state.momentum).max() > 0
+        whole, expected = central(3, 10, 5)
+        whole.flat = run.members[0].state.weights
+        assert whole.loss(whole.inputs, whole.labels) == pytest.approx(expected, rel=0.03)
