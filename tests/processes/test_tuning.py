@@ -103,6 +103,17 @@ def test_reinforcement_learning_raises_the_reward(nodes, tmp_path, monkeypatch, 
     assert (tmp_path / "adapter/adapter_model.safetensors").exists()
 
 
+def test_members_of_a_federated_run_end_with_the_same_adapter(nodes, tmp_path, monkeypatch, capsys):
+    swarm = nodes.local.membership.name
+    for name, value in {"HOME": nodes.home, "HOST": "127.0.0.1", "MDNS": "0", "SWARM": swarm}.items():
+        monkeypatch.setenv(f"SHOAL_{name}", str(value))
+    monkeypatch.setattr(sys, "argv", ["federated.py", nodes.model, "2", str(tmp_path / "members")])
+    runpy.run_path(str(EXAMPLES / "federated.py"), run_name="__main__")
+    last = [line for line in capsys.readouterr().out.splitlines() if "round 2, 3 members" in line]
+    assert len(last) == 3
+    assert len({line.rsplit(" ", 1)[1] for line in last}) == 1, last
+
+
 def test_a_node_that_is_killed_in_a_step_is_replaced_and_the_adapter_is_the_same(nodes, tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [{"prompt": f"Say {i}: ", "completion": "yes " * (i + 1)} for i in range(9)]

@@ -41,8 +41,13 @@ def member_of(settings: Settings, *, create: bool = False) -> Membership:
     return found
 
 
-def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[_ResultT]]) -> _ResultT:
+def in_swarm(
+    settings: Settings, use: Callable[[Swarm], Awaitable[_ResultT]], identity: Identity | None = None
+) -> _ResultT:
     """Run ``use`` in the swarm and return what it returns.
+
+    Args:
+        identity: under which others can reach this machine; by default nobody needs to.
 
     Raises:
         UnknownModel: at once, where the model's name can be none.
@@ -53,7 +58,7 @@ def in_swarm(settings: Settings, use: Callable[[Swarm], Awaitable[_ResultT]]) ->
     check_name(settings, settings.model)
 
     async def go() -> _ResultT:
-        async with enter_swarm(settings) as swarm:
+        async with enter_swarm(settings, identity=identity) as swarm:
             return await use(swarm)
 
     return trio.run(go)
@@ -123,7 +128,9 @@ def looking(
 
 
 @asynccontextmanager
-async def enter_swarm(settings: Settings, *, create: bool = False) -> AsyncGenerator[Swarm]:
+async def enter_swarm(
+    settings: Settings, *, create: bool = False, identity: Identity | None = None
+) -> AsyncGenerator[Swarm]:
     """The swarm, as a client, until the block ends. Raises as :func:`member_of` and ``open_swarm``."""
     found = member_of(settings, create=create)
     async with AsyncExitStack() as stack:
@@ -131,5 +138,5 @@ async def enter_swarm(settings: Settings, *, create: bool = False) -> AsyncGener
             # Torch takes a while to import, so the bar must be there before it.
             from shoal.client.connect import open_swarm
 
-            swarm = await stack.enter_async_context(open_swarm(settings, found))
+            swarm = await stack.enter_async_context(open_swarm(settings, found, identity))
         yield swarm

@@ -48,6 +48,9 @@ class Commands(LazyGroup):
         "transcribe": Lazy("audio.transcribe", "Write down what is said in a recording."),
         "infer": Lazy("graph.infer", "Run a graph: arrays in, arrays out."),
         "tune": Lazy("tune.tune", "Tune a LoRA adapter of MODEL through the nodes that serve it."),
+        "federate": Lazy(
+            "federate.federate", "Tune an adapter together with others, whose data stay where they are."
+        ),
         "rollouts": Lazy("rollouts.rollouts", "Make many samples of each prompt with MODEL."),
         "status": Lazy("status.status", "Show what the swarm serves."),
         "peers": Lazy("status.status", "List the peers of the swarm."),

@@ -147,7 +147,7 @@ class MemoryRun:
             await self.reached(index, self.terms.rounds, within_s)
 
     async def reached(self, index: int, round: int, within_s: float) -> None:
-        """Wait until a member is in a round. Raises TooSlowError: it is not; and what ended another member."""
+        """Wait until a member is in a round. Raises TooSlowError: it is not; or what ended a member."""
         with trio.fail_after(within_s):
             while self.members[index].round < round:
                 for error in self.errors.values():

@@ -72,8 +72,14 @@ def read_code(code: str) -> bytes:
     return run
 
 
-async def look_at_run(network: Network, run: bytes, *, within_s: float = FIND_S) -> RunView:
+async def look_at_run(
+    network: Network, run: bytes, *, within_s: float = FIND_S, listen_s: float = ASKED_S
+) -> RunView:
     """Ask members of a run, found in the DHT, what they know.
+
+    Args:
+        within_s: until somebody has told the terms.
+        listen_s: how long they are listened to after that.
 
     Raises:
         NotRunning: nobody who takes part is found, or answers.
@@ -111,7 +117,8 @@ async def look_at_run(network: Network, run: bytes, *, within_s: float = FIND_S)
         nursery.start_soon(search, nursery)
         with trio.move_on_after(within_s):
             await terms_there.wait()
-            await trio.sleep(ASKED_S)
+        if view.raw:
+            await trio.sleep(listen_s)
         nursery.cancel_scope.cancel()
     if not view.raw:
         raise NotRunning(

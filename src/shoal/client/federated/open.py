@@ -123,7 +123,7 @@ async def join_run(
     """
     raw = await trio.to_thread.run_sync(folder.terms)
     if raw is None or run_of(raw) != run:
-        raw = (await look_at_run(swarm.network, run)).raw
+        raw = (await look_at_run(swarm.network, run, listen_s=0.0)).raw
     terms = read_terms(raw)
     await trio.to_thread.run_sync(folder.keep_terms, raw)
     model = model or terms.model

@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.errors import UsageError
+
 Vector = NDArray[np.float32]
 
 MeanRule = Literal["mean", "trimmed", "median", "clipping"]
@@ -36,6 +38,14 @@ HUGE_TIMES = 8
 CENTERED_STEPS = 3
 ROUNDING = 1.001
 """What float32 may add to a norm."""
+
+
+def mean_rule(name: str) -> MeanRule:
+    """A rule by its name. Raises UsageError: there is none."""
+    for rule in MEAN_RULES:
+        if rule == name:
+            return rule
+    raise UsageError(f"there is no mean {name!r}", check=f"name one of: {', '.join(MEAN_RULES)}")
 
 
 def norm(values: Vector) -> float:

@@ -6,6 +6,7 @@ import math
 from hashlib import sha256
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import UsageError
@@ -55,6 +56,10 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
 
     def check(self) -> None:
         """Raises UsageError: terms that do not go together."""
+        try:
+            msgspec.msgpack.decode(msgspec.msgpack.encode(self), type=FederatedTerms)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"the terms of a run cannot be: {error}", check="look at its options") from error
         if self.secret and self.rule != "mean":
             raise UsageError(
                 f"--secret and --mean {self.rule} do not go together: a robust mean compares the updates one "

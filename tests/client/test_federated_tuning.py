@@ -1,0 +1,124 @@
+"""Federated rounds whose members tune an adapter of a real, small model, and blocks of one's own machine."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import trio
+from safetensors.torch import load_file
+
+from shoal.client.federated.look import look_at_run, read_code
+from shoal.client.federated.open import FederatedOptions, join_run, start_run
+from shoal.client.federated.run_folder import RunFolder
+from shoal.client.tuning.open import TuningData, open_tuner
+from shoal.client.tuning.tuner import TuningOptions
+from shoal.errors import BadWeights, NotRunning, UsageError
+from shoal.testing.checkpoints import write_checkpoint
+from shoal.testing.swarm import memory_swarm
+from shoal.training.federated.outer import SharedState
+from shoal.types import Span
+
+OPTIONS = TuningOptions(rank=2, rate=5e-3, warmup=1, batch_tokens=200, steps=3)
+RUN = FederatedOptions(rounds=3, steps=2)
+
+
+@pytest.fixture(scope="module")
+def fish(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("fish"), "llama", initializer_range=0.2)
+
+
+def data_file(folder, subject):
+    path = folder / f"{subject}.jsonl"
+    lines = [{"prompt": f"{subject} {i}: ", "completion": f"{subject}{i}"} for i in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+async def test_own_blocks_give_what_nodes_give(tmp_path, fish):
+    data = TuningData(path=data_file(tmp_path, "sea"))
+    async with memory_swarm(
+        tmp_path / "home", fish, [Span(0, 3), Span(3, 6)], format="fp32", train="on"
+    ) as swarm:
+        losses = []
+        for own in (False, True):
+            folder = tmp_path / str(own)
+            tuner = await open_tuner(swarm.client, str(fish), data, OPTIONS, folder, own_blocks=own)
+            try:
+                losses.append([step.loss async for step in tuner.run()])
+            finally:
+                tuner.close()
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+async def test_members_with_other_data_end_with_one_adapter_that_knows_both(tmp_path, fish):
+    """Two members, in a swarm without any node that trains; a third looks at them."""
+    reports = {"sea": [], "sky": []}
+    seen = []
+    async with memory_swarm(tmp_path / "home", fish, [Span(0, 6)]) as swarm:
+        code = trio.Event()
+        started = []
+
+        async def member(subject):
+            client = await swarm.add_client()
+            data, folder = TuningData(path=data_file(tmp_path, subject)), RunFolder(tmp_path / subject)
+            if subject == "sea":
+                opening = start_run(client, str(fish), data, OPTIONS, RUN, folder, own_blocks=True)
+            else:
+                await code.wait()
+                run = read_code(started[0])
+                opening = join_run(client, run, data, OPTIONS, folder, own_blocks=True)
+            async with opening as run:
+                started.append(run.code)
+                code.set()
+                async for report in run.participant.run():
+                    reports[subject].append(report)
+                    if subject == "sky" and report.round == 2:
+                        view = await look_at_run(swarm.client.network, read_code(run.code), listen_s=0.2)
+                        seen.append(view)
+
+        with trio.fail_after(120):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(member, "sea")
+                nursery.start_soon(member, "sky")
+    assert reports["sea"][-1].digest == reports["sky"][-1].digest
+    assert reports["sea"][-1].loss < reports["sea"][0].loss
+    assert len(seen[0].cards) == 2
+    assert seen[0].terms.rounds == 3
+    adapters = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in reports]
+    for name, half in adapters[0].items():
+        assert (adapters[1][name] == half).all(), name
+    assert any(bool(half.abs().max() > 0) for name, half in adapters[0].items() if "lora_B" in name)
+
+
+def test_the_folder_keeps_what_a_member_goes_on_from(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.state(3) is None
+    assert folder.identity().peer == folder.identity().peer
+    state = SharedState(np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32))
+    folder.keep_state(7, state)
+    kept = folder.state(3)
+    assert kept is not None
+    assert (kept[0], kept[1].digest) == (7, state.digest)
+    with pytest.raises(BadWeights, match="is damaged"):
+        folder.state(4)
+    (folder.path / "shared.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadWeights, match="is damaged"):
+        folder.state(3)
+    folder.keep_terms(b"terms")
+    folder.keep_terms(b"terms")
+    with pytest.raises(UsageError, match="belongs to another run"):
+        folder.keep_terms(b"others")
+
+
+def test_a_code_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="no code of a run"):
+        read_code("fish")
+
+
+async def test_a_run_that_nobody_takes_part_in_is_not_found(tmp_path, fish, autojump_clock):
+    async with memory_swarm(tmp_path / "home", fish, []) as swarm:
+        with pytest.raises(NotRunning, match="nobody who takes part"):
+            await look_at_run(swarm.client.network, b"r" * 32)
