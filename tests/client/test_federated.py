@@ -8,6 +8,7 @@ from msgspec import structs
 
 from shoal.errors import NotRunning
 from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
+from shoal.training.federated.private import spent_epsilon
 from shoal.training.federated.terms import FederatedTerms
 from shoal.wire.federating import UpdatePart
 
@@ -220,3 +221,19 @@ async def test_momentum_is_shared_as_the_weights_are(autojump_clock):
         whole, expected = central(3, 10, 5)
         whole.flat = run.members[0].state.weights
         assert whole.loss(whole.inputs, whole.labels) == pytest.approx(expected, rel=0.03)
+
+
+async def test_noise_is_added_before_anybody_sees_an_update_and_epsilon_is_told(autojump_clock):
+    kept = []
+
+    async def keep_spent(count):
+        kept.append(count)
+
+    async with memory_run(terms(rounds=3, noise=0.02, radius=5.0)) as run:
+        for learner in learners(3):
+            run.add(learner, spent=4, keep_spent=keep_spent)
+        await run.finished(range(3), 300)
+        assert same_adapter(run, range(3))
+        assert kept[:3] == [5, 5, 5]
+        told = [report.epsilon for report in run.reports[0]]
+        assert told == [spent_epsilon(0.02, count) for count in (5, 6, 7)]

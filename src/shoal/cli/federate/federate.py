@@ -78,6 +78,9 @@ def start(
     outer_rate: Annotated[float, typer.Option(help="Rate of the outer step; 1 adds the mean as it is.")] = 1,
     outer_momentum: Annotated[float, typer.Option(min=0, help="Nesterov momentum of the outer step.")] = 0,
     proximal: Annotated[float, typer.Option(min=0, help="FedProx's strength; 0: none.")] = 0,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise in each number of an update, in its norm's limit; 0: none.")
+    ] = 0,
     gather: SecondsOption = 60,
     rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")] = 8,
     alpha: Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")] = 16,
@@ -122,6 +125,7 @@ def start(
         outer_momentum=outer_momentum,
         proximal=proximal,
         least=least,
+        noise=noise,
         gather_s=gather,
         part_s=gather,
     )

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from shoal.cli.output import many, say
+from shoal.training.federated.private import DELTA
 from shoal.training.federated.terms import told
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def tell_round(done: RoundReport, report: Progress, as_json: bool) -> None:
     else:
         who = many(len(done.members), "member")
         line = f"round {done.round}: {who}, {done.agreed} with the same adapter, loss {done.loss:.4f}"
+        if done.epsilon is not None:
+            line += f", epsilon {done.epsilon:.3g} with delta {DELTA:g}"
     report(line, done.round, done.rounds)
     for peer, why in {**done.left_out, **done.missing}.items():
         say(f"round {done.round}: {peer} is left out: {why}")
@@ -42,6 +45,7 @@ def round_fields(done: RoundReport) -> dict[str, Any]:
         "agreed": done.agreed,
         "loss": done.loss if math.isfinite(done.loss) else None,
         "sent": done.sent,
+        "epsilon": done.epsilon if done.epsilon is not None and math.isfinite(done.epsilon) else None,
     }
 
 

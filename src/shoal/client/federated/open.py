@@ -40,6 +40,8 @@ class FederatedOptions:
     least: int = 2
     gather_s: float = 60.0
     part_s: float = 60.0
+    noise: float = 0.0
+    """Deviation of the noise in each number of a member's update, in ``radius``; 0: none."""
     name: str = ""
 
 
@@ -186,6 +188,7 @@ def _terms(
         least=chosen.least,
         gather_s=chosen.gather_s,
         part_s=chosen.part_s,
+        noise=chosen.noise,
         name=chosen.name,
     )
     terms.check()
@@ -210,6 +213,9 @@ async def _taking_part(
         await learner.tuner.save()
         await trio.to_thread.run_sync(partial(folder.keep_state, number, reached))
 
+    async def keep_spent(count: int) -> None:
+        await trio.to_thread.run_sync(folder.keep_spent, count)
+
     participant = Participant(
         swarm.network,
         swarm.member.clock,
@@ -219,6 +225,8 @@ async def _taking_part(
         round=round,
         state=state,
         save=save,
+        spent=await trio.to_thread.run_sync(folder.spent),
+        keep_spent=keep_spent,
         patience_s=patience_s,
     )
     async with taking_part(participant):

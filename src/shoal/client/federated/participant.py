@@ -20,6 +20,7 @@ from shoal.training.federated.board import AcceptedPlan, RunBoard
 from shoal.training.federated.decide import ahead, convenes_at, ready_members
 from shoal.training.federated.means import Vector
 from shoal.training.federated.outer import SharedState
+from shoal.training.federated.private import noisy_update, spent_epsilon
 from shoal.training.federated.statements import PlannedMember, RoundPlan, Standing
 from shoal.training.federated.terms import FederatedTerms, run_of
 from shoal.types import PeerId
@@ -36,8 +37,8 @@ LOOK_S = 1.0
 
 Save = Callable[[int, SharedState], Awaitable[None]]
 """Keeps the round that is to come, and the state that it begins with."""
-Guard = Callable[[Vector], Vector]
-"""What is done to an update before anybody else sees it."""
+KeepSpent = Callable[[int], Awaitable[None]]
+"""Keeps how many updates with noise were sent, before the last of them is."""
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ class RoundReport:
     """Of this member's last local step."""
     sent: int = 0
     """Bytes to other members so far."""
+    epsilon: float | None = None
+    """What all its updates so far have shown of this member's data, with a delta of ``DELTA``; ``None``
+    without noise."""
 
 
 class Participant:
@@ -71,7 +75,7 @@ class Participant:
     Args:
         terms, raw: the terms, and as they are signed.
         state: what the round ``round`` begins with, of a member that goes on after it was ended.
-        guard: clips and adds noise, where the terms want that.
+        spent: updates with noise that it has sent before.
     """
 
     def __init__(
@@ -85,14 +89,16 @@ class Participant:
         round: int = 0,
         state: SharedState | None = None,
         save: Save | None = None,
-        guard: Guard | None = None,
+        spent: int = 0,
+        keep_spent: KeepSpent | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.terms, self.learner = terms, learner
         self.board = RunBoard(run_of(raw), network.peer, 4 * terms.size)
         self.peers = RunPeers(network, clock, self.board, raw, self._state_of)
         self._started = max(0, int(clock.wall() * 1000))
-        self._save, self._guard, self._patience_s = save, guard, patience_s
+        self._save, self._patience_s = save, patience_s
+        self._spent, self._keep_spent = spent, keep_spent
         self._states: dict[bytes, SharedState] = {}
         self.round = round
         self.state = state or SharedState.fresh(learner.weights())
@@ -118,9 +124,7 @@ class Participant:
                 continue
             self.learner.put(self.state.weights)
             examples, loss = await self.learner.learn(self.round, self.terms.steps, self.terms.proximal)
-            update = self.learner.weights() - self.state.weights
-            if self._guard is not None:
-                update = self._guard(update)
+            update = await self._private(self.learner.weights() - self.state.weights)
             reduced = await self._average(update, examples)
             if reduced is None:
                 continue  # the others have gone on without us
@@ -130,6 +134,15 @@ class Participant:
         if (report := await self._catch_up()) is not None:
             yield report
         self.learner.put(self.state.weights)
+
+    async def _private(self, update: Vector) -> Vector:
+        """The update as others may see it: with noise, where the terms want that."""
+        if not self.terms.noise:
+            return update
+        self._spent += 1
+        if self._keep_spent is not None:
+            await self._keep_spent(self._spent)
+        return noisy_update(update, self.terms.radius, self.terms.noise)
 
     async def _await_members(self) -> None:
         """Wait for as many as the terms ask for."""
@@ -250,6 +263,7 @@ class Participant:
             self._agreeing(),
             loss,
             self.peers.sent,
+            spent_epsilon(self.terms.noise, self._spent) if self.terms.noise else None,
         )
 
     def _too_few(self) -> NotRunning:

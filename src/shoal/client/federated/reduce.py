@@ -86,7 +86,7 @@ class RoundReduction:
     def _reduce_own(self) -> Vector:
         bound = self._bounds[self._own]
         size = bound.stop - bound.start
-        radius = part_radius(self._terms.radius, size, self._terms.size)
+        radius = part_radius(self._terms.allowed, size, self._terms.size)
         came = self._board.parts("update")
         counted: list[Vector] = []
         examples: list[int] = []
@@ -120,7 +120,7 @@ class RoundReduction:
                 self._reduced.missing[peer] = "the mean of its part did not come in time"
                 continue
             values = _floats(came[peer].payload)
-            radius = part_radius(self._terms.radius, size, self._terms.size)
+            radius = part_radius(self._terms.allowed, size, self._terms.size)
             if fault := mean_fault(values, size, radius):
                 self._reduced.missing[peer] = fault
                 continue

@@ -2,7 +2,7 @@
 
 ``member.key`` is its identity in the run, ``run.terms`` what the starter has signed, ``shared.safetensors``
 weights and momentum with the round that they begin, and ``adapter/`` the adapter as PEFT reads it, with the
-checkpoint of its optimizer. Each is written whole.
+checkpoint of its optimizer. ``updates.sent`` counts updates with noise, for epsilon. Each is written whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from shoal.whole_file import write_whole
 from shoal.wire.federating import MAX_ROUNDS
 
 KEY, TERMS, SHARED, ADAPTER = "member.key", "run.terms", "shared.safetensors", "adapter"
+SPENT = "updates.sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,21 @@ class RunFolder:
             )
         if kept is None:
             write_whole(self.path / TERMS, raw, replace=True)
+
+    def spent(self) -> int:
+        """How many updates with noise were sent. Raises BadWeights: the file is damaged."""
+        path = self.path / SPENT
+        try:
+            return max(0, int(path.read_text())) if path.exists() else 0
+        except ValueError as error:
+            raise BadWeights(
+                f"{path} is damaged ({error})",
+                check="write the number of rounds that this member has taken part in into it",
+            ) from error
+
+    def keep_spent(self, count: int) -> None:
+        """Raises OSError: it cannot be written."""
+        write_whole(self.path / SPENT, str(count).encode(), replace=True)
 
     def keep_state(self, round: int, state: SharedState) -> None:
         """Raises OSError: it cannot be written."""

@@ -11,6 +11,8 @@ from msgspec import Meta, Struct
 
 from shoal.errors import UsageError
 from shoal.training.federated.means import MeanRule
+from shoal.training.federated.private import noisy_radius
+from shoal.training.federated.secret.secret_sum import LEAST_COUNTED
 from shoal.wire.federating import MAX_MEMBERS, MAX_ROUNDS, MAX_SIZE
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -54,6 +56,11 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
     """Deviation of the noise that each member adds to its clipped update, in ``radius``; 0: none."""
     name: Annotated[str, Meta(max_length=128)] = ""
 
+    @property
+    def allowed(self) -> float:
+        """The norm that an update may have as it is sent, with its noise."""
+        return noisy_radius(self.radius, self.noise, self.size)
+
     def check(self) -> None:
         """Raises UsageError: terms that do not go together."""
         try:
@@ -66,10 +73,10 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
                 "with another, and secret sums show nobody any of them",
                 check="choose what you fear more: curious members (--secret) or bad ones (--mean)",
             )
-        if self.secret and self.least < 3:
+        if self.secret and self.least < LEAST_COUNTED:
             raise UsageError(
-                "--secret with fewer than three members: of a sum of two, each knows the other's part",
-                check="set --least to 3 or more",
+                f"--secret with {self.least} members: of a sum of three, any two know what the third has added",
+                check=f"set --least to {LEAST_COUNTED} or more",
             )
         numbers = (self.radius, self.outer_rate, self.outer_momentum, self.proximal, self.noise, self.alpha)
         if not all(map(math.isfinite, numbers)):
