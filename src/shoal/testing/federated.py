@@ -148,11 +148,19 @@ class MemoryRun:
 
     async def reached(self, index: int, round: int, within_s: float) -> None:
         """Wait until a member is in a round. Raises TooSlowError: it is not; or what ended a member."""
-        with trio.fail_after(within_s):
-            while self.members[index].round < round:
-                for error in self.errors.values():
-                    raise error
-                await trio.sleep(0.2)
+        until = trio.current_time() + within_s
+        while self.members[index].round < round:
+            for error in self.errors.values():
+                raise error
+            if trio.current_time() > until:
+                raise trio.TooSlowError("\n".join(map(self._standing, range(len(self.members)))))
+            await trio.sleep(0.2)
+
+    def _standing(self, index: int) -> str:
+        """What a member knows, in a line."""
+        board = self.members[index].board
+        standings = [(said.round, said.ready) for said in board.standings.values()]
+        return f"{index}: round {self.members[index].round}, knows {standings}, {len(board.gone)} gone"
 
     async def _live(self, index: int) -> None:
         with self.scopes[index]:

@@ -75,7 +75,7 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
             )
         if self.secret and self.least < LEAST_COUNTED:
             raise UsageError(
-                f"--secret with {self.least} members: of a sum of three, any two know what the third has added",
+                f"--secret with {self.least} members: of a sum of three, two know what the third adds",
                 check=f"set --least to {LEAST_COUNTED} or more",
             )
         numbers = (self.radius, self.outer_rate, self.outer_momentum, self.proximal, self.noise, self.alpha)

@@ -46,8 +46,5 @@ def split_secret(secret: bytes, threshold: int, members: int) -> list[bytes]:
 
 def join_secret(shares: Sequence[tuple[int, bytes]]) -> bytes:
     """The secret of as many shares as the threshold is, each with its member's place."""
-    halves = [
-        Shamir.combine([(index + 1, share[at : at + HALF]) for index, share in shares], False)
-        for at in (0, HALF)
-    ]
-    return b"".join(halves)
+    first = Shamir.combine([(index + 1, share[:HALF]) for index, share in shares], False)
+    return first + Shamir.combine([(index + 1, share[HALF:]) for index, share in shares], False)

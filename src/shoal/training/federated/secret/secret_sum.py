@@ -33,7 +33,7 @@ LEAST_COUNTED = 4
 """Members of a sum: of three, any two know what the third has added."""
 SHARE_BYTES = 2 * SECRET_BYTES
 CURIOUS = 2
-"""Members who may join and still learn nothing, also where one convenes and gives each member another list."""
+"""Members who may join and still learn nothing, also where one convenes and gives each another list."""
 
 
 def threshold_of(members: int) -> int:
