@@ -7,7 +7,7 @@ import pytest
 from msgspec import structs
 from trio.testing import MockClock
 
-from shoal.errors import NotRunning
+from shoal.errors import NotRunning, UsageError
 from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
 from shoal.training.federated.private import spent_epsilon
 from shoal.training.federated.terms import FederatedTerms
@@ -248,3 +248,68 @@ async def test_noise_is_added_before_anybody_sees_an_update_and_epsilon_is_told(
         assert kept[:3] == [5, 5, 5]
         told = [report.epsilon for report in run.reports[0]]
         assert told == [spent_epsilon(0.02, count) for count in (5, 6, 7)]
+
+
+SECRET = {"secret": True, "least": 4, "radius": 5.0, "gather_s": 5.0, "part_s": 5.0}
+
+
+async def test_a_secret_sum_comes_to_what_the_open_one_does():
+    """On the real clock: the masks are made on threads."""
+    states = []
+    for options in (SECRET, SECRET | {"secret": False}):
+        async with memory_run(terms(rounds=2, **options)) as run:
+            for learner in learners(5, step_s=0.0):
+                run.add(learner)
+            await run.finished(range(5), 60)
+            assert same_adapter(run, range(5))
+            assert run.reports[0][-1].missing == {}
+            states.append(run.members[0].state.weights)
+    assert states[0] == pytest.approx(states[1], abs=1e-5)
+
+
+async def test_who_drops_out_of_a_secret_sum_does_not_spoil_it():
+    async with memory_run(terms(rounds=4, **SECRET)) as run:
+        for learner in learners(8, step_s=0.0):
+            run.add(learner)
+        run.kill_at(7, 1, "update", 2)  # in the midst of its masked parts
+        run.kill_at(6, 2, "mean", 0)  # when it is to give its mean
+        await run.finished(range(6), 90)
+        assert same_adapter(run, range(6))
+        gone = run.members[7].board.own
+        assert "dropped out" in run.reports[0][1].left_out[gone]
+        assert run.reports[0][3].missing == {}
+        whole, expected = central(8, 4, 5)
+        whole.flat = run.members[0].state.weights
+        assert whole.loss(whole.inputs, whole.labels) <= 1.1 * expected
+
+
+async def test_of_an_update_nothing_but_masked_parts_leaves_its_member_where_sums_are_secret():
+    seen = []
+    async with memory_run(terms(rounds=1, **SECRET)) as run:
+        for learner in learners(4, step_s=0.0):
+            run.add(learner)
+        for member in run.members:
+            pass_on = member.peers.send
+
+            async def send(peer, message, payload=b"", member=member, pass_on=pass_on):
+                if isinstance(message, UpdatePart) and message.kind == "update":
+                    seen.append(payload)
+                await pass_on(peer, message, payload)
+
+            member.peers.send = send
+        await run.finished(range(4), 60)
+        sent = b"".join(seen)
+        assert len(sent) == 4 * 3 * (SIZE // 4) * 8
+        # An open part has the high bits of small integers: all zeros or all ones.
+        high = np.frombuffer(sent, "<u8") >> np.uint64(56)
+        assert len(set(high.tolist())) > 100
+
+
+def test_robust_and_secret_together_are_refused_and_explained():
+    with pytest.raises(UsageError, match="secret sums show nobody any of them"):
+        terms(secret=True, rule="median", least=4).check()
+    with pytest.raises(UsageError, match="two know what the third adds"):
+        terms(secret=True).check()
+    with pytest.raises(UsageError, match="the terms of a run cannot be"):
+        terms(outer_momentum=1.0).check()
+    terms(secret=True, least=4).check()

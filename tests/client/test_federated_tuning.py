@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ async def test_own_blocks_give_what_nodes_give(tmp_path, fish):
         losses = []
         for own in (False, True):
             folder = tmp_path / str(own)
-            tuner = await open_tuner(swarm.client, str(fish), data, OPTIONS, folder, own_blocks=own)
+            options = replace(OPTIONS, epochs=3)
+            tuner = await open_tuner(swarm.client, str(fish), data, options, folder, own_blocks=own)
             try:
                 losses.append([step.loss async for step in tuner.run()])
             finally:

@@ -31,6 +31,16 @@ from shoal.testing.byhand import a_step, framed, rows
 from shoal.testing.tee.intel import FakeMachine
 from shoal.testing.tee.nitro import FakeEnclave
 from shoal.testing.tee.snp import FakeChip
+from shoal.training.federated.statements import (
+    MemberCard,
+    PlannedMember,
+    RoundPlan,
+    Said,
+    Standing,
+    TermsStatement,
+    sign_statement,
+)
+from shoal.training.federated.terms import FederatedTerms
 from shoal.trust.answer import (
     HopReceipts,
     KeptAnswer,
@@ -41,6 +51,17 @@ from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
 from shoal.wire.arrays import ArraySpec
 from shoal.wire.cache_names import CacheName, KeepCache
+from shoal.wire.federating import (
+    FederatedStatement,
+    RunWanted,
+    SecretList,
+    SecretShare,
+    SecretShown,
+    StateGiven,
+    StateNotGiven,
+    StateWanted,
+    UpdatePart,
+)
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
@@ -118,6 +139,15 @@ HONEST: list[Message] = [
     ),
     Trained(5, 0, 12),
     NotTrained(5, "busy", "later"),
+    RunWanted(b"r" * 32),
+    FederatedStatement(b"r" * 32, b"statement"),
+    UpdatePart(b"r" * 32, 3, b"p" * 32, 1, "mean", 4, (("12D3", "NaN"),)),
+    SecretShare(b"r" * 32, 3, b"p" * 32, b"s" * 64),
+    SecretList(b"r" * 32, 3, b"p" * 32, "among", (0, 2)),
+    SecretShown(b"r" * 32, 3, b"p" * 32, ((1, b"s" * 32),)),
+    StateWanted(b"r" * 32, 4, b"d" * 32),
+    StateGiven(b"r" * 32, 4, 8),
+    StateNotGiven(b"r" * 32, 4),
     Acknowledged(b"word"),
     PaymentDue(b"i" * 32, b"\x05", b"", True, "stale"),
     Paid(b"voucher"),
@@ -151,6 +181,19 @@ def _image(format: str, mode: str) -> bytes:
 
 def _framed(message: Message) -> bytes:
     return framed(encode(message), rows(64) if message.__class__ is Step else bytes(payload_bytes(message)))
+
+
+def _statements() -> list[Said]:
+    run, peer = b"r" * 32, _IDENTITY.peer
+    terms = FederatedTerms(
+        "fish", "sha256:" + "a" * 64, 4, 8.0, ("q_proj",), 0, 100, b"l" * 32, 9, 20, "trimmed", 1.5
+    )
+    return [
+        TermsStatement(bytes(32), peer, terms),
+        MemberCard(run, peer, ("/ip4/1.2.3.4/tcp/1",), (), 7),
+        Standing(run, peer, 3, b"d" * 32, True, 40, 7, b"k" * 32),
+        RoundPlan(run, peer, 3, b"d" * 32, (PlannedMember(peer, 40), PlannedMember("12D3", 1))),
+    ]
 
 
 def _string(text: str) -> bytes:
@@ -325,6 +368,7 @@ SEEDS: dict[str, list[bytes]] = {
     "frames": [_framed(m) for m in HONEST],
     "announcement": [seal(_SAID, _IDENTITY.sign)],
     "directory": [anti_entropy.encode(anti_entropy.DirectoryQuery(anti_entropy.EVERYONE, {b"k" * 8: 3}))],
+    "federated": [sign_statement(said, _IDENTITY.sign) for said in _statements()],
     "invite": [b"shoal1-00", write_invite(membership.create("home")).encode()],
     "config": [HONEST_CONFIG],
     "quantization": [

@@ -49,6 +49,7 @@ from shoal.swarm import invite as invite_codes
 from shoal.swarm.announcement import unseal
 from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite
+from shoal.training.federated.statements import read_statement
 from shoal.trust.answer import (
     check_answer,
     find_contradiction,
@@ -93,6 +94,12 @@ def directory(data: bytes) -> None:
     for read in (anti_entropy.read_query, anti_entropy.read_difference, suspicion.decode_suspicion):
         with suppress(RemoteProtocolError):
             read(data)
+
+
+def federated(data: bytes) -> None:
+    """What members of a federated run sign."""
+    with suppress(RemoteProtocolError):
+        read_statement(data, verify)
 
 
 def invite(data: bytes) -> None:
@@ -316,6 +323,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         frames,
         announcement,
         directory,
+        federated,
         invite,
         config,
         quantization,

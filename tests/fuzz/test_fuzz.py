@@ -18,6 +18,7 @@ from shoal.net.identity import verify
 from shoal.swarm import anti_entropy
 from shoal.swarm.announcement import unseal
 from shoal.testing.byhand import a_step, fragment, rows
+from shoal.training.federated.statements import read_statement
 from shoal.wire.framing import FRAGMENT, Assembler
 from shoal.wire.messages import decode, encode
 from tests.fuzz.honest import HONEST, NOW, SEEDS, S
@@ -65,6 +66,7 @@ READ: dict[str, Callable[[bytes], object]] = {
     "frames": lambda data: list(Assembler(limit=1 << 16).feed(data)),
     "announcement": lambda data: unseal(data, NOW, verify),
     "directory": anti_entropy.read_query,
+    "federated": lambda data: read_statement(data, verify),
 }
 
 

@@ -4,6 +4,7 @@
     member ← FederatedStatement  … each of them signed by whom it is of
     member → UpdatePart          my part of the update, to whom the plan gives that part
     member ← UpdatePart          what all members' parts come to
+    member → SecretShare, SecretList, SecretShown    where sums are secret
     member → StateWanted         the adapter as most have it
     member ← StateGiven | StateNotGiven
 
@@ -26,6 +27,8 @@ MAX_SIZE = MAX_PAYLOAD // 8
 MAX_STATEMENT = 24 << 10
 """Bytes of a signed statement."""
 RunHash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Place = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
+"""Of a member in a plan."""
 Round = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
 
 
@@ -50,7 +53,7 @@ class UpdatePart(TaggedMessage, frozen=True, tag="update_part"):
     round: Round
     plan: RunHash
     """The hash of the plan that this is by."""
-    index: Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
+    index: Place
     """The part's owner, by its place in the plan."""
     kind: Literal["update", "mean"]
     size: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
@@ -84,4 +87,39 @@ class StateNotGiven(TaggedMessage, frozen=True, tag="state_not_given"):
     number: Number
 
 
-FederatingMessage = RunWanted | FederatedStatement | UpdatePart | StateWanted | StateGiven | StateNotGiven
+class SecretShare(TaggedMessage, frozen=True, tag="secret_share"):
+    """A share of the secrets by which the sender hides its update in this round."""
+
+    run: RunHash
+    round: Round
+    plan: RunHash
+    share: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class SecretList(TaggedMessage, frozen=True, tag="secret_list"):
+    """Members by their places in the plan: to the convener ``held``, whose shares the sender has, and
+    ``came``, whose parts; from there ``among``, who have masks in common, and ``counted``, who count."""
+
+    run: RunHash
+    round: Round
+    plan: RunHash
+    stage: Literal["held", "among", "came", "counted"]
+    members: Annotated[tuple[Place, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class SecretShown(TaggedMessage, frozen=True, tag="secret_shown"):
+    """For a part's owner: of each member a share of one of its secrets, by the list of who counts."""
+
+    run: RunHash
+    round: Round
+    plan: RunHash
+    shares: Annotated[
+        tuple[tuple[Place, Annotated[bytes, Meta(min_length=32, max_length=32)]], ...],
+        Meta(max_length=MAX_MEMBERS),
+    ]
+
+
+SecretMessage = SecretShare | SecretList | SecretShown
+FederatingMessage = (
+    SecretMessage | RunWanted | FederatedStatement | UpdatePart | StateWanted | StateGiven | StateNotGiven
+)

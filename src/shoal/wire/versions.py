@@ -16,6 +16,9 @@ from shoal.wire.cache_names import KeepCache
 from shoal.wire.federating import (
     FederatedStatement,
     RunWanted,
+    SecretList,
+    SecretShare,
+    SecretShown,
     StateGiven,
     StateNotGiven,
     StateWanted,
@@ -64,6 +67,9 @@ SINCE: dict[type[Message], int] = {
     StateWanted: 9,
     StateGiven: 9,
     StateNotGiven: 9,
+    SecretShare: 9,
+    SecretList: 9,
+    SecretShown: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 

@@ -78,6 +78,9 @@ def start(
     outer_rate: Annotated[float, typer.Option(help="Rate of the outer step; 1 adds the mean as it is.")] = 1,
     outer_momentum: Annotated[float, typer.Option(min=0, help="Nesterov momentum of the outer step.")] = 0,
     proximal: Annotated[float, typer.Option(min=0, help="FedProx's strength; 0: none.")] = 0,
+    secret: Annotated[
+        bool, typer.Option("--secret", help="Add updates up so that nobody sees one; with --mean mean alone.")
+    ] = False,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise in each number of an update, in its norm's limit; 0: none.")
     ] = 0,
@@ -125,6 +128,7 @@ def start(
         outer_momentum=outer_momentum,
         proximal=proximal,
         least=least,
+        secret=secret,
         noise=noise,
         gather_s=gather,
         part_s=gather,

@@ -68,7 +68,7 @@ def view_lines(view: RunView) -> str:
     terms = view.terms
     lines = [
         f"{terms.model}, rank {terms.rank}: {many(terms.rounds, 'round')} of {many(terms.steps, 'step')}, "
-        f"{terms.rule}, updates up to a norm of {terms.radius:.3g}",
+        f"{'secret ' if terms.secret else ''}{terms.rule}, updates up to a norm of {terms.radius:.3g}",
         f"{many(len(view.cards), 'member')}, {terms.least} at least",
     ]
     for peer in sorted(view.cards):

@@ -40,6 +40,8 @@ class FederatedOptions:
     least: int = 2
     gather_s: float = 60.0
     part_s: float = 60.0
+    secret: bool = False
+    """Whether updates are added up without anybody seeing one."""
     noise: float = 0.0
     """Deviation of the noise in each number of a member's update, in ``radius``; 0: none."""
     name: str = ""
@@ -188,6 +190,7 @@ def _terms(
         least=chosen.least,
         gather_s=chosen.gather_s,
         part_s=chosen.part_s,
+        secret=chosen.secret,
         noise=chosen.noise,
         name=chosen.name,
     )

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shoal.client.federated.learner import Learner
 from shoal.client.federated.reduce import ReducedRound, RoundReduction
+from shoal.client.federated.reduce_secret import SecretReduction
 from shoal.client.federated.run_peers import RunPeers
 from shoal.errors import DeadlineExceeded, NotRunning, StepFailed
 from shoal.net.network import Network
@@ -99,6 +101,7 @@ class Participant:
         self._started = max(0, int(clock.wall() * 1000))
         self._save, self._patience_s = save, patience_s
         self._spent, self._keep_spent = spent, keep_spent
+        self._mask_key = X25519PrivateKey.generate()
         self._states: dict[bytes, SharedState] = {}
         self.round = round
         self.state = state or SharedState.fresh(learner.weights())
@@ -174,11 +177,15 @@ class Participant:
 
     async def _average(self, update: Vector, examples: int) -> ReducedRound | None:
         """The round's mean; ``None`` where most others are in a later one."""
+        self._mask_key = X25519PrivateKey.generate()  # of this round alone
         self._say(ready=True, examples=examples)
         accepted = await self._await_plan()
         if accepted is None:
             return None
         until = trio.current_time() + self.terms.part_s
+        if self.terms.secret:
+            secret = SecretReduction(self.peers, accepted, self.terms, update, until, self._mask_key)
+            return await secret.run()
         return await RoundReduction(self.peers, accepted, self.terms, update, until).run()
 
     async def _await_plan(self) -> AcceptedPlan | None:
@@ -234,10 +241,9 @@ class Participant:
         self._say(ready=False)
 
     def _say(self, *, ready: bool, examples: int = 0) -> None:
-        standing = Standing(
-            self.board.run, self.board.own, self.round, self.state.digest, ready, examples, self._started
-        )
-        self.peers.say(standing)
+        key = self._mask_key.public_key().public_bytes_raw() if self.terms.secret and ready else b""
+        digest, run, own = self.state.digest, self.board.run, self.board.own
+        self.peers.say(Standing(run, own, self.round, digest, ready, examples, self._started, key))
 
     def _state_of(self, digest: bytes) -> SharedState | None:
         return self._states.get(digest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import trio
@@ -20,8 +21,10 @@ from shoal.training.federated.layout import part_bounds
 from shoal.training.federated.means import Vector, mean_fault, part_radius, robust_mean, update_fault
 from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
-from shoal.wire.federating import UpdatePart
+from shoal.wire.federating import FederatingMessage, UpdatePart
 from shoal.wire.messages import shorten
+
+LeftOut = tuple[tuple[str, str], ...]
 
 log = logging.getLogger(__name__)
 
@@ -56,32 +59,39 @@ class RoundReduction:
         self._members = accepted.plan.peers
         self._bounds = part_bounds(terms.size, len(self._members))
         self._own = self._members.index(self._board.own)
+        self._means_until = until + terms.part_s
         self._reduced = ReducedRound(self._members, np.zeros(terms.size, np.float32))
 
     async def run(self) -> ReducedRound:
         """The mean of all parts. Ends in time, whoever does not do its part."""
-        means_until = self._until + self._terms.part_s
         async with trio.open_nursery() as nursery:
-            for index, peer in enumerate(self._members):
-                if index != self._own:
-                    part = self._update[self._bounds[index]]
-                    nursery.start_soon(self._send, peer, index, "update", part, (), self._until)
-            await self._own_part(nursery, means_until)
-            await self._peers.wait(means_until, self._has_all_means)
+            await self._exchange(nursery)
+            await self._peers.wait(self._means_until, self._has_all_means)
             self._take_means()
             # To whom nothing gets through any more, nothing will.
             nursery.cancel_scope.cancel()
         return self._reduced
 
-    async def _own_part(self, nursery: trio.Nursery, until: float) -> None:
-        """Wait for what is ours, and send its mean to all."""
+    async def _exchange(self, nursery: trio.Nursery) -> None:
+        """Send every part to its owner, wait for those that are ours, and send their mean to all."""
+        for index, peer in self._others():
+            payload = self._update[self._bounds[index]].astype("<f4").tobytes()
+            nursery.start_soon(self._send, peer, self._part(index, "update", payload), payload, self._until)
         await self._peers.wait(self._until, self._has_all_parts)
-        mean = self._reduce_own()
+        self._give_mean(nursery, self._reduce_own())
+
+    def _others(self) -> list[tuple[int, PeerId]]:
+        """The other members, with their places in the plan."""
+        return [(index, peer) for index, peer in enumerate(self._members) if index != self._own]
+
+    def _give_mean(self, nursery: trio.Nursery, mean: Vector) -> None:
+        """Send all members what our part comes to."""
         self._reduced.mean[self._bounds[self._own]] = mean
         why = tuple((peer, shorten(reason)) for peer, reason in self._reduced.left_out.items())
-        for index, peer in enumerate(self._members):
-            if index != self._own:
-                nursery.start_soon(self._send, peer, self._own, "mean", mean, why, until)
+        payload = mean.astype("<f4").tobytes()
+        message = self._part(self._own, "mean", payload, why)
+        for _, peer in self._others():
+            nursery.start_soon(self._send, peer, message, payload, self._means_until)
 
     def _reduce_own(self) -> Vector:
         bound = self._bounds[self._own]
@@ -144,31 +154,19 @@ class RoundReduction:
             if index != self._own
         )
 
-    async def _send(
-        self,
-        peer: PeerId,
-        index: int,
-        kind: str,
-        values: Vector,
-        left_out: tuple[tuple[str, str], ...],
-        until: float,
-    ) -> None:
-        payload = values.astype("<f4").tobytes()
-        plan = self._accepted
-        message = UpdatePart(
-            self._board.run,
-            plan.plan.round,
-            plan.hash,
-            index,
-            "update" if kind == "update" else "mean",
-            len(payload),
-            left_out,
-        )
+    def _part(
+        self, index: int, kind: Literal["update", "mean"], payload: bytes, left_out: LeftOut = ()
+    ) -> UpdatePart:
+        """The header of a part of the owner at ``index``."""
+        plan, run = self._accepted, self._board.run
+        return UpdatePart(run, plan.plan.round, plan.hash, index, kind, len(payload), left_out)
+
+    async def _send(self, peer: PeerId, message: FederatingMessage, payload: bytes, until: float) -> None:
         try:
             with trio.move_on_at(until):
                 await self._peers.send(peer, message, payload)
         except ShoalError as error:
-            log.info("%s did not get its part: %s", peer, error.message)
+            log.info("%s did not get its %s: %s", peer, type(message).__name__, error.message)
 
 
 def _floats(payload: bytes) -> Vector:

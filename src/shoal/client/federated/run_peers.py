@@ -23,7 +23,11 @@ from shoal.training.federated.statements import MemberCard, Said, read_statement
 from shoal.types import PeerAddress, PeerId
 from shoal.wire.federating import (
     FederatedStatement,
+    FederatingMessage,
     RunWanted,
+    SecretList,
+    SecretShare,
+    SecretShown,
     StateGiven,
     StateNotGiven,
     StateWanted,
@@ -232,9 +236,7 @@ class RunPeers:
             self._miss(channel.peer)
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
-        if isinstance(
-            message, RunWanted | FederatedStatement | UpdatePart | StateWanted | StateGiven | StateNotGiven
-        ):
+        if isinstance(message, FederatingMessage):
             if message.run != self.board.run:
                 return  # of another run, which its peer may take part in as well
             self.board.gone.discard(channel.peer)
@@ -245,6 +247,9 @@ class RunPeers:
                 self._hear(channel.peer, body)
             case UpdatePart():
                 if self.board.take_part(channel.peer, message, payload):
+                    self.note()
+            case SecretShare() | SecretList() | SecretShown():
+                if self.board.take_secret(channel.peer, message):
                     self.note()
             case StateWanted(number=number, state=digest):
                 giving = self._begin(

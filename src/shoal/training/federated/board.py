@@ -15,10 +15,12 @@ from shoal.training.federated.statements import (
     statement_hash,
 )
 from shoal.types import PeerId
-from shoal.wire.federating import MAX_MEMBERS, UpdatePart
+from shoal.wire.federating import MAX_MEMBERS, SecretList, SecretMessage, UpdatePart
 
 PLANS_KEPT = 4
 """Of one round: each member that convenes makes one at most."""
+MOST_SECRETS = 8 * MAX_MEMBERS
+"""Messages of secret sums that are kept."""
 EARLY_TIMES = 2
 """Parts that come before their plan: in vectors."""
 
@@ -65,6 +67,10 @@ class RunBoard:
         default_factory=dict[tuple[bytes, str, PeerId], ReceivedPart]
     )
 
+    _secrets: dict[tuple[bytes, str, PeerId], SecretMessage] = field(
+        default_factory=dict[tuple[bytes, str, PeerId], SecretMessage]
+    )
+
     def take(self, statement: Said, raw: bytes, now: float) -> bool:
         """Take a statement in that its signer has signed. Returns whether it says something new."""
         peer = PeerId(statement.peer)
@@ -92,6 +98,20 @@ class RunBoard:
         self._parts[key] = ReceivedPart(message, payload)
         return True
 
+    def take_secret(self, sender: PeerId, message: SecretMessage) -> bool:
+        """Keep what a secret sum needs until the round is over. Returns whether it is kept."""
+        if sender not in self.cards or message.round != self.round or len(self._secrets) >= MOST_SECRETS:
+            return False
+        stage = message.stage if isinstance(message, SecretList) else type(message).__name__
+        return self._secrets.setdefault((message.plan, stage, sender), message) is message
+
+    def secret(self, stage: str) -> Mapping[PeerId, SecretMessage]:
+        """What has come of a stage, a list's name or the name of a message's type, by sender."""
+        if self.accepted is None:
+            return {}
+        wanted = (self.accepted.hash, stage)
+        return {peer: said for (plan, what, peer), said in self._secrets.items() if (plan, what) == wanted}
+
     def parts(self, kind: str) -> Mapping[PeerId, ReceivedPart]:
         """What has come by the accepted plan, by sender."""
         if self.accepted is None:
@@ -107,6 +127,7 @@ class RunBoard:
             # A plan, and parts, of the next round may have come from who was sooner.
             self._plans = [plan for plan in self._plans if plan.plan.round >= round]
             self._parts = {key: part for key, part in self._parts.items() if part.message.round >= round}
+            self._secrets = {key: said for key, said in self._secrets.items() if said.round >= round}
         self._look(now)
 
     def snapshot(self) -> Snapshot:

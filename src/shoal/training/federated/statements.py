@@ -63,6 +63,8 @@ class Standing(_Statement, frozen=True, tag="standing"):
     """That they have seen."""
     number: Number = 0
     """Rises with each start of the member's process: a later one holds whatever its round is."""
+    mask_key: Annotated[bytes, Meta(max_length=32)] = b""
+    """Where sums are secret, the X25519 key of this round."""
 
     @property
     def order(self) -> tuple[int, int, bool]:
