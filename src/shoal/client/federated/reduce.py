@@ -7,26 +7,21 @@ out of that part and named; where an owner gives no mean, its part of the adapte
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import trio
 
 from shoal.client.federated.run_peers import RunPeers
-from shoal.errors import ShoalError
 from shoal.training.federated.board import AcceptedPlan
 from shoal.training.federated.layout import part_bounds
 from shoal.training.federated.means import Vector, mean_fault, part_radius, robust_mean, update_fault
 from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
-from shoal.wire.federating import FederatingMessage, UpdatePart
+from shoal.wire.federating import UpdatePart
 from shoal.wire.messages import shorten
 
 LeftOut = tuple[tuple[str, str], ...]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,34 +59,31 @@ class RoundReduction:
 
     async def run(self) -> ReducedRound:
         """The mean of all parts. Ends in time, whoever does not do its part."""
-        async with trio.open_nursery() as nursery:
-            await self._exchange(nursery)
-            await self._peers.wait(self._means_until, self._has_all_means)
-            self._take_means()
-            # To whom nothing gets through any more, nothing will.
-            nursery.cancel_scope.cancel()
+        await self._exchange()
+        await self._peers.wait(self._means_until, self._has_all_means)
+        self._take_means()
         return self._reduced
 
-    async def _exchange(self, nursery: trio.Nursery) -> None:
+    async def _exchange(self) -> None:
         """Send every part to its owner, wait for those that are ours, and send their mean to all."""
         for index, peer in self._others():
             payload = self._update[self._bounds[index]].astype("<f4").tobytes()
-            nursery.start_soon(self._send, peer, self._part(index, "update", payload), payload, self._until)
+            self._peers.post(peer, self._part(index, "update", payload), payload, self._until)
         await self._peers.wait(self._until, self._has_all_parts)
-        self._give_mean(nursery, self._reduce_own())
+        self._give_mean(self._reduce_own())
 
     def _others(self) -> list[tuple[int, PeerId]]:
         """The other members, with their places in the plan."""
         return [(index, peer) for index, peer in enumerate(self._members) if index != self._own]
 
-    def _give_mean(self, nursery: trio.Nursery, mean: Vector) -> None:
+    def _give_mean(self, mean: Vector) -> None:
         """Send all members what our part comes to."""
         self._reduced.mean[self._bounds[self._own]] = mean
         why = tuple((peer, shorten(reason)) for peer, reason in self._reduced.left_out.items())
         payload = mean.astype("<f4").tobytes()
         message = self._part(self._own, "mean", payload, why)
         for _, peer in self._others():
-            nursery.start_soon(self._send, peer, message, payload, self._means_until)
+            self._peers.post(peer, message, payload, self._means_until)
 
     def _reduce_own(self) -> Vector:
         bound = self._bounds[self._own]
@@ -160,13 +152,6 @@ class RoundReduction:
         """The header of a part of the owner at ``index``."""
         plan, run = self._accepted, self._board.run
         return UpdatePart(run, plan.plan.round, plan.hash, index, kind, len(payload), left_out)
-
-    async def _send(self, peer: PeerId, message: FederatingMessage, payload: bytes, until: float) -> None:
-        try:
-            with trio.move_on_at(until):
-                await self._peers.send(peer, message, payload)
-        except ShoalError as error:
-            log.info("%s did not get its %s: %s", peer, type(message).__name__, error.message)
 
 
 def _floats(payload: bytes) -> Vector:

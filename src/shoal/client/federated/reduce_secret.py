@@ -56,32 +56,32 @@ class SecretReduction(RoundReduction):
         self._member = SecretMember(self._context, self._own, self._keys, key)
         self._weights = bounded_weights([member.examples for member in accepted.plan.members])
 
-    async def _exchange(self, nursery: trio.Nursery) -> None:
+    async def _exchange(self) -> None:
         try:
-            await self._sum(nursery)
+            await self._sum()
         except RemoteProtocolError as error:
             # Whoever is to blame, nothing is known of the sum: the adapter stays as it is.
             log.warning("the secret sum of round %d fails: %s", self._accepted.plan.round + 1, error.message)
 
-    async def _sum(self, nursery: trio.Nursery) -> None:
+    async def _sum(self) -> None:
         """All stages. Raises RemoteProtocolError: too few are left, or what came does not fit."""
-        await self._share(nursery)
+        await self._share()
         held = frozenset(index for index in self._member.held if self._keys[index])
-        among = await self._settle(nursery, "held", "among", held)
+        among = await self._settle("held", "among", held)
         if self._own in among:
-            await self._send_masked(nursery, among)
+            await self._send_masked(among)
         await self._wait_parts(among)
         came = self._masked_parts(among)
-        counted = await self._settle(nursery, "came", "counted", frozenset(came)) & among
+        counted = await self._settle("came", "counted", frozenset(came)) & among
         if self._own in among:
-            self._show(nursery, among, counted)
-        await self._reduce_secret(nursery, {index: came[index] for index in counted}, among)
+            self._show(among, counted)
+        await self._reduce_secret({index: came[index] for index in counted}, among)
 
-    async def _share(self, nursery: trio.Nursery) -> None:
+    async def _share(self) -> None:
         """Give every member a share of our secrets, and take those of the others."""
         shares = self._member.shares()
         for index, peer in self._others():
-            self._tell(nursery, peer, partial(SecretShare, share=shares[index]))
+            self._tell(peer, partial(SecretShare, share=shares[index]))
         await self._stage(lambda: self._all_said("SecretShare"))
         for peer, said in self._board.secret("SecretShare").items():
             if isinstance(said, SecretShare) and peer in self._members:
@@ -89,7 +89,6 @@ class SecretReduction(RoundReduction):
 
     async def _settle(
         self,
-        nursery: trio.Nursery,
         asked: Literal["held", "came"],
         told: Literal["among", "counted"],
         own: frozenset[int],
@@ -101,14 +100,14 @@ class SecretReduction(RoundReduction):
         """
         mine = partial(SecretList, stage=asked, members=tuple(sorted(own)))
         if self._board.own != self._convener:
-            self._tell(nursery, self._convener, mine)
+            self._tell(self._convener, mine)
             await self._stage(lambda: self._said(told, self._convener))
         else:
             self._board.take_secret(self._board.own, self._message(mine))
             await self._stage(lambda: self._all_said(asked))
             found = tuple(sorted(self._in_all(asked)))
             for _, peer in self._others():
-                self._tell(nursery, peer, partial(SecretList, stage=told, members=found))
+                self._tell(peer, partial(SecretList, stage=told, members=found))
             self._board.take_secret(
                 self._board.own, self._message(partial(SecretList, stage=told, members=found))
             )
@@ -128,7 +127,7 @@ class SecretReduction(RoundReduction):
         }
         return {index for index in lists if all(index in members for members in lists.values())}
 
-    async def _send_masked(self, nursery: trio.Nursery, among: frozenset[int]) -> None:
+    async def _send_masked(self, among: frozenset[int]) -> None:
         for index, peer in enumerate(self._members):
             masked = await trio.to_thread.run_sync(self._masked, index, among)
             payload = masked.astype("<u8").tobytes()
@@ -136,7 +135,7 @@ class SecretReduction(RoundReduction):
             if index == self._own:
                 self._board.take_part(peer, message, payload)
             else:
-                nursery.start_soon(self._send, peer, message, payload, self._means_until)
+                self._peers.post(peer, message, payload, self._means_until)
 
     def _masked(self, index: int, among: frozenset[int]) -> Integers:
         bound = self._bounds[index]
@@ -161,16 +160,14 @@ class SecretReduction(RoundReduction):
                 found[index] = np.frombuffer(part.payload, "<u8").astype(np.uint64)
         return found
 
-    def _show(self, nursery: trio.Nursery, among: frozenset[int], counted: frozenset[int]) -> None:
+    def _show(self, among: frozenset[int], counted: frozenset[int]) -> None:
         """Give each owner what it needs to take the masks off. Raises RemoteProtocolError: it may not."""
         shares = tuple(sorted(self._member.show(among, counted).items()))
         for _, peer in self._others():
-            self._tell(nursery, peer, partial(SecretShown, shares=shares))
+            self._tell(peer, partial(SecretShown, shares=shares))
         self._board.take_secret(self._board.own, self._message(partial(SecretShown, shares=shares)))
 
-    async def _reduce_secret(
-        self, nursery: trio.Nursery, masked: dict[int, Integers], among: frozenset[int]
-    ) -> None:
+    async def _reduce_secret(self, masked: dict[int, Integers], among: frozenset[int]) -> None:
         await self._stage(
             lambda: all(
                 self._said("SecretShown", self._members[index]) or self._members[index] in self._board.gone
@@ -192,7 +189,7 @@ class SecretReduction(RoundReduction):
         for index, peer in enumerate(self._members):
             if index not in masked:
                 self._reduced.left_out[peer] = "it dropped out before the sum"
-        self._give_mean(nursery, mean)
+        self._give_mean(mean)
 
     def _radius(self, bound: slice) -> float:
         return part_radius(self._terms.allowed, bound.stop - bound.start, self._terms.size)
@@ -207,8 +204,8 @@ class SecretReduction(RoundReduction):
         plan = self._accepted
         return make(run=self._board.run, round=plan.plan.round, plan=plan.hash)
 
-    def _tell(self, nursery: trio.Nursery, peer: PeerId, make: Callable[..., SecretMessage]) -> None:
-        nursery.start_soon(self._send, peer, self._message(make), b"", self._means_until)
+    def _tell(self, peer: PeerId, make: Callable[..., SecretMessage]) -> None:
+        self._peers.post(peer, self._message(make), b"", self._means_until)
 
     async def _stage(self, condition: Callable[[], bool]) -> None:
         """Wait for what a stage needs, or until its time is over."""

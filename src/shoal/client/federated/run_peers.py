@@ -149,6 +149,18 @@ class RunPeers:
         channel = await self._pool.get(card.address(), deadline_s=REACH_S)
         await channel.send(message, payload)
 
+    def post(self, peer: PeerId, message: Message, payload: Payload, until: float) -> None:
+        """Send to a member beside all else, if it gets through until a moment of trio's clock."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._post, peer, message, payload, until)
+
+    async def _post(self, peer: PeerId, message: Message, payload: Payload, until: float) -> None:
+        try:
+            with trio.move_on_at(until):
+                await self.send(peer, message, payload)
+        except ShoalError as error:
+            log.info("%s did not get its %s: %s", peer, type(message).__name__, error.message)
+
     async def meet(self, address: PeerAddress) -> None:
         """Ask a peer what it knows of the run. Raises ShoalError: it cannot be asked."""
         channel = await self._pool.get(address, deadline_s=REACH_S)

@@ -174,7 +174,7 @@ class RunBoard:
 
     def _take_standing(self, peer: PeerId, standing: Standing, raw: bytes) -> bool:
         known = self.standings.get(peer)
-        if peer not in self.cards or (known is not None and known.order >= standing.order):
+        if peer not in self.cards or (known is not None and known.number >= standing.number):
             return False
         self.standings[peer], self.raw[peer, "standing"] = standing, raw
         return True

@@ -51,7 +51,7 @@ class MemberCard(_Statement, frozen=True, tag="card"):
 
 
 class Standing(_Statement, frozen=True, tag="standing"):
-    """How far I am. Of two standings of a member the later holds: by round, and in it ready last."""
+    """How far I am. Of two standings of a member the one with the larger number holds."""
 
     round: Round
     """The one that I am in; as many as the terms have when all are done."""
@@ -62,13 +62,9 @@ class Standing(_Statement, frozen=True, tag="standing"):
     examples: Examples = 0
     """That they have seen."""
     number: Number = 0
-    """Rises with each start of the member's process: a later one holds whatever its round is."""
+    """Rises with each standing, over restarts too: milliseconds of the member's clock, or one more."""
     mask_key: Annotated[bytes, Meta(max_length=32)] = b""
     """Where sums are secret, the X25519 key of this round."""
-
-    @property
-    def order(self) -> tuple[int, int, bool]:
-        return self.number, self.round, self.ready
 
 
 class PlannedMember(Struct, frozen=True, array_like=True, gc=False):
