@@ -29,8 +29,8 @@ def test_each_step_is_told_in_a_line_and_as_json(capsys):
 def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
     seen = {}
 
-    async def open_tuner(swarm, model, data, options, folder):
-        seen.update(model=model, data=data, options=options, folder=folder)
+    async def open_tuner(swarm, model, data, options, folder, *, own_blocks):
+        seen.update(model=model, data=data, options=options, folder=folder, own_blocks=own_blocks)
         data.skipped(data.path, 7, "it is no JSON")
         data.skipped(data.evaluation, 3, "it is empty")
 
@@ -50,9 +50,11 @@ def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
         rank=4,
         layer=["q_proj"],
         skip_bad=True,
+        own_blocks=True,
         as_json=True,
     )
     assert seen["closed"]
+    assert seen["own_blocks"]
     assert (seen["model"], seen["folder"]) == ("fish", tmp_path / "out")
     assert (seen["options"].rank, seen["options"].layers) == (4, ("q_proj",))
     out, err = capsys.readouterr()

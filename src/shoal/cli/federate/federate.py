@@ -14,7 +14,7 @@ from shoal.cli.enter import in_swarm, looking
 from shoal.cli.federate.told import tell_round, view_fields, view_lines
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
-from shoal.cli.tune.tune import DataOption, LayerOption, LongestOption, SkipOption
+from shoal.cli.tune.tune import DataOption, LayerOption, LongestOption, OwnBlocksOption, SkipOption
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.training.federated.means import MEAN_RULES, mean_rule
@@ -30,12 +30,6 @@ OutOption = Annotated[
     Path,
     typer.Option(
         "--out", metavar="FOLDER", help="Where key, state and adapter go; a run there that was ended goes on."
-    ),
-]
-OwnBlocksOption = Annotated[
-    bool,
-    typer.Option(
-        "--own-blocks", help="Run all blocks on this machine, so that nodes see nothing of the data."
     ),
 ]
 RateOption = Annotated[float, typer.Option(min=0, help="AdamW's learning rate after the warm-up.")]

@@ -48,6 +48,12 @@ LongestOption = Annotated[
 SkipOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out lines that are no examples, and say which.")
 ]
+OwnBlocksOption = Annotated[
+    bool,
+    typer.Option(
+        "--own-blocks", help="Run all blocks on this machine, so that nodes see nothing of the data."
+    ),
+]
 SAID = 20
 """Lines that were skipped, of which each is told; then only how many."""
 
@@ -77,6 +83,7 @@ def tune(
     skip_bad: SkipOption = False,
     seed: Annotated[int, typer.Option(help="Of the order of examples, and of the first matrices.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
+    own_blocks: OwnBlocksOption = False,
     swarm: options.SwarmOption = None,
     only: options.OnlyOption = None,
     as_json: options.JsonOption = False,
@@ -113,7 +120,7 @@ def tune(
 
     async def run(opened: Connected) -> TuningStep | None:
         with working(f"tuning {settings.model}") as report:
-            tuner = await open_tuner(opened, settings.model, examples, given, out)
+            tuner = await open_tuner(opened, settings.model, examples, given, out, own_blocks=own_blocks)
             last: TuningStep | None = None
             try:
                 async for last in tuner.run():

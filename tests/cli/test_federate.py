@@ -1,0 +1,111 @@
+"""`shoal federate`: what it asks for, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from shoal.cli.federate import federate, told
+from shoal.client.federated.look import RunView
+from shoal.client.federated.participant import RoundReport
+from shoal.errors import UsageError
+from shoal.net.identity import Identity
+from shoal.training.federated.statements import (
+    MemberCard,
+    Standing,
+    TermsStatement,
+    sign_statement,
+)
+from shoal.training.federated.terms import FederatedTerms, run_of
+
+TERMS = FederatedTerms("fish", "sha256:a", 4, 8.0, (), 0, 100, b"l" * 32, 9, 20, "trimmed", 1.5)
+
+
+def report(**fields):
+    common = {"round": 3, "rounds": 9, "members": ("a", "b"), "agreed": 2, "loss": 0.5, "digest": "d" * 64}
+    return RoundReport(**common | fields)
+
+
+def test_each_round_is_told_and_who_was_left_out_is_named(capsys):
+    lines = []
+    told.tell_round(report(left_out={"b": "it has NaN"}, epsilon=2.5), lambda *what: lines.append(what), True)
+    told.tell_round(report(members=()), lambda *what: lines.append(what), False)
+    epsilon = "epsilon 2.5 with delta 1e-05"
+    assert lines == [
+        (f"round 3: 2 members, 2 with the same adapter, loss 0.5000, {epsilon}", 3, 9),
+        ("round 3: it was missed, and the adapter came from others", 3, 9),
+    ]
+    out, err = capsys.readouterr()
+    assert "round 3: b is left out: it has NaN" in err
+    said = json.loads(out)
+    assert (said["left_out"], said["epsilon"], said["loss"]) == ({"b": "it has NaN"}, 2.5, 0.5)
+
+
+def test_a_run_is_shown_with_how_far_each_member_is(capsys):
+    members = [Identity.ephemeral() for _ in range(3)]
+    raw = sign_statement(TermsStatement(bytes(32), members[0].peer, TERMS), members[0].sign)
+    view = RunView(run_of(raw))
+    view.take(raw)
+    for number, member in enumerate(members):
+        view.take(sign_statement(MemberCard(view.run, member.peer, (), (), 1), member.sign))
+        if number:
+            standing = Standing(view.run, member.peer, 9 if number == 1 else 4, b"d" * 32, True, 7, 1)
+            view.take(sign_statement(standing, member.sign))
+    lines = told.view_lines(view)
+    assert "fish, rank 4: 9 rounds of 20 steps, trimmed" in lines
+    assert f"{members[0].peer}  not heard yet" in lines
+    assert f"{members[1].peer}  done, adapter 646464646464" in lines
+    assert f"{members[2].peer}  round 5, ready" in lines
+    fields = told.view_fields(view)
+    assert fields["terms"]["rule"] == "trimmed"
+    assert {member["round"] for member in fields["members"]} == {None, 9, 4}
+
+
+def test_what_is_given_is_what_all_are_told(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    @asynccontextmanager
+    async def start_run(swarm, model, data, options, chosen, folder, **more):
+        seen.update(model=model, data=data, options=options, chosen=chosen, folder=folder, more=more)
+
+        async def run():
+            yield report(round=9)
+
+        yield SimpleNamespace(code="c0de", terms=TERMS, participant=SimpleNamespace(run=run))
+
+    monkeypatch.setattr("shoal.client.federated.open.start_run", start_run)
+    monkeypatch.setattr(federate, "in_swarm", lambda settings, use, identity: trio.run(use, None))
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    out = tmp_path / "out"
+    federate.start(
+        "fish",
+        tmp_path / "d.jsonl",
+        out,
+        rounds=9,
+        mean="median",
+        noise=2.0,
+        rank=4,
+        own_blocks=True,
+        as_json=True,
+    )
+    chosen = seen["chosen"]
+    assert (chosen.rounds, chosen.rule, chosen.noise, chosen.secret) == (9, "median", 2.0, False)
+    assert (seen["options"].rank, seen["more"]["own_blocks"]) == (4, True)
+    said, err = capsys.readouterr()
+    assert json.loads(said.splitlines()[-1])["agreed"] == 2
+    assert "shoal federate join c0de" in err
+    assert (out / "member.key").exists()
+
+
+def test_a_mean_and_a_code_that_are_none_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="there is no mean 'best'"):
+        federate.start("fish", tmp_path / "d.jsonl", tmp_path / "out", mean="best")
+    with pytest.raises(UsageError, match="no code of a run"):
+        federate.join("fish", tmp_path / "d.jsonl", tmp_path / "out")
+    with pytest.raises(UsageError, match="no code of a run"):
+        federate.status("fish")
