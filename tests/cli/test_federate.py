@@ -16,7 +16,7 @@ from shoal.errors import UsageError
 from shoal.net.identity import Identity
 from shoal.training.federated.statements import (
     MemberCard,
-    Standing,
+    MemberStanding,
     TermsStatement,
     sign_statement,
 )
@@ -53,7 +53,7 @@ def test_a_run_is_shown_with_how_far_each_member_is(capsys):
     for number, member in enumerate(members):
         view.take(sign_statement(MemberCard(view.run, member.peer, (), (), 1), member.sign))
         if number:
-            standing = Standing(view.run, member.peer, 9 if number == 1 else 4, b"d" * 32, True, 7, 1)
+            standing = MemberStanding(view.run, member.peer, 9 if number == 1 else 4, b"d" * 32, True, 7, 1)
             view.take(sign_statement(standing, member.sign))
     lines = told.view_lines(view)
     assert "fish, rank 4: 9 rounds of 20 steps, trimmed" in lines

@@ -33,10 +33,10 @@ from shoal.testing.tee.nitro import FakeEnclave
 from shoal.testing.tee.snp import FakeChip
 from shoal.training.federated.statements import (
     MemberCard,
+    MemberStanding,
     PlannedMember,
     RoundPlan,
     Said,
-    Standing,
     TermsStatement,
     sign_statement,
 )
@@ -191,7 +191,7 @@ def _statements() -> list[Said]:
     return [
         TermsStatement(bytes(32), peer, terms),
         MemberCard(run, peer, ("/ip4/1.2.3.4/tcp/1",), (), 7),
-        Standing(run, peer, 3, b"d" * 32, True, 40, 7, b"k" * 32),
+        MemberStanding(run, peer, 3, b"d" * 32, True, 40, 7, b"k" * 32),
         RoundPlan(run, peer, 3, b"d" * 32, (PlannedMember(peer, 40), PlannedMember("12D3", 1))),
     ]
 

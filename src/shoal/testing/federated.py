@@ -13,7 +13,7 @@ import trio
 from shoal.client.federated.participant import Participant, RoundReport, taking_part
 from shoal.swarm.clock import Clock
 from shoal.testing.memory import MemoryNetwork, World
-from shoal.training.federated.means import Vector
+from shoal.training.federated.means import UpdateVector
 from shoal.training.federated.statements import TermsStatement, sign_statement
 from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
@@ -32,20 +32,20 @@ class SoftmaxLearner:
         step_s: what a local step takes, on trio's clock.
     """
 
-    inputs: Vector
+    inputs: UpdateVector
     labels: np.ndarray[Any, np.dtype[np.int64]]
     classes: int
     rate: float = 0.5
     step_s: float = 0.01
-    flat: Vector = field(init=False)
+    flat: UpdateVector = field(init=False)
 
     def __post_init__(self) -> None:
         self.flat = np.zeros(self.inputs.shape[1] * self.classes, np.float32)
 
-    def weights(self) -> Vector:
+    def weights(self) -> UpdateVector:
         return self.flat.copy()
 
-    def put(self, weights: Vector) -> None:
+    def put(self, weights: UpdateVector) -> None:
         self.flat = weights.copy()
 
     async def learn(self, round: int, steps: int, proximal: float) -> tuple[int, float]:
@@ -56,18 +56,18 @@ class SoftmaxLearner:
             await trio.sleep(self.step_s)
         return len(self.labels), self.loss(self.inputs, self.labels)
 
-    def loss(self, inputs: Vector, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    def loss(self, inputs: UpdateVector, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
         """The mean cross entropy."""
         chances = self._chances(inputs)
         return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-12).mean())
 
-    def gradient(self) -> Vector:
+    def gradient(self) -> UpdateVector:
         """Of the loss over its own examples, by the flat weights."""
         chances = self._chances(self.inputs)
         chances[np.arange(len(self.labels)), self.labels] -= 1
         return (self.inputs.T @ chances / len(self.labels)).astype(np.float32).ravel()
 
-    def _chances(self, inputs: Vector) -> Vector:
+    def _chances(self, inputs: UpdateVector) -> UpdateVector:
         logits = inputs @ self.flat.reshape(inputs.shape[1], self.classes)
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -75,11 +75,11 @@ class SoftmaxLearner:
 
 def unlike_data(
     members: int, *, classes: int = 4, features: int = 12, examples: int = 60, seed: int = 0
-) -> list[tuple[Vector, np.ndarray[Any, np.dtype[np.int64]]]]:
+) -> list[tuple[UpdateVector, np.ndarray[Any, np.dtype[np.int64]]]]:
     """For each member examples of its own, in which one class is the most frequent by far."""
     chance = np.random.default_rng(seed)
     middles = chance.normal(0, 1, (classes, features))
-    found: list[tuple[Vector, np.ndarray[Any, np.dtype[np.int64]]]] = []
+    found: list[tuple[UpdateVector, np.ndarray[Any, np.dtype[np.int64]]]] = []
     for member in range(members):
         shares = np.full(classes, 0.4 / (classes - 1))
         shares[member % classes] = 0.6

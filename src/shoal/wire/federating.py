@@ -27,7 +27,7 @@ MAX_SIZE = MAX_PAYLOAD // 8
 MAX_STATEMENT = 24 << 10
 """Bytes of a signed statement."""
 RunHash = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Place = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
+MemberPlace = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
 """Of a member in a plan."""
 Round = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
 
@@ -53,7 +53,7 @@ class UpdatePart(TaggedMessage, frozen=True, tag="update_part"):
     round: Round
     plan: RunHash
     """The hash of the plan that this is by."""
-    index: Place
+    index: MemberPlace
     """The part's owner, by its place in the plan."""
     kind: Literal["update", "mean"]
     size: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
@@ -104,7 +104,7 @@ class SecretList(TaggedMessage, frozen=True, tag="secret_list"):
     round: Round
     plan: RunHash
     stage: Literal["held", "among", "came", "counted"]
-    members: Annotated[tuple[Place, ...], Meta(max_length=MAX_MEMBERS)]
+    members: Annotated[tuple[MemberPlace, ...], Meta(max_length=MAX_MEMBERS)]
 
 
 class SecretShown(TaggedMessage, frozen=True, tag="secret_shown"):
@@ -114,7 +114,7 @@ class SecretShown(TaggedMessage, frozen=True, tag="secret_shown"):
     round: Round
     plan: RunHash
     shares: Annotated[
-        tuple[tuple[Place, Annotated[bytes, Meta(min_length=32, max_length=32)]], ...],
+        tuple[tuple[MemberPlace, Annotated[bytes, Meta(min_length=32, max_length=32)]], ...],
         Meta(max_length=MAX_MEMBERS),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from shoal.client.swarm import Swarm as Connected
 
 CodeArgument = Annotated[str, typer.Argument(metavar="CODE", help="The code that `start` has printed.")]
-OutOption = Annotated[
+MemberFolderOption = Annotated[
     Path,
     typer.Option(
         "--out", metavar="FOLDER", help="Where key, state and adapter go; a run there that was ended goes on."
@@ -59,7 +60,7 @@ def register(app: typer.Typer) -> None:
 def start(
     model: options.ModelArgument,
     data: DataOption,
-    out: OutOption = Path("federated"),
+    out: MemberFolderOption = Path("federated"),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after which the run ends.")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="Local steps of each member in a round.")] = 20,
     least: Annotated[int, typer.Option(min=2, max=64, help="Members without whom there is no round.")] = 2,
@@ -104,15 +105,8 @@ def start(
     from shoal.client.tuning.open import TuningData
     from shoal.client.tuning.tuner import TuningOptions
 
-    given = TuningOptions(
-        rank=rank,
-        alpha=alpha,
-        layers=tuple(layer or ()),
-        rate=rate,
-        warmup=warmup,
-        batch_tokens=batch_tokens,
-        seed=seed,
-    )
+    local = TuningOptions(rate=rate, warmup=warmup, batch_tokens=batch_tokens)
+    given = replace(local, rank=rank, alpha=alpha, layers=tuple(layer or ()), seed=seed)
     chosen = FederatedOptions(
         rounds=rounds,
         steps=steps,
@@ -130,16 +124,8 @@ def start(
     examples = TuningData(path=data, longest=longest, cut=cut, skipped=_skipping(skip_bad))
 
     def opened(connected: Connected, folder: RunFolder) -> AbstractAsyncContextManager[FederatedRun]:
-        return start_run(
-            connected,
-            settings.model,
-            examples,
-            given,
-            chosen,
-            folder,
-            own_blocks=own_blocks,
-            patience_s=patience,
-        )
+        common = (connected, settings.model, examples, given, chosen, folder)
+        return start_run(*common, own_blocks=own_blocks, patience_s=patience)
 
     _take_part(settings, out, opened, as_json=as_json)
 
@@ -147,7 +133,7 @@ def start(
 def join(
     code: CodeArgument,
     data: DataOption,
-    out: OutOption = Path("federated"),
+    out: MemberFolderOption = Path("federated"),
     model: options.ModelOption = None,
     rate: RateOption = 2e-4,
     warmup: WarmupOption = 10,

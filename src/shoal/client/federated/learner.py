@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from shoal.training.federated.means import Vector
+from shoal.training.federated.means import UpdateVector
 
 
 class Learner(Protocol):
     """One member's model and data."""
 
-    def weights(self) -> Vector:
+    def weights(self) -> UpdateVector:
         """float32 ``[size]``, as they are now."""
         ...
 
-    def put(self, weights: Vector) -> None:
+    def put(self, weights: UpdateVector) -> None:
         """Go on from these weights."""
         ...
 

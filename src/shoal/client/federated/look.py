@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import trio
 
-from shoal.client.federated.run_folder import read_terms
+from shoal.client.federated.run_folder import read_run_terms
 from shoal.errors import NotRunning, RemoteProtocolError, ShoalError, UsageError
 from shoal.net.channel import Channel
 from shoal.net.identity import verify
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
-from shoal.training.federated.statements import MemberCard, Standing, read_statement
+from shoal.training.federated.statements import MemberCard, MemberStanding, read_statement
 from shoal.training.federated.terms import FederatedTerms, run_of
 from shoal.types import PeerAddress, PeerId
 from shoal.wire.federating import MAX_MEMBERS, FederatedStatement, RunWanted
@@ -33,12 +33,12 @@ class RunView:
     raw: bytes = b""
     """The signed terms."""
     cards: dict[PeerId, MemberCard] = field(default_factory=dict[PeerId, MemberCard])
-    standings: dict[PeerId, Standing] = field(default_factory=dict[PeerId, Standing])
+    standings: dict[PeerId, MemberStanding] = field(default_factory=dict[PeerId, MemberStanding])
 
     @property
     def terms(self) -> FederatedTerms:
-        """Raises as :func:`read_terms`."""
-        return read_terms(self.raw)
+        """Raises as :func:`read_run_terms`."""
+        return read_run_terms(self.raw)
 
     def take(self, raw: bytes) -> None:
         """Raises RemoteProtocolError: it is no statement."""
@@ -52,7 +52,7 @@ class RunView:
         match statement:
             case MemberCard():
                 self.cards[peer] = statement
-            case Standing() if peer in self.cards:
+            case MemberStanding() if peer in self.cards:
                 self.standings[peer] = statement
             case _:
                 pass

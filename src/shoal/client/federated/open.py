@@ -11,7 +11,7 @@ import trio
 
 from shoal.client.federated.look import look_at_run
 from shoal.client.federated.participant import PATIENCE_S, Participant, taking_part
-from shoal.client.federated.run_folder import RunFolder, read_terms
+from shoal.client.federated.run_folder import RunFolder, read_run_terms
 from shoal.client.federated.tuned import TunerLearner
 from shoal.client.swarm import Swarm
 from shoal.client.tuning.open import TuningData, open_tuner
@@ -89,7 +89,7 @@ async def start_run(
         if raw is None:
             raw = sign_statement(TermsStatement(bytes(32), swarm.network.peer, terms), swarm.network.sign)
             await trio.to_thread.run_sync(folder.keep_terms, raw)
-        elif (kept := read_terms(raw)) != terms:
+        elif (kept := read_run_terms(raw)) != terms:
             other = [name for name in terms.__struct_fields__ if getattr(kept, name) != getattr(terms, name)]
             raise UsageError(
                 f"{folder.path} has a run with other terms: {', '.join(other)} differ",
@@ -128,7 +128,7 @@ async def join_run(
     raw = await trio.to_thread.run_sync(folder.terms)
     if raw is None or run_of(raw) != run:
         raw = (await look_at_run(swarm.network, run, listen_s=0.0)).raw
-    terms = read_terms(raw)
+    terms = read_run_terms(raw)
     await trio.to_thread.run_sync(folder.keep_terms, raw)
     model = model or terms.model
     local = await swarm.resolve(model)

@@ -20,10 +20,10 @@ from shoal.swarm.clock import Clock
 from shoal.tasks import one_error
 from shoal.training.federated.board import AcceptedPlan, RunBoard
 from shoal.training.federated.decide import ahead, convenes_at, ready_members
-from shoal.training.federated.means import Vector
+from shoal.training.federated.means import UpdateVector
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.private import noisy_update, spent_epsilon
-from shoal.training.federated.statements import PlannedMember, RoundPlan, Standing
+from shoal.training.federated.statements import MemberStanding, PlannedMember, RoundPlan
 from shoal.training.federated.terms import FederatedTerms, run_of
 from shoal.types import PeerId
 
@@ -138,7 +138,7 @@ class Participant:
             yield report
         self.learner.put(self.state.weights)
 
-    async def _private(self, update: Vector) -> Vector:
+    async def _private(self, update: UpdateVector) -> UpdateVector:
         """The update as others may see it: with noise, where the terms want that."""
         if not self.terms.noise:
             return update
@@ -175,7 +175,7 @@ class Participant:
         await self._reach(round, state)
         return RoundReport(round, self.terms.rounds, (), digest=digest.hex(), agreed=self._agreeing())
 
-    async def _average(self, update: Vector, examples: int) -> ReducedRound | None:
+    async def _average(self, update: UpdateVector, examples: int) -> ReducedRound | None:
         """The round's mean; ``None`` where most others are in a later one."""
         self._mask_key = X25519PrivateKey.generate()  # of this round alone
         self._say(ready=True, examples=examples)
@@ -244,7 +244,7 @@ class Participant:
         key = self._mask_key.public_key().public_bytes_raw() if self.terms.secret and ready else b""
         digest, run, own = self.state.digest, self.board.run, self.board.own
         self._number = max(self._number + 1, int(self._clock.wall() * 1000))
-        self.peers.say(Standing(run, own, self.round, digest, ready, examples, self._number, key))
+        self.peers.say(MemberStanding(run, own, self.round, digest, ready, examples, self._number, key))
 
     def _state_of(self, digest: bytes) -> SharedState | None:
         return self._states.get(digest)

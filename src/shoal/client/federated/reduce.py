@@ -15,13 +15,13 @@ import numpy as np
 from shoal.client.federated.run_peers import RunPeers
 from shoal.training.federated.board import AcceptedPlan
 from shoal.training.federated.layout import part_bounds
-from shoal.training.federated.means import Vector, mean_fault, part_radius, robust_mean, update_fault
+from shoal.training.federated.means import UpdateVector, mean_fault, part_radius, robust_mean, update_fault
 from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
 from shoal.wire.federating import UpdatePart
 from shoal.wire.messages import shorten
 
-LeftOut = tuple[tuple[str, str], ...]
+LeftOutMembers = tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ReducedRound:
     """What a round came to at one member."""
 
     members: list[PeerId]
-    mean: Vector
+    mean: UpdateVector
     """Zeros where an owner gave none."""
     left_out: dict[PeerId, str] = field(default_factory=dict[PeerId, str])
     """Whose update, or a part of it, does not count, and why."""
@@ -46,7 +46,12 @@ class RoundReduction:
     """
 
     def __init__(
-        self, peers: RunPeers, accepted: AcceptedPlan, terms: FederatedTerms, update: Vector, until: float
+        self,
+        peers: RunPeers,
+        accepted: AcceptedPlan,
+        terms: FederatedTerms,
+        update: UpdateVector,
+        until: float,
     ) -> None:
         self._peers, self._board = peers, peers.board
         self._accepted, self._terms, self._until = accepted, terms, until
@@ -76,7 +81,7 @@ class RoundReduction:
         """The other members, with their places in the plan."""
         return [(index, peer) for index, peer in enumerate(self._members) if index != self._own]
 
-    def _give_mean(self, mean: Vector) -> None:
+    def _give_mean(self, mean: UpdateVector) -> None:
         """Send all members what our part comes to."""
         self._reduced.mean[self._bounds[self._own]] = mean
         why = tuple((peer, shorten(reason)) for peer, reason in self._reduced.left_out.items())
@@ -85,12 +90,12 @@ class RoundReduction:
         for _, peer in self._others():
             self._peers.post(peer, message, payload, self._means_until)
 
-    def _reduce_own(self) -> Vector:
+    def _reduce_own(self) -> UpdateVector:
         bound = self._bounds[self._own]
         size = bound.stop - bound.start
         radius = part_radius(self._terms.allowed, size, self._terms.size)
         came = self._board.parts("update")
-        counted: list[Vector] = []
+        counted: list[UpdateVector] = []
         examples: list[int] = []
         for index, member in enumerate(self._accepted.plan.members):
             peer = PeerId(member.peer)
@@ -147,13 +152,13 @@ class RoundReduction:
         )
 
     def _part(
-        self, index: int, kind: Literal["update", "mean"], payload: bytes, left_out: LeftOut = ()
+        self, index: int, kind: Literal["update", "mean"], payload: bytes, left_out: LeftOutMembers = ()
     ) -> UpdatePart:
         """The header of a part of the owner at ``index``."""
         plan, run = self._accepted, self._board.run
         return UpdatePart(run, plan.plan.round, plan.hash, index, kind, len(payload), left_out)
 
 
-def _floats(payload: bytes) -> Vector:
+def _floats(payload: bytes) -> UpdateVector:
     """float32; of a length that is no multiple of 4, none."""
     return np.frombuffer(payload, "<f4").astype(np.float32) if len(payload) % 4 == 0 else np.zeros(0, "f4")

@@ -19,8 +19,8 @@ from shoal.client.federated.reduce import RoundReduction
 from shoal.client.federated.run_peers import RunPeers
 from shoal.errors import RemoteProtocolError
 from shoal.training.federated.board import AcceptedPlan
-from shoal.training.federated.means import Vector, bounded_weights, clip_norm, mean_fault, part_radius
-from shoal.training.federated.secret.fixed_point import Integers, decode_fixed, encode_fixed
+from shoal.training.federated.means import UpdateVector, bounded_weights, clip_norm, mean_fault, part_radius
+from shoal.training.federated.secret.fixed_point import FixedPoint, decode_fixed, encode_fixed
 from shoal.training.federated.secret.secret_sum import SecretMember, threshold_of, unmasked_sum
 from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
@@ -44,7 +44,7 @@ class SecretReduction(RoundReduction):
         peers: RunPeers,
         accepted: AcceptedPlan,
         terms: FederatedTerms,
-        update: Vector,
+        update: UpdateVector,
         until: float,
         key: X25519PrivateKey,
     ) -> None:
@@ -137,7 +137,7 @@ class SecretReduction(RoundReduction):
             else:
                 self._peers.post(peer, message, payload, self._means_until)
 
-    def _masked(self, index: int, among: frozenset[int]) -> Integers:
+    def _masked(self, index: int, among: frozenset[int]) -> FixedPoint:
         bound = self._bounds[index]
         radius = self._radius(bound)
         fixed = encode_fixed(clip_norm(self._update[bound], radius), self._weights[self._own], radius)
@@ -149,10 +149,10 @@ class SecretReduction(RoundReduction):
             lambda: all(peer in self._board.parts("update") or peer in self._board.gone for peer in wanted)
         )
 
-    def _masked_parts(self, among: frozenset[int]) -> dict[int, Integers]:
+    def _masked_parts(self, among: frozenset[int]) -> dict[int, FixedPoint]:
         """What has come of our part, by members, where it is as long as it must be."""
         bound = self._bounds[self._own]
-        found: dict[int, Integers] = {}
+        found: dict[int, FixedPoint] = {}
         for peer, part in self._board.parts("update").items():
             index = self._members.index(peer) if peer in self._members else -1
             fits = part.message.index == self._own and len(part.payload) == 8 * (bound.stop - bound.start)
@@ -167,7 +167,7 @@ class SecretReduction(RoundReduction):
             self._tell(peer, partial(SecretShown, shares=shares))
         self._board.take_secret(self._board.own, self._message(partial(SecretShown, shares=shares)))
 
-    async def _reduce_secret(self, masked: dict[int, Integers], among: frozenset[int]) -> None:
+    async def _reduce_secret(self, masked: dict[int, FixedPoint], among: frozenset[int]) -> None:
         await self._stage(
             lambda: all(
                 self._said("SecretShown", self._members[index]) or self._members[index] in self._board.gone

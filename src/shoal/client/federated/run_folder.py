@@ -107,7 +107,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is no folder", check="name another with --out")
 
 
-def read_terms(raw: bytes) -> FederatedTerms:
+def read_run_terms(raw: bytes) -> FederatedTerms:
     """The terms of a run, as they are signed.
 
     Raises:

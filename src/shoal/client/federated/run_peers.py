@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
@@ -128,7 +128,7 @@ class RunPeers:
         self.say(card)
 
     def say(self, statement: Said) -> None:
-        """Sign a statement, keep it, and have it sent to every member."""
+        """StatementSigner a statement, keep it, and have it sent to every member."""
         raw = sign_statement(statement, self._network.sign)
         self._take(statement, raw)
         message = FederatedStatement(self.board.run, raw)
@@ -275,7 +275,9 @@ class RunPeers:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} between members of a federated run")
 
-    def _begin(self, busy: set[PeerId], most: int, channel: Channel, task: Callable[[], object]) -> bool:
+    def _begin(
+        self, busy: set[PeerId], most: int, channel: Channel, task: Callable[[], Awaitable[None]]
+    ) -> bool:
         """Do for a peer what takes long, once at a time, and for few at a time. Whether it is done."""
         if self._nursery is None or channel.peer in busy or len(busy) >= most:
             return False
@@ -285,7 +287,7 @@ class RunPeers:
             try:
                 with ends_alone(log, f"what {channel.peer} asked for"), suppress(ChannelClosed):
                     with trio.move_on_after(REACH_S * 6):
-                        await task()  # pyright: ignore[reportGeneralTypeIssues]
+                        await task()
             finally:
                 busy.discard(channel.peer)
 

@@ -11,7 +11,7 @@ from shoal.client.tuning.data import Example, batches
 from shoal.client.tuning.tuner import Tuner, TuningOptions
 from shoal.errors import StepFailed
 from shoal.training.federated.layout import VectorLayout
-from shoal.training.federated.means import Vector
+from shoal.training.federated.means import UpdateVector
 
 
 class TunerLearner:
@@ -28,11 +28,11 @@ class TunerLearner:
         self.layout = VectorLayout.of(self._tensors())
         self._epochs: dict[int, list[list[Example]]] = {}
 
-    def weights(self) -> Vector:
+    def weights(self) -> UpdateVector:
         """float32 ``[size]``: every matrix of the adapter, by name."""
         return self.layout.flatten(self._tensors())
 
-    def put(self, weights: Vector) -> None:
+    def put(self, weights: UpdateVector) -> None:
         """Take these for the adapter's matrices."""
         parts = self.layout.unflatten(weights)
         with torch.no_grad():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shoal.training.federated.decide import Snapshot, plan_fault, ready_members
+from shoal.training.federated.decide import RunSnapshot, plan_fault, ready_members
 from shoal.training.federated.statements import (
     MemberCard,
+    MemberStanding,
     RoundPlan,
     Said,
-    Standing,
     TermsStatement,
     statement_hash,
 )
@@ -56,7 +56,7 @@ class RunBoard:
     round: int = 0
     state: bytes = b""
     cards: dict[PeerId, MemberCard] = field(default_factory=dict[PeerId, MemberCard])
-    standings: dict[PeerId, Standing] = field(default_factory=dict[PeerId, Standing])
+    standings: dict[PeerId, MemberStanding] = field(default_factory=dict[PeerId, MemberStanding])
     raw: dict[tuple[PeerId, str], bytes] = field(default_factory=dict[tuple[PeerId, str], bytes])
     """The last card and standing of each member, as they are passed on."""
     gone: set[PeerId] = field(default_factory=set[PeerId])
@@ -79,7 +79,7 @@ class RunBoard:
                 return False  # known before there is a board
             case MemberCard():
                 news = self._take_card(peer, statement, raw)
-            case Standing():
+            case MemberStanding():
                 news = self._take_standing(peer, statement, raw)
             case RoundPlan():
                 news = self._take_plan(peer, statement, raw)
@@ -130,9 +130,9 @@ class RunBoard:
             self._secrets = {key: said for key, said in self._secrets.items() if said.round >= round}
         self._look(now)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> RunSnapshot:
         """As the decisions want it."""
-        return Snapshot(
+        return RunSnapshot(
             self.own, self.run, self.round, self.state, self.standings, self.gone, self.first_ready
         )
 
@@ -172,7 +172,7 @@ class RunBoard:
                 return True
         return False
 
-    def _take_standing(self, peer: PeerId, standing: Standing, raw: bytes) -> bool:
+    def _take_standing(self, peer: PeerId, standing: MemberStanding, raw: bytes) -> bool:
         known = self.standings.get(peer)
         if peer not in self.cards or (known is not None and known.number >= standing.number):
             return False

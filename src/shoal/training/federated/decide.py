@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from hashlib import sha256
 
-from shoal.training.federated.statements import RoundPlan, Standing
+from shoal.training.federated.statements import MemberStanding, RoundPlan
 from shoal.types import PeerId
 
 GRACE_S = 3.0
@@ -15,7 +15,7 @@ GRACE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class RunSnapshot:
     """What a member knows, of itself too."""
 
     own: PeerId
@@ -23,7 +23,7 @@ class Snapshot:
     round: int
     state: bytes
     """The digest that its round began with."""
-    standings: Mapping[PeerId, Standing]
+    standings: Mapping[PeerId, MemberStanding]
     """The last one of each member."""
     gone: Set[PeerId]
     """Who cannot be reached, or has failed in the round before."""
@@ -31,7 +31,7 @@ class Snapshot:
     """When the first member, itself included, was known to be ready for the round."""
 
 
-def ready_members(known: Snapshot) -> list[PeerId]:
+def ready_members(known: RunSnapshot) -> list[PeerId]:
     """Who is ready for the round with the same adapter, first who is to convene it.
 
     The order is another one in each round, and nobody chooses it: by a hash of run, round and peer.
@@ -46,7 +46,7 @@ def ready_members(known: Snapshot) -> list[PeerId]:
     return sorted(found, key=lambda peer: _rank(known.run, known.round, peer))
 
 
-def convenes_at(known: Snapshot, least: int, gather_s: float) -> float | None:
+def convenes_at(known: RunSnapshot, least: int, gather_s: float) -> float | None:
     """When this member publishes a plan, if none comes until then.
 
     Returns:
@@ -60,7 +60,7 @@ def convenes_at(known: Snapshot, least: int, gather_s: float) -> float | None:
     return known.first_ready + waits_s + GRACE_S * ready.index(known.own)
 
 
-def plan_fault(plan: RoundPlan, known: Snapshot) -> str:
+def plan_fault(plan: RoundPlan, known: RunSnapshot) -> str:
     """Why a plan does not concern this member, or cannot be; empty where it holds."""
     if plan.round != known.round:
         return f"it is of round {plan.round}"
@@ -71,7 +71,7 @@ def plan_fault(plan: RoundPlan, known: Snapshot) -> str:
     return "" if known.own in plan.peers else "this member is not in it"
 
 
-def ahead(known: Snapshot) -> tuple[int, bytes] | None:
+def ahead(known: RunSnapshot) -> tuple[int, bytes] | None:
     """The round and digest that this member should have, where most of the others have something else.
 
     Of those that are behind it nothing follows. With as many for its own digest as for the other, the smaller

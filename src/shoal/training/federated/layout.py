@@ -10,7 +10,7 @@ from hashlib import sha256
 import numpy as np
 
 from shoal.errors import UsageError
-from shoal.training.federated.means import Vector
+from shoal.training.federated.means import UpdateVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class VectorLayout:
         """32 bytes: members whose vectors mean the same have the same."""
         return sha256(repr(self.shapes).encode()).digest()
 
-    def flatten(self, tensors: Mapping[str, np.ndarray]) -> Vector:
+    def flatten(self, tensors: Mapping[str, np.ndarray]) -> UpdateVector:
         """float32 ``[size]``, a copy.
 
         Raises:
@@ -48,7 +48,7 @@ class VectorLayout:
         parts = [np.asarray(tensors[name], np.float32).ravel() for name, _ in self.shapes]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    def unflatten(self, vector: Vector) -> dict[str, Vector]:
+    def unflatten(self, vector: UpdateVector) -> dict[str, UpdateVector]:
         """The tensors again, as views of ``vector``.
 
         Raises:
@@ -56,7 +56,7 @@ class VectorLayout:
         """
         if vector.shape != (self.size,):
             raise UsageError(f"a vector of {vector.shape} elements for an adapter of {self.size}")
-        found: dict[str, Vector] = {}
+        found: dict[str, UpdateVector] = {}
         at = 0
         for name, shape in self.shapes:
             count = math.prod(shape)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import UsageError
 
-Vector = NDArray[np.float32]
+UpdateVector = NDArray[np.float32]
 
 MeanRule = Literal["mean", "trimmed", "median", "clipping"]
 MEAN_RULES: tuple[MeanRule, ...] = ("mean", "trimmed", "median", "clipping")
@@ -48,7 +48,7 @@ def mean_rule(name: str) -> MeanRule:
     raise UsageError(f"there is no mean {name!r}", check=f"name one of: {', '.join(MEAN_RULES)}")
 
 
-def norm(values: Vector) -> float:
+def norm(values: UpdateVector) -> float:
     """The Euclidean norm, infinite where it is too large for a float."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.linalg.norm(values.astype(np.float64)))
@@ -59,7 +59,7 @@ def part_radius(radius: float, part: int, size: int) -> float:
     return radius * math.sqrt(part / size) if size else 0.0
 
 
-def update_fault(values: Vector, size: int, radius: float) -> str:
+def update_fault(values: UpdateVector, size: int, radius: float) -> str:
     """Why an update, or a part of one, is left out; empty where it is not.
 
     Args:
@@ -75,7 +75,7 @@ def update_fault(values: Vector, size: int, radius: float) -> str:
     return ""
 
 
-def clip_norm(values: Vector, radius: float) -> Vector:
+def clip_norm(values: UpdateVector, radius: float) -> UpdateVector:
     """The same direction, with a norm of ``radius`` at most."""
     length = norm(values)
     return values if length <= radius else (values * np.float32(radius / length)).astype(np.float32)
@@ -88,7 +88,9 @@ def bounded_weights(examples: Sequence[int]) -> list[float]:
     return [weight / sum(bounded) for weight in bounded]
 
 
-def robust_mean(rule: MeanRule, updates: Sequence[Vector], examples: Sequence[int], radius: float) -> Vector:
+def robust_mean(
+    rule: MeanRule, updates: Sequence[UpdateVector], examples: Sequence[int], radius: float
+) -> UpdateVector:
     """What the updates come to, float32 as long as each of them; clipped to ``radius`` before.
 
     Args:
@@ -126,7 +128,7 @@ def _centered(stacked: NDArray[np.float64]) -> NDArray[np.float64]:
     return center
 
 
-def mean_fault(values: Vector, size: int, radius: float) -> str:
+def mean_fault(values: UpdateVector, size: int, radius: float) -> str:
     """Why what an owner says its part comes to cannot be; empty where it can.
 
     Of updates no longer than ``radius``, no rule makes more than √2 times it: each coordinate of a median, or

@@ -8,18 +8,18 @@ from hashlib import sha256
 import numpy as np
 
 from shoal.errors import RemoteProtocolError
-from shoal.training.federated.means import Vector
+from shoal.training.federated.means import UpdateVector
 
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
     """The adapter between two rounds, the same at every member: weights and the outer momentum, float32."""
 
-    weights: Vector
-    momentum: Vector
+    weights: UpdateVector
+    momentum: UpdateVector
 
     @classmethod
-    def fresh(cls, weights: Vector) -> SharedState:
+    def fresh(cls, weights: UpdateVector) -> SharedState:
         """Before the first round."""
         return cls(weights, np.zeros_like(weights))
 
@@ -42,7 +42,7 @@ class SharedState:
             raise RemoteProtocolError("a shared state with NaN or infinite numbers")
         return cls(values[:size], values[size:])
 
-    def step(self, mean: Vector, rate: float, momentum: float) -> SharedState:
+    def step(self, mean: UpdateVector, rate: float, momentum: float) -> SharedState:
         """The next one: an outer step of SGD with Nesterov's momentum (DiLoCo: Douillard et al., 2023).
 
         With ``rate`` 1 and ``momentum`` 0 the mean is added as it is, which is FedAvg. Every member computes
@@ -52,11 +52,11 @@ class SharedState:
             mean: of the updates.
         """
         rate32, momentum32 = np.float32(rate), np.float32(momentum)
-        held: Vector = np.add(momentum32 * self.momentum, mean, dtype=np.float32)
-        moved: Vector = np.multiply(rate32, mean + momentum32 * held, dtype=np.float32)
+        held: UpdateVector = np.add(momentum32 * self.momentum, mean, dtype=np.float32)
+        moved: UpdateVector = np.multiply(rate32, mean + momentum32 * held, dtype=np.float32)
         return SharedState(np.add(self.weights, moved, dtype=np.float32), held)
 
 
-def proximal_gradient(weights: Vector, begin: Vector, strength: float) -> Vector:
+def proximal_gradient(weights: UpdateVector, begin: UpdateVector, strength: float) -> UpdateVector:
     """What FedProx adds to the gradient of the loss (Li et al., 2020): of ``strength / 2 · |w - begin|²``."""
     return np.float32(strength) * (weights - begin)

@@ -16,14 +16,14 @@ import secrets
 
 import numpy as np
 
-from shoal.training.federated.means import Vector, clip_norm
+from shoal.training.federated.means import UpdateVector, clip_norm
 
 DELTA = 1e-5
 """The chance with which more may be told than epsilon says."""
 MOST_EPSILON = 1e6
 
 
-def noisy_update(update: Vector, radius: float, noise: float) -> Vector:
+def noisy_update(update: UpdateVector, radius: float, noise: float) -> UpdateVector:
     """The update, clipped to ``radius``, with noise of a deviation of ``noise · radius`` in each number."""
     chance = np.random.default_rng(secrets.randbits(256))
     drawn = chance.normal(0.0, noise * radius, update.size)

@@ -10,23 +10,23 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
-from shoal.training.federated.terms import FederatedTerms, Hash
+from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerAddress, PeerId
-from shoal.wire.federating import MAX_MEMBERS, MAX_STATEMENT, Round
+from shoal.wire.federating import MAX_MEMBERS, MAX_STATEMENT, Round, RunHash
 from shoal.wire.fields import Address, Number, PeerText
 
 CONTEXT = b"shoal federated statement 1\0"
 SIGNATURE_BYTES = 64
 
-Sign = Callable[[bytes], bytes]
-Verify = Callable[[PeerId, bytes, bytes], bool]
+StatementSigner = Callable[[bytes], bytes]
+StatementVerifier = Callable[[PeerId, bytes, bytes], bool]
 Examples = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
 class _Statement(Struct, frozen=True, array_like=True, tag=True, gc=False):
     """The first fields of each."""
 
-    run: Hash
+    run: RunHash
     """32 zeros in the terms themselves, of which it is the hash."""
     peer: PeerText
     """Who says it."""
@@ -50,12 +50,12 @@ class MemberCard(_Statement, frozen=True, tag="card"):
         return PeerAddress(PeerId(self.peer), self.libp2p, self.direct)
 
 
-class Standing(_Statement, frozen=True, tag="standing"):
+class MemberStanding(_Statement, frozen=True, tag="standing"):
     """How far I am. Of two standings of a member the one with the larger number holds."""
 
     round: Round
     """The one that I am in; as many as the terms have when all are done."""
-    state: Hash
+    state: RunHash
     """The digest of weights and momentum that this round began with."""
     ready: bool = False
     """Whether my local steps of it are done."""
@@ -76,7 +76,7 @@ class RoundPlan(_Statement, frozen=True, tag="plan"):
     """Who is in a round, each the owner of the part that has its place in the list."""
 
     round: Round
-    state: Hash
+    state: RunHash
     """What all of them begin with."""
     members: Annotated[tuple[PlannedMember, ...], Meta(min_length=2, max_length=MAX_MEMBERS)]
 
@@ -85,19 +85,19 @@ class RoundPlan(_Statement, frozen=True, tag="plan"):
         return [PeerId(member.peer) for member in self.members]
 
 
-Said = TermsStatement | MemberCard | Standing | RoundPlan
+Said = TermsStatement | MemberCard | MemberStanding | RoundPlan
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Said)
 
 
-def sign_statement(statement: Said, sign: Sign) -> bytes:
+def sign_statement(statement: Said, sign: StatementSigner) -> bytes:
     """The statement as it travels: 64 bytes of signature, and what is signed."""
     body = _encoder.encode(statement)
     return sign(CONTEXT + body) + body
 
 
-def read_statement(raw: bytes, verify: Verify) -> Said:
+def read_statement(raw: bytes, verify: StatementVerifier) -> Said:
     """What a peer says.
 
     Raises:

@@ -13,26 +13,25 @@ from shoal.errors import UsageError
 from shoal.training.federated.means import MeanRule
 from shoal.training.federated.private import noisy_radius
 from shoal.training.federated.secret.secret_sum import LEAST_COUNTED
-from shoal.wire.federating import MAX_MEMBERS, MAX_ROUNDS, MAX_SIZE
+from shoal.wire.federating import MAX_MEMBERS, MAX_ROUNDS, MAX_SIZE, RunHash
 
-Seconds = Annotated[float, Meta(gt=0, le=86400)]
-Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
+TermsSeconds = Annotated[float, Meta(gt=0, le=86400)]
+TermsName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
     """What members of a run have in common. Fields are added at the end, with a default."""
 
-    model: Name
+    model: TermsName
     """As the starter names it; its digest decides."""
-    digest: Name
+    digest: TermsName
     rank: Annotated[int, Meta(ge=1, le=64)]
     alpha: Annotated[float, Meta(gt=0, le=1e6)]
-    layers: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    layers: Annotated[tuple[TermsName, ...], Meta(max_length=64)]
     seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
     size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
     """Elements of the adapter."""
-    layout: Hash
+    layout: RunHash
     """Of the adapter's tensors, :attr:`VectorLayout.digest`."""
     rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS)]
     steps: Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -46,9 +45,9 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
     """FedProx's strength; 0: without."""
     least: Annotated[int, Meta(ge=2, le=MAX_MEMBERS)] = 2
     """Members without whom there is no round."""
-    gather_s: Seconds = 60.0
+    gather_s: TermsSeconds = 60.0
     """How long a round waits for members after the first one that is ready."""
-    part_s: Seconds = 60.0
+    part_s: TermsSeconds = 60.0
     """How long parts, and then means, are waited for."""
     secret: bool = False
     """Whether updates are added up without anybody seeing one."""

@@ -12,14 +12,14 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from shoal.training.federated.secret.fixed_point import Integers
+from shoal.training.federated.secret.fixed_point import FixedPoint
 
 SECRET_BYTES = 32
 HALF = 16
 """What is shared at a time: Shamir's shares are over a field of 2¹²⁸ elements."""
 
 
-def stretch(secret: bytes, context: bytes, part: int, size: int) -> Integers:
+def stretch(secret: bytes, context: bytes, part: int, size: int) -> FixedPoint:
     """``size`` integers that follow from a secret: to who lacks it they are as good as drawn by chance.
 
     Args:

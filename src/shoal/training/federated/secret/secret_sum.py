@@ -20,7 +20,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shoal.errors import RemoteProtocolError
-from shoal.training.federated.secret.fixed_point import Integers
+from shoal.training.federated.secret.fixed_point import FixedPoint
 from shoal.training.federated.secret.masks import (
     SECRET_BYTES,
     agreed,
@@ -78,7 +78,7 @@ class SecretMember:
         """Whose shares are here."""
         return frozenset(self._held)
 
-    def masked(self, values: Integers, part: int, among: frozenset[int]) -> Integers:
+    def masked(self, values: FixedPoint, part: int, among: frozenset[int]) -> FixedPoint:
         """A part of its integers, hidden.
 
         Args:
@@ -122,11 +122,11 @@ class SecretMember:
 def unmasked_sum(
     context: bytes,
     part: int,
-    masked: Mapping[int, Integers],
+    masked: Mapping[int, FixedPoint],
     among: frozenset[int],
     shown: Mapping[int, Mapping[int, bytes]],
     keys: Sequence[bytes],
-) -> Integers:
+) -> FixedPoint:
     """The sum of a part, of the members who count.
 
     Args:
