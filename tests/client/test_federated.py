@@ -76,9 +76,8 @@ def same_adapter(run, members):
 
 
 async def test_all_members_end_with_the_same_adapter_as_good_as_one_of_all_data(autojump_clock):
-    async with memory_run(terms(rounds=12)) as run:
-        for learner in learners(4):
-            run.add(learner)
+    async with memory_run(terms(rounds=12, least=4)) as run:
+        await run.together(learners(4))
         await run.finished(range(4), 600)
         assert same_adapter(run, range(4))
         whole, expected = central(4, 12, 5)
@@ -89,11 +88,10 @@ async def test_all_members_end_with_the_same_adapter_as_good_as_one_of_all_data(
 
 
 async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_nothing(autojump_clock):
-    async with memory_run(terms(rounds=15, least=3)) as run:
+    async with memory_run(terms(rounds=15, least=5)) as run:
         made = learners(8)
         made[7] = Poison(made[7].inputs, made[7].labels, CLASSES)
-        for learner in made:
-            run.add(learner)
+        await run.together(made)
         stay = [0, 1, 2, 3, 4]
 
         run.kill_at(5, 2, "update", 3)  # some owners have its part, and others not
@@ -113,14 +111,13 @@ async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_not
 
 
 async def test_who_sends_too_much_or_the_wrong_way_is_bounded(autojump_clock):
-    async with memory_run(terms(rounds=8, rule="median", radius=3.0)) as run:
+    async with memory_run(terms(rounds=8, rule="median", radius=3.0, least=6)) as run:
         made = learners(6)
         made[4] = Poison(made[4].inputs, made[4].labels, CLASSES)
         made[4].sends = 1e30  # named
         made[5] = Poison(made[5].inputs, made[5].labels, CLASSES)
         made[5].sends = -0.4  # within the norm that is allowed: nobody can tell, and the median bears it
-        for learner in made:
-            run.add(learner)
+        await run.together(made)
         await run.finished(range(6), 600)
         assert same_adapter(run, range(6))
         huge, turned = (run.members[index].board.own for index in (4, 5))
@@ -132,9 +129,8 @@ async def test_who_sends_too_much_or_the_wrong_way_is_bounded(autojump_clock):
 
 
 async def test_a_part_of_another_size_is_left_out_and_its_sender_named(autojump_clock):
-    async with memory_run(terms(rounds=2)) as run:
-        for learner in learners(3):
-            run.add(learner)
+    async with memory_run(terms(rounds=2, least=3)) as run:
+        await run.together(learners(3))
         bad = run.members[2]
         pass_on = bad.peers.send
 
@@ -151,9 +147,8 @@ async def test_a_part_of_another_size_is_left_out_and_its_sender_named(autojump_
 
 
 async def test_an_owner_whose_mean_cannot_be_is_not_followed(autojump_clock):
-    async with memory_run(terms(rounds=2, radius=1.0)) as run:
-        for learner in learners(3):
-            run.add(learner)
+    async with memory_run(terms(rounds=2, radius=1.0, least=2)) as run:
+        await run.together(learners(3))
         bad = run.members[1]
         pass_on = bad.peers.send
 
@@ -185,8 +180,7 @@ async def test_a_slow_member_is_left_out_of_a_round_and_goes_on_with_the_others(
     async with memory_run(terms(rounds=4, gather_s=5.0)) as run:
         made = learners(3)
         made[2].step_s = 3.0  # 15 s a round
-        for learner in made:
-            run.add(learner)
+        await run.together(made)
         await run.finished(range(3), 600)
         assert same_adapter(run, range(3))
         assert len(run.reports[0][1].members) == 2
@@ -222,10 +216,9 @@ async def test_without_enough_members_it_ends_and_says_so(autojump_clock):
 
 
 async def test_momentum_is_shared_as_the_weights_are(autojump_clock):
-    options = {"outer_rate": 0.7, "outer_momentum": 0.5, "proximal": 0.1, "rounds": 10}
+    options = {"outer_rate": 0.7, "outer_momentum": 0.5, "proximal": 0.1, "rounds": 10, "least": 3}
     async with memory_run(terms(**options)) as run:
-        for learner in learners(3):
-            run.add(learner)
+        await run.together(learners(3))
         await run.finished(range(3), 600)
         assert same_adapter(run, range(3))
         assert np.abs(run.members[0].state.momentum).max() > 0
@@ -240,9 +233,8 @@ async def test_noise_is_added_before_anybody_sees_an_update_and_epsilon_is_told(
     async def keep_spent(count):
         kept.append(count)
 
-    async with memory_run(terms(rounds=3, noise=0.02, radius=5.0)) as run:
-        for learner in learners(3):
-            run.add(learner, spent=4, keep_spent=keep_spent)
+    async with memory_run(terms(rounds=3, noise=0.02, radius=5.0, least=3)) as run:
+        await run.together(learners(3), spent=4, keep_spent=keep_spent)
         await run.finished(range(3), 300)
         assert same_adapter(run, range(3))
         assert kept[:3] == [5, 5, 5]
@@ -258,8 +250,7 @@ async def test_a_secret_sum_comes_to_what_the_open_one_does():
     states = []
     for options in (SECRET, SECRET | {"secret": False}):
         async with memory_run(terms(rounds=2, **options)) as run:
-            for learner in learners(5, step_s=0.0):
-                run.add(learner)
+            await run.together(learners(5, step_s=0.0))
             await run.finished(range(5), 60)
             assert same_adapter(run, range(5))
             assert run.reports[0][-1].missing == {}
@@ -269,8 +260,7 @@ async def test_a_secret_sum_comes_to_what_the_open_one_does():
 
 async def test_who_drops_out_of_a_secret_sum_does_not_spoil_it():
     async with memory_run(terms(rounds=4, **SECRET)) as run:
-        for learner in learners(8, step_s=0.0):
-            run.add(learner)
+        await run.together(learners(8, step_s=0.0))
         run.kill_at(7, 1, "update", 2)  # in the midst of its masked parts
         run.kill_at(6, 2, "mean", 0)  # when it is to give its mean
         await run.finished(range(6), 90)
@@ -286,8 +276,7 @@ async def test_who_drops_out_of_a_secret_sum_does_not_spoil_it():
 async def test_of_an_update_nothing_but_masked_parts_leaves_its_member_where_sums_are_secret():
     seen = []
     async with memory_run(terms(rounds=1, **SECRET)) as run:
-        for learner in learners(4, step_s=0.0):
-            run.add(learner)
+        await run.together(learners(4, step_s=0.0))
         for member in run.members:
             pass_on = member.peers.send
 

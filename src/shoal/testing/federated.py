@@ -102,7 +102,8 @@ class MemoryRun:
     reports: list[list[RoundReport]] = field(default_factory=list[list[RoundReport]])
     scopes: list[trio.CancelScope] = field(default_factory=list[trio.CancelScope])
     errors: dict[int, Exception] = field(default_factory=dict[int, Exception])
-    ended: int = 0
+    begun: trio.Event | None = None
+    """Before which nobody begins; ``None``: everybody does at once."""
 
     def add(self, learner: Any, **options: Any) -> Participant:
         """One more member, which begins at once."""
@@ -118,6 +119,16 @@ class MemoryRun:
         self.scopes.append(trio.CancelScope())
         self.nursery.start_soon(self._live, len(self.members) - 1)
         return member
+
+    async def together(self, learners: Sequence[Any], **options: Any) -> None:
+        """Members that know of each other before the first round begins."""
+        self.begun = trio.Event()
+        for learner in learners:
+            self.add(learner, **options)
+        with trio.fail_after(60):
+            while any(len(member.board.cards) < len(self.members) for member in self.members):
+                await trio.sleep(0.05)
+        self.begun.set()
 
     def kill(self, index: int) -> None:
         """A member is gone without a word."""
@@ -166,6 +177,8 @@ class MemoryRun:
         with self.scopes[index]:
             try:
                 async with taking_part(self.members[index]) as member:
+                    if self.begun is not None:
+                        await self.begun.wait()
                     async for report in member.run():
                         self.reports[index].append(report)
             except Exception as error:  # noqa: BLE001 - whatever it is, the test is told

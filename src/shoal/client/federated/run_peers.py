@@ -19,7 +19,7 @@ from shoal.swarm.clock import Clock
 from shoal.tasks import ends_alone
 from shoal.training.federated.board import RunBoard
 from shoal.training.federated.outer import SharedState
-from shoal.training.federated.statements import MemberCard, Said, read_statement, sign_statement
+from shoal.training.federated.statements import MemberCard, RoundPlan, Said, read_statement, sign_statement
 from shoal.types import PeerAddress, PeerId
 from shoal.wire.federating import (
     FederatedStatement,
@@ -131,9 +131,13 @@ class RunPeers:
         """StatementSigner a statement, keep it, and have it sent to every member."""
         raw = sign_statement(statement, self._network.sign)
         self._take(statement, raw)
+        self._tell_others(self.board.own, raw)
+
+    def _tell_others(self, author: PeerId, raw: bytes) -> None:
+        """Send a statement to every member but its author."""
         message = FederatedStatement(self.board.run, raw)
         for peer in list(self.board.cards):
-            if peer != self.board.own and self._nursery is not None:
+            if peer not in (author, self.board.own) and self._nursery is not None:
                 self._nursery.start_soon(self._tell, peer, message)
 
     async def send(self, peer: PeerId, message: Message, payload: Payload = b"") -> None:
@@ -333,8 +337,14 @@ class RunPeers:
             return
         self.note()
         peer = PeerId(statement.peer)
-        if newcomer and peer != self.board.own and self._nursery is not None:
+        if self._nursery is None or peer == self.board.own:
+            return
+        if newcomer:
             self._nursery.start_soon(self._greet, peer)
+            # Two who come at the same time know of each other only by those who were there before.
+            self._tell_others(peer, raw)
+        elif isinstance(statement, RoundPlan) and self.board.unknown(statement):
+            self.post(peer, RunWanted(self.board.run), b"", trio.current_time() + REACH_S)
 
     async def _greet(self, peer: PeerId) -> None:
         """Tell a newcomer who we are and how far, and hear the same of it."""

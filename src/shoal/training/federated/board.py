@@ -133,8 +133,20 @@ class RunBoard:
     def snapshot(self) -> RunSnapshot:
         """As the decisions want it."""
         return RunSnapshot(
-            self.own, self.run, self.round, self.state, self.standings, self.gone, self.first_ready
+            own=self.own,
+            run=self.run,
+            round=self.round,
+            state=self.state,
+            standings=self.standings,
+            members=self.cards.keys(),
+            gone=self.gone,
+            first_ready=self.first_ready,
         )
+
+    def unknown(self, plan: RoundPlan) -> list[PeerId]:
+        """Who is in a plan without this member knowing where it is, or that it is ready."""
+        ready = set(ready_members(self.snapshot())) | {peer for peer in plan.peers if peer in self.gone}
+        return [peer for peer in plan.peers if peer not in self.cards or peer not in ready]
 
     @property
     def passed_over(self) -> bool:
@@ -196,4 +208,5 @@ class RunBoard:
         if self.first_ready is None and ready:
             self.first_ready = now
         if self.accepted is None and self.own in ready:
-            self.accepted = next((made for made in self._plans if not plan_fault(made.plan, known)), None)
+            valid = (made for made in self._plans if not plan_fault(made.plan, known))
+            self.accepted = next((made for made in valid if not self.unknown(made.plan)), None)

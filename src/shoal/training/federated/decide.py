@@ -25,6 +25,8 @@ class RunSnapshot:
     """The digest that its round began with."""
     standings: Mapping[PeerId, MemberStanding]
     """The last one of each member."""
+    members: Set[PeerId]
+    """Everybody who takes part, whether heard to stand anywhere or not."""
     gone: Set[PeerId]
     """Who cannot be reached, or has failed in the round before."""
     first_ready: float | None
@@ -55,7 +57,7 @@ def convenes_at(known: RunSnapshot, least: int, gather_s: float) -> float | None
     ready = ready_members(known)
     if known.first_ready is None or known.own not in ready or len(ready) < least:
         return None
-    still = set(known.standings) - set(known.gone) - set(ready)
+    still = set(known.members) - set(known.gone) - set(ready)
     waits_s = gather_s if still else 0.0
     return known.first_ready + waits_s + GRACE_S * ready.index(known.own)
 
