@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,14 @@ class MemoryRun:
         self.begun = trio.Event()
         for learner in learners:
             self.add(learner, **options)
-        with trio.fail_after(60):
-            while any(len(member.board.cards) < len(self.members) for member in self.members):
-                await trio.sleep(0.05)
+        until = trio.current_time() + 60
+        for member in self.members:
+            if not await member.peers.wait(until, partial(self._knows_all, member)):
+                raise trio.TooSlowError("the members do not find each other")
         self.begun.set()
+
+    def _knows_all(self, member: Participant) -> bool:
+        return len(member.board.cards) >= len(self.members)
 
     def kill(self, index: int) -> None:
         """A member is gone without a word."""

@@ -1,0 +1,192 @@
+"""What members of a run decide by what they know, and how much they keep of what others say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from shoal.errors import RemoteProtocolError
+from shoal.net.identity import Identity, verify
+from shoal.training.federated.board import EARLY_TIMES, RunBoard
+from shoal.training.federated.decide import (
+    GRACE_S,
+    RunSnapshot,
+    ahead,
+    convenes_at,
+    plan_fault,
+    ready_members,
+)
+from shoal.training.federated.statements import (
+    MemberCard,
+    MemberStanding,
+    PlannedMember,
+    RoundPlan,
+    read_statement,
+    sign_statement,
+)
+from shoal.types import PeerId
+from shoal.wire.federating import MAX_MEMBERS, SecretShare, UpdatePart
+
+RUN, A, B = b"r" * 32, b"a" * 32, b"b" * 32
+PEERS = [PeerId(f"peer{number}") for number in range(5)]
+
+
+def standing(peer, round, state=A, ready=True, number=1):
+    return MemberStanding(RUN, peer, round, state, ready, 10, number)
+
+
+def known(standings, own=PEERS[0], round=3, state=A, gone=(), members=PEERS, first_ready=100.0):
+    return RunSnapshot(
+        own=own,
+        run=RUN,
+        round=round,
+        state=state,
+        standings={PeerId(said.peer): said for said in standings},
+        members=set(members),
+        gone=set(gone),
+        first_ready=first_ready,
+    )
+
+
+def test_all_members_have_the_same_order_of_those_who_convene_and_another_one_each_round():
+    said = [standing(peer, 3) for peer in PEERS]
+    orders = {tuple(ready_members(known(said, own=peer))) for peer in PEERS}
+    assert len(orders) == 1
+    first = {ready_members(known([standing(peer, r) for peer in PEERS], round=r))[0] for r in range(40)}
+    assert len(first) == len(PEERS)
+
+
+def test_a_round_begins_at_once_when_all_are_ready_and_else_when_the_others_have_had_their_time():
+    ready = [standing(peer, 3) for peer in PEERS]
+    first = ready_members(known(ready))[0]
+    second = ready_members(known(ready))[1]
+    assert convenes_at(known(ready, own=first), 2, 60) == 100.0
+    assert convenes_at(known(ready, own=second), 2, 60) == 100.0 + GRACE_S
+    late = [said for said in ready if said.peer != second]
+    assert convenes_at(known(late, own=first), 2, 60) == 160.0
+    assert convenes_at(known(late, own=first, gone=[second]), 2, 60) == 100.0
+    assert convenes_at(known(late, own=first), 5, 60) is None
+    assert convenes_at(known(ready, own=first, first_ready=None), 2, 60) is None
+
+
+def test_a_plan_of_others_is_none():
+    members = tuple(PlannedMember(peer, 1) for peer in PEERS[:3])
+    plan = RoundPlan(RUN, PEERS[1], 3, A, members)
+    snapshot = known([])
+    assert plan_fault(plan, snapshot) == ""
+    assert "of round 4" in plan_fault(structs.replace(plan, round=4), snapshot)
+    assert "another adapter" in plan_fault(structs.replace(plan, state=B), snapshot)
+    assert "convened" in plan_fault(structs.replace(plan, peer=PEERS[4]), snapshot)
+    assert "not in it" in plan_fault(structs.replace(plan, members=members[1:]), snapshot)
+
+
+def test_who_has_another_adapter_than_most_takes_theirs():
+    others = [standing(peer, 3, B) for peer in PEERS[1:4]]
+    assert ahead(known(others)) == (3, B)
+    assert ahead(known([standing(PEERS[1], 3, A), *others[1:]])) is None  # two and two: the smaller one holds
+    assert ahead(known([standing(peer, 3, A) for peer in PEERS[1:3]], own=PEERS[0], state=B)) == (3, A)
+    assert ahead(known([standing(peer, 2, B) for peer in PEERS[1:]])) is None  # they are behind
+
+
+def test_a_single_member_that_says_to_be_far_ahead_takes_nobody_along():
+    said = [standing(PEERS[1], 9, B), standing(PEERS[2], 3), standing(PEERS[3], 3)]
+    assert ahead(known(said)) is None
+    said = [standing(peer, 5, B) for peer in PEERS[1:4]]
+    assert ahead(known(said)) == (5, B)
+    assert ahead(known(said, gone=PEERS[1:4])) is None
+
+
+@given(st.lists(st.tuples(st.integers(2, 4), st.sampled_from([A, B])), min_size=2, max_size=5))
+def test_members_of_a_round_come_to_one_adapter_when_each_takes_that_of_most(where):
+    """In steps, one member after another, as in a round; each change is told to all."""
+    members = PEERS[: len(where)]
+    at = dict(zip(members, where, strict=True))
+    for _ in range(4):
+        for peer in members:
+            others = [standing(other, *at[other]) for other in members]
+            moved = ahead(known(others, own=peer, round=at[peer][0], state=at[peer][1]))
+            at[peer] = moved or at[peer]
+    newest = max(round for round, _ in at.values())
+    assert len({state for round, state in at.values() if round == newest}) == 1
+
+
+def test_what_is_not_signed_by_whom_it_is_of_is_refused():
+    one, other = Identity.ephemeral(), Identity.ephemeral()
+    said = standing(one.peer, 3)
+    raw = sign_statement(said, one.sign)
+    assert read_statement(raw, verify) == said
+    with pytest.raises(RemoteProtocolError, match="not signed"):
+        read_statement(sign_statement(said, other.sign), verify)
+    with pytest.raises(RemoteProtocolError, match="not signed"):
+        read_statement(raw[:64] + raw[64:].replace(b"a" * 32, b"b" * 32), verify)
+    twice = RoundPlan(RUN, one.peer, 3, A, (PlannedMember(one.peer, 1),) * 2)
+    with pytest.raises(RemoteProtocolError, match="names a member twice"):
+        read_statement(sign_statement(twice, one.sign), verify)
+    with pytest.raises(RemoteProtocolError, match="not a statement"):
+        read_statement(bytes(100), verify)
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        read_statement(bytes(1 << 20), verify)
+
+
+def board(members=PEERS):
+    made = RunBoard(RUN, PEERS[0], 400)
+    for peer in members:
+        made.take(MemberCard(RUN, peer, (), (), 1), b"card" + peer.encode(), 0.0)
+    made.begin(3, A, 0.0)
+    return made
+
+
+def test_a_board_keeps_so_much_and_no_more():
+    made = board([PeerId(f"member{number}") for number in range(MAX_MEMBERS + 9)])
+    assert len(made.cards) == MAX_MEMBERS
+    made.gone.add(PeerId("member3"))
+    made.take(MemberCard(RUN, "newcomer", (), (), 1), b"x", 0.0)
+    assert "newcomer" in made.cards
+    assert "member3" not in made.cards
+    part = UpdatePart(RUN, 3, b"p" * 32, 0, "update", 400)
+    kept = sum(made.take_part(PeerId(f"member{n}"), part, bytes(400)) for n in range(10, 20))
+    assert kept == EARLY_TIMES  # before there is a plan
+    assert not made.take_part(PeerId("stranger"), part, b"")
+    assert not made.take_part(PeerId("member20"), part, bytes(404))
+    assert not made.take_part(PeerId("member20"), structs.replace(part, round=4), b"")
+    share = SecretShare(RUN, 3, b"p" * 32, bytes(64))
+    assert made.take_secret(PeerId("member9"), share)
+    assert not made.take_secret(PeerId("member9"), structs.replace(share, share=b"x" * 64))
+    assert not made.take_secret(PeerId("stranger"), share)
+
+
+def test_a_plan_holds_when_all_in_it_are_known_to_be_ready():
+    made = board()
+    plan = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 1) for peer in PEERS[:3]))
+    for peer in PEERS[:2]:
+        made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
+    assert made.first_ready == 5.0
+    made.take(plan, b"plan", 6.0)
+    assert made.accepted is None
+    assert made.unknown(plan) == [PEERS[2]]
+    made.take(standing(PEERS[2], 3), b"s2", 7.0)
+    assert made.accepted is not None
+    assert not made.take(structs.replace(plan, members=plan.members[:2]), b"other", 8.0)  # one a member
+
+
+def test_a_round_that_goes_on_without_a_member_is_not_convened_by_it():
+    made = board()
+    for peer in PEERS:
+        made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
+    few = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 1) for peer in PEERS[1:3]))
+    made.take(few, b"few", 6.0)
+    assert not made.passed_over  # two of five ready ones are no round that is to be waited for
+    most = structs.replace(few, peer=PEERS[2], members=tuple(PlannedMember(peer, 1) for peer in PEERS[1:]))
+    made.take(most, b"most", 7.0)
+    assert made.passed_over
+
+
+def test_of_two_standings_of_a_member_the_later_one_holds():
+    made = board()
+    assert made.take(standing(PEERS[1], 3, number=5), b"1", 0.0)
+    assert not made.take(standing(PEERS[1], 4, number=4), b"2", 0.0)
+    assert made.take(standing(PEERS[1], 1, B, number=6), b"3", 0.0)  # as after a restart
+    assert made.standings[PEERS[1]].round == 1
+    assert not made.take(standing("stranger", 3), b"4", 0.0)
