@@ -96,6 +96,7 @@ def test_a_single_member_that_says_to_be_far_ahead_takes_nobody_along():
     said = [standing(peer, 5, B) for peer in PEERS[1:4]]
     assert ahead(known(said)) == (5, B)
     assert ahead(known(said, gone=PEERS[1:4])) is None
+    assert ahead(known([standing(PEERS[1], 4, B)])) == (4, B)  # there is but one other
 
 
 @given(st.lists(st.tuples(st.integers(2, 4), st.sampled_from([A, B])), min_size=2, max_size=5))

@@ -74,9 +74,10 @@ def plan_fault(plan: RoundPlan, known: RunSnapshot) -> str:
 
 
 def ahead(known: RunSnapshot) -> tuple[int, bytes] | None:
-    """The round and digest that this member should have, where most of the others have something else.
+    """The round and digest that this member should have, where most of the others are in a later round, or more
+    have another adapter in its own.
 
-    Of those that are behind it nothing follows. With as many for its own digest as for the other, the smaller
+    From those that are behind it nothing follows. With as many for its own digest as for another, the smaller
     one holds, so that not both sides change.
     """
     others = [
@@ -84,14 +85,13 @@ def ahead(known: RunSnapshot) -> tuple[int, bytes] | None:
         for peer, standing in known.standings.items()
         if peer != known.own and peer not in known.gone
     ]
-    held = Counter(where for where in others if where[0] >= known.round)
     own = (known.round, known.state)
-    held[own] += 1
-    most = max(held, key=lambda where: (held[where], where == own, where[0]))
-    if most[0] > known.round:
-        return most if held[most] * 2 > len(others) else None
-    rivals = {where: count for where, count in held.items() if where[0] == known.round}
-    best = min(rivals, key=lambda where: (-rivals[where], where[1]))
+    later = Counter(where for where in others if where[0] > known.round)
+    if later:
+        where, count = max(later.items(), key=lambda held: (held[1], held[0][0]))
+        return where if 2 * count > len(others) else None
+    beside = Counter([own, *(where for where in others if where[0] == known.round)])
+    best = min(beside, key=lambda where: (-beside[where], where[1]))
     return None if best == own else best
 
 
