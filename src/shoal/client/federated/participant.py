@@ -33,6 +33,7 @@ SETTLE_S = 10.0
 """How long those of a round are waited for, after it, to say what they have come to."""
 LINGER_S = 30.0
 """The same after the last one, so that whoever has missed it can have the adapter from us."""
+CATCH_UP_ATTEMPTS = 4
 STATES_KEPT = 2
 LOOK_S = 1.0
 """How often it is looked whether something is due, whatever is heard."""
@@ -159,21 +160,25 @@ class Participant:
 
     async def _catch_up(self) -> RoundReport | None:
         """Take the adapter that most have, where this member has another one."""
-        where = ahead(self.board.snapshot())
-        if where is None:
-            return None
-        round, digest = where
-        state = await self.peers.fetch_state(digest, self.terms.size, self.terms.part_s)
-        if state is None:
-            if ahead(self.board.snapshot()) != where:
-                return None  # they have gone on meanwhile; look again
-            raise DeadlineExceeded(
-                f"most members are in round {round + 1} with an adapter that none of them gives",
-                check="look at the link to the others; the same command goes on from where this member is",
-            )
+        for _ in range(CATCH_UP_ATTEMPTS):
+            where = ahead(self.board.snapshot())
+            if where is None:
+                return None
+            round, digest = where
+            state = await self.peers.fetch_state(digest, self.terms.size, self.terms.part_s)
+            if state is not None:
+                return await self._take_over(round, state)
+            await self.peers.wait_news(trio.current_time() + SETTLE_S)  # they may have gone on meanwhile
+        raise DeadlineExceeded(
+            "most members have an adapter that none of them gives",
+            check="look at the link to the others; the same command goes on from where this member is",
+        )
+
+    async def _take_over(self, round: int, state: SharedState) -> RoundReport:
+        """Go on from the adapter of others."""
         log.info("round %d: the adapter came from others", round)
         await self._reach(round, state)
-        return RoundReport(round, self.terms.rounds, (), digest=digest.hex(), agreed=self._agreeing())
+        return RoundReport(round, self.terms.rounds, (), digest=state.digest.hex(), agreed=self._agreeing())
 
     async def _average(self, update: UpdateVector, examples: int) -> ReducedRound | None:
         """The round's mean; ``None`` where most others are in a later one."""

@@ -74,8 +74,8 @@ def plan_fault(plan: RoundPlan, known: RunSnapshot) -> str:
 
 
 def ahead(known: RunSnapshot) -> tuple[int, bytes] | None:
-    """The round and digest that this member should have, where most of the others are in a later round, or more
-    have another adapter in its own.
+    """The round and digest that this member should have, where most of the others are in a later round, or
+    more of them have another adapter in its own.
 
     From those that are behind it nothing follows. With as many for its own digest as for another, the smaller
     one holds, so that not both sides change.
