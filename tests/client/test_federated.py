@@ -45,13 +45,13 @@ def terms(**options):
     return FederatedTerms(**common | options)
 
 
-def learners(count, **options):
-    return [SoftmaxLearner(*data, CLASSES, **options) for data in unlike_data(count)]
+def learners(count, examples=60, **options):
+    return [SoftmaxLearner(*data, CLASSES, **options) for data in unlike_data(count, examples=examples)]
 
 
-def central(count, rounds, steps):
+def central(count, rounds, steps, examples=60):
     """The loss over all data, and that of training on all of them in one place with as many steps."""
-    data = unlike_data(count)
+    data = unlike_data(count, examples=examples)
     whole = SoftmaxLearner(
         np.concatenate([x for x, _ in data]), np.concatenate([y for _, y in data]), CLASSES
     )
@@ -61,13 +61,14 @@ def central(count, rounds, steps):
 
 
 class Poison(SoftmaxLearner):
-    """What it has learnt is not what it says."""
+    """It says ``times`` as much as it has learnt."""
 
-    sends = np.nan
+    times = np.nan
 
     async def learn(self, round, steps, proximal):
+        begun = self.flat.copy()
         seen = await super().learn(round, steps, proximal)
-        self.flat = self.flat + np.float32(self.sends)
+        self.flat = (begun + np.float32(self.times) * (self.flat - begun)).astype(np.float32)
         return seen
 
 
@@ -89,7 +90,7 @@ async def test_all_members_end_with_the_same_adapter_as_good_as_one_of_all_data(
 
 async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_nothing(autojump_clock):
     async with memory_run(terms(rounds=15, least=5)) as run:
-        made = learners(8)
+        made = learners(8, 200)
         made[7] = Poison(made[7].inputs, made[7].labels, CLASSES)
         await run.together(made)
         stay = [0, 1, 2, 3, 4]
@@ -103,7 +104,7 @@ async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_not
             if poison in report.members:
                 assert "NaN" in report.left_out[poison]
         assert sum(poison in report.members for report in run.reports[0]) >= 12
-        whole, expected = central(8, 15, 5)
+        whole, expected = central(8, 15, 5, 200)
         whole.flat = run.members[0].state.weights
         loss = whole.loss(whole.inputs, whole.labels)
         print(f"federated {loss:.4f}, central {expected:.4f}: {loss / expected - 1:+.2%}")
@@ -111,21 +112,21 @@ async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_not
 
 
 async def test_who_sends_too_much_or_the_wrong_way_is_bounded(autojump_clock):
-    async with memory_run(terms(rounds=8, rule="median", radius=3.0, least=6)) as run:
-        made = learners(6)
+    async with memory_run(terms(rounds=8, rule="clipping", radius=3.0, least=6)) as run:
+        made = learners(6, 200)
         made[4] = Poison(made[4].inputs, made[4].labels, CLASSES)
-        made[4].sends = 1e30  # named
+        made[4].times = 1e30  # named
         made[5] = Poison(made[5].inputs, made[5].labels, CLASSES)
-        made[5].sends = -0.4  # within the norm that is allowed: nobody can tell, and the median bears it
+        made[5].times = -4  # within the norm that is allowed: nobody can tell, but the rule bears it
         await run.together(made)
         await run.finished(range(6), 600)
         assert same_adapter(run, range(6))
         huge, turned = (run.members[index].board.own for index in (4, 5))
         assert "norm is" in run.reports[0][3].left_out[huge]
         assert turned not in run.reports[0][3].left_out
-        whole, expected = central(6, 8, 5)
+        whole, expected = central(6, 8, 5, 200)
         whole.flat = run.members[0].state.weights
-        assert whole.loss(whole.inputs, whole.labels) <= 1.1 * expected
+        assert whole.loss(whole.inputs, whole.labels) <= 1.2 * expected  # by the mean, more than twice
 
 
 async def test_a_part_of_another_size_is_left_out_and_its_sender_named(autojump_clock):
@@ -192,14 +193,14 @@ async def test_a_member_goes_on_from_what_it_kept(autojump_clock):
     async def save(round, state):
         kept["at"] = round, state
 
-    async with memory_run(terms(rounds=4)) as run:
+    async with memory_run(terms(rounds=12)) as run:
         made = learners(3)
         run.add(made[0])
         run.add(made[1])
         run.add(made[2], save=save)
         await run.reached(2, 2, 300)
         run.kill(2)
-        await run.finished([0, 1], 600)
+        await run.reached(0, 5, 300)
         round, state = kept["at"]
         assert round >= 2
         run.add(made[2], round=round, state=state)
@@ -242,7 +243,7 @@ async def test_noise_is_added_before_anybody_sees_an_update_and_epsilon_is_told(
         assert told == [spent_epsilon(0.02, count) for count in (5, 6, 7)]
 
 
-SECRET = {"secret": True, "least": 4, "radius": 5.0, "gather_s": 5.0, "part_s": 5.0}
+SECRET = {"secret": True, "least": 4, "radius": 5.0, "gather_s": 5.0, "part_s": 2.0}
 
 
 async def test_a_secret_sum_comes_to_what_the_open_one_does():

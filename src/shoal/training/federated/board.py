@@ -91,8 +91,9 @@ class RunBoard:
         if sender not in self.cards or message.round != self.round or len(payload) > self.size:
             return False
         key = (message.plan, message.kind, sender)
-        known = self.accepted is not None and self.accepted.hash == message.plan
-        early = sum(len(part.payload) for (plan, _, _), part in self._parts.items() if plan != message.plan)
+        accepted = self.accepted.hash if self.accepted is not None else b""
+        early = sum(len(part.payload) for (plan, _, _), part in self._parts.items() if plan != accepted)
+        known = message.plan == accepted
         if key in self._parts or (not known and early + len(payload) > EARLY_TIMES * self.size):
             return False
         self._parts[key] = ReceivedPart(message, payload)
