@@ -1,6 +1,6 @@
 """Federated rounds: members whose data differ, and stay with each of them, tune one adapter together.
 
-python federated.py [MODEL] [ROUNDS] [FOLDER]
+python federated.py [MODEL] [ROUNDS] [FOLDER] [MEMBERS]
 
 All members are in this one program, each with its own identity, folder and data; on machines of their own it
 is ``shoal federate start`` and ``shoal federate join``. The model's blocks run here, so no node is asked, but
@@ -23,7 +23,8 @@ from shoal.client.tuning.tuner import TuningOptions
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "SmolLM2-135M-Instruct"
 ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 FOLDER = Path(sys.argv[3]) if len(sys.argv) > 3 else Path("federated-members")
-SUBJECTS = ("sea", "sky", "land")  # each member knows of one alone
+MEMBERS = int(sys.argv[4]) if len(sys.argv) > 4 else 3
+SUBJECTS = ("sea", "sky", "land", "wood", "town", "road")[:MEMBERS]  # each member knows of one alone
 TUNING = TuningOptions(rank=4, rate=2e-3, warmup=2)
 RUN = FederatedOptions(rounds=ROUNDS, steps=4, rule="trimmed", least=len(SUBJECTS))
 
