@@ -94,11 +94,6 @@ class RunPeers:
         """Bytes over all channels of the run so far."""
         return self._pool.sent
 
-    @property
-    def received(self) -> int:
-        """The same that came."""
-        return self._pool.received
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hear the members and be found by them until cancelled."""
         try:
@@ -128,7 +123,7 @@ class RunPeers:
         self.say(card)
 
     def say(self, statement: Said) -> None:
-        """StatementSigner a statement, keep it, and have it sent to every member."""
+        """Sign a statement, keep it, and have it sent to every member."""
         raw = sign_statement(statement, self._network.sign)
         self._take(statement, raw)
         self._tell_others(self.board.own, raw)
