@@ -60,6 +60,7 @@ class RoundReduction:
         self._bounds = part_bounds(terms.size, len(self._members))
         self._own = self._members.index(self._board.own)
         self._means_until = until + terms.part_s
+        self._awaited = [peer for peer in self._members if peer != self._board.own]
         self._reduced = ReducedRound(self._members, np.zeros(terms.size, np.float32))
 
     async def run(self) -> ReducedRound:
@@ -145,11 +146,7 @@ class RoundReduction:
     def _has_all(self, kind: str) -> bool:
         """Whether nobody is waited for any more: what is lost does not come."""
         came = self._board.parts(kind)
-        return all(
-            peer in came or peer in self._board.gone
-            for index, peer in enumerate(self._members)
-            if index != self._own
-        )
+        return all(peer in came or peer in self._board.gone for peer in self._awaited)
 
     def _part(
         self, index: int, kind: Literal["update", "mean"], payload: bytes, left_out: LeftOutMembers = ()

@@ -76,6 +76,8 @@ class SecretReduction(RoundReduction):
         if self._own in among:
             self._show(among, counted)
         await self._reduce_secret({index: came[index] for index in counted}, among)
+        self._awaited = [self._members[index] for index in counted - {self._own}]
+        self._means_until = min(self._means_until, trio.current_time() + self._terms.part_s)
 
     async def _share(self) -> None:
         """Give every member a share of our secrets, and take those of the others."""
@@ -101,10 +103,12 @@ class SecretReduction(RoundReduction):
         mine = partial(SecretList, stage=asked, members=tuple(sorted(own)))
         if self._board.own != self._convener:
             self._tell(self._convener, mine)
-            await self._stage(lambda: self._said(told, self._convener))
+            # It waits for lists as long as we have for anything, and may have begun later.
+            await self._stage(lambda: self._said(told, self._convener), stages=2)
         else:
             self._board.take_secret(self._board.own, self._message(mine))
-            await self._stage(lambda: self._all_said(asked))
+            # Whose shares, or part, are not here has dropped out.
+            await self._stage(lambda: all(self._said(asked, self._members[index]) for index in own))
             found = tuple(sorted(self._in_all(asked)))
             for _, peer in self._others():
                 self._tell(peer, partial(SecretList, stage=told, members=found))
@@ -171,7 +175,7 @@ class SecretReduction(RoundReduction):
         await self._stage(
             lambda: all(
                 self._said("SecretShown", self._members[index]) or self._members[index] in self._board.gone
-                for index in among
+                for index in masked
             )
         )
         shown = {
@@ -207,9 +211,10 @@ class SecretReduction(RoundReduction):
     def _tell(self, peer: PeerId, make: Callable[..., SecretMessage]) -> None:
         self._peers.post(peer, self._message(make), b"", self._means_until)
 
-    async def _stage(self, condition: Callable[[], bool]) -> None:
+    async def _stage(self, condition: Callable[[], bool], stages: int = 1) -> None:
         """Wait for what a stage needs, or until its time is over."""
-        await self._peers.wait(min(self._means_until, trio.current_time() + self._terms.part_s), condition)
+        until = trio.current_time() + stages * self._terms.part_s
+        await self._peers.wait(min(self._means_until, until), condition)
 
     def _said(self, stage: str, peer: PeerId) -> bool:
         return peer in self._board.secret(stage) or peer in self._board.gone

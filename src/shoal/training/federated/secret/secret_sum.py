@@ -57,6 +57,7 @@ class SecretMember:
         self.threshold = threshold_of(self.members)
         self._seed = secrets.token_bytes(SECRET_BYTES)
         self._held: dict[int, bytes] = {}
+        self._agreed: dict[int, bytes] = {}
         self._shown: tuple[frozenset[int], frozenset[int]] | None = None
 
     def shares(self) -> list[bytes]:
@@ -89,13 +90,18 @@ class SecretMember:
         """
         found = values + stretch(self._seed, self._context, part, values.size)
         for other in sorted(among - {self._index}):
-            try:
-                secret = agreed(self._private, self._keys[other])
-            except ValueError as error:
-                raise RemoteProtocolError(f"member {other} has no key") from error
-            mask = stretch(secret, self._context, part, values.size)
+            mask = stretch(self._secret_with(other), self._context, part, values.size)
             found = found + mask if self._index < other else found - mask
         return found
+
+    def _secret_with(self, other: int) -> bytes:
+        """What only another member knows, too. Raises RemoteProtocolError: it has no key."""
+        if other not in self._agreed:
+            try:
+                self._agreed[other] = agreed(self._private, self._keys[other])
+            except ValueError as error:
+                raise RemoteProtocolError(f"member {other} has no key") from error
+        return self._agreed[other]
 
     def show(self, among: frozenset[int], counted: frozenset[int]) -> dict[int, bytes]:
         """A share of 32 bytes of each member of ``among``: of the seed of who counts, else of the key.
