@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -48,6 +48,7 @@ def test_a_vector_has_the_tensors_in_one_order_whatever_order_they_come_in():
         layout.unflatten(np.zeros(9, np.float32))
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 70))
 def test_parts_cover_the_vector_once_and_are_alike(size, owners):
     bounds = part_bounds(size, owners)
@@ -56,6 +57,7 @@ def test_parts_cover_the_vector_once_and_are_alike(size, owners):
     assert max(lengths) - min(lengths) <= 1
 
 
+@settings(max_examples=30, deadline=None)
 @given(some_updates(), st.sampled_from(MEAN_RULES), st.floats(0.01, 1e5))
 def test_no_rule_gives_a_mean_that_its_receivers_would_refuse(updates, rule, radius):
     mean = robust_mean(rule, updates, [1] * len(updates), radius)
@@ -63,6 +65,7 @@ def test_no_rule_gives_a_mean_that_its_receivers_would_refuse(updates, rule, rad
     assert mean_fault(mean, len(updates[0]), radius) == ""
 
 
+@settings(max_examples=30, deadline=None)
 @given(some_updates(), st.sampled_from(MEAN_RULES), st.randoms())
 def test_the_order_of_members_does_not_matter(updates, rule, chance):
     shuffled = list(updates)

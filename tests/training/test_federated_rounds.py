@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -99,6 +99,7 @@ def test_a_single_member_that_says_to_be_far_ahead_takes_nobody_along():
     assert ahead(known([standing(PEERS[1], 4, B)])) == (4, B)  # there is but one other
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(2, 4), st.sampled_from([A, B])), min_size=2, max_size=5))
 def test_members_of_a_round_come_to_one_adapter_when_each_takes_that_of_most(where):
     """In steps, one member after another, as in a round; each change is told to all."""
