@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -96,13 +97,16 @@ async def look_at_run(
 
     pool = ChannelPool(network, handle, lambda channel, reason: None)
 
+    asked: set[PeerId] = set()
+
     async def ask(address: PeerAddress) -> None:
-        with suppress(ShoalError):  # one that is gone is no fault of ours
+        try:
             channel = await pool.get(address, deadline_s=DIAL_S)
             await channel.send(RunWanted(run))
+        except ShoalError:  # it may be gone for good, or not be reached this once
+            asked.discard(address.peer)
 
     async def search(nursery: trio.Nursery) -> None:
-        asked: set[PeerId] = set()
         while True:
             with suppress(ShoalError):
                 for address in await network.find_providers(run, deadline_s=DIAL_S):
@@ -112,8 +116,7 @@ async def look_at_run(
             await trio.sleep(1.0)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_run_pool, pool)
-        await trio.lowlevel.checkpoint()
+        await nursery.start(partial(pool.run, accept=False))
         nursery.start_soon(search, nursery)
         with trio.move_on_after(within_s):
             await terms_there.wait()
@@ -127,7 +130,3 @@ async def look_at_run(
             next_command="shoal peers",
         )
     return view
-
-
-async def _run_pool(pool: ChannelPool) -> None:
-    await pool.run(accept=False)
