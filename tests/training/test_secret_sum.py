@@ -68,8 +68,8 @@ def test_fixed_point_sums_are_means_to_float_precision():
 
 
 def test_no_member_and_no_pair_of_members_learns_the_update_of_another():
-    """The curious hold all that they were given, all masked parts, and all shares shown. They have as much of
-    two runs with the same sum and other updates: what they see of an update is masked by what they lack.
+    """The curious hold all masked parts, the masks that they have in common with the victim, its shares that
+    they were given, and the seeds that are shown after the round. The masks of others stay on.
     """
     count = 6
     one = Round(count)
@@ -85,6 +85,11 @@ def test_no_member_and_no_pair_of_members_learns_the_update_of_another():
             # The seed of the survivor is shown to all after the round, so that is known too.
             guess = guess - stretch(one.members[victim]._seed, CONTEXT, 0, SIZE)
             assert (guess != one.plain[victim]).all()
+            # All that is left to them is the sum of the others, which is what they are to learn.
+            rest = [other for other in range(count) if other not in curious]
+            seeds = (stretch(one.members[other]._seed, CONTEXT, 0, SIZE) for other in rest)
+            assert len(rest) >= 4
+            assert (sum(seeds, guess) != one.plain[victim]).all()
             # Its key is not: they have too few shares of it.
             shares = [(spy, one.given[victim][spy][:32]) for spy in curious]
             assert len(shares) < threshold_of(count)
