@@ -68,8 +68,8 @@ def test_fixed_point_sums_are_means_to_float_precision():
 
 
 def taken_off(one, masked, victim, curious):
-    """What is left of a masked update when the curious have taken off all that they know of its masks: those in
-    common with them, and the one of its own, whose seed is shown to all after the round.
+    """What is left of a masked update when the curious have taken off all that they know of its masks: those
+    in common with them, and the one of its own, whose seed is shown to all after the round.
     """
     left = masked[victim] - stretch(one.members[victim]._seed, CONTEXT, 0, SIZE)
     for spy in curious:
