@@ -73,7 +73,31 @@ function model(peers: Peer[], id = MODEL, digest = DIGEST, n = 30): Model {
   return { id, digest, n_blocks: n, format: 'int8', formats: ['int8'], runs, missing }
 }
 
+const CROWD_MODELS = [MODEL, 'Llama-3.1-8B-Instruct', 'Qwen3-30B-A3B']
+
+/** Three hundred, of four versions and three models, from the next room to the other side of the world. */
+function crowd(n = 300): Peer[] {
+  return Array.from({ length: n }, (_, i) => {
+    const at = (i * 7) % 20
+    return peer(100 + i, at, at + 10, {
+      peer: `12D3KooW${String((i * 7919) % 99991).padStart(36, 'QmFzKvTnJxLryHcbVp')}${String(i).padStart(4, '0')}`,
+      agent: ['shoal/0.3.0', 'shoal/0.3.0', 'shoal/0.2.1', 'shoal/0.2.0', 'shoal/0.3.0'][i % 5] ?? '',
+      model: CROWD_MODELS[i % 3] ?? MODEL,
+      digest: `${DIGEST}${i % 3}`,
+      path: i % 11 === 0 ? 'none' : i % 4 === 0 ? 'relayed' : 'direct',
+      rtt_ms: i % 11 === 0 ? null : 0.6 * 1.023 ** i,
+      device: i % 6 === 0 ? 'NVIDIA A100' : 'cpu',
+      share: i % 17 === 0 ? 0 : 1,
+    })
+  })
+}
+
 export function scene(name: string): Swarm {
+  if (name === 'crowd') {
+    const peers = crowd()
+    const models = CROWD_MODELS.map((id, i) => model(peers, id, `${DIGEST}${i}`))
+    return { peer: GATEWAY, swarm: 'public', at: Date.now() / 1000, peers, peers_in_all: 300, links: [], models, models_in_all: 3 }
+  }
   const three = [peer(0, 0, 10), peer(1, 10, 20), peer(2, 20, 30)]
   const scenes: Record<string, Peer[]> = {
     empty: [],

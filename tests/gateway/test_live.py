@@ -44,6 +44,26 @@ async def test_everything_comes_at_once_and_then_what_changes(gateway):
         assert swarm["models"][0]["runs"] == [[0, 6, 2]]
 
 
+async def test_distances_are_measured_in_turn_where_there_are_many(gateway, monkeypatch):
+    monkeypatch.setattr(feed, "PINGED", 1)
+    monkeypatch.setattr(feed, "PING_EVERY_S", 0.05)
+    asked = []
+
+    async def ping(peer, *, deadline_s):
+        asked.append(peer)
+        return 0.001 * len(asked)
+
+    monkeypatch.setattr(gateway.swarm.client.network, "ping", ping)
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        lines = answer.aiter_lines()
+        with trio.fail_after(30):
+            while len(set(asked)) < 3 or asked.count(asked[0]) < 2:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            swarm = await told(lines, "swarm")
+            while not all(peer["rtt_ms"] for peer in swarm["peers"]):
+                swarm = await told(lines, "swarm")
+
+
 async def test_the_page_notes_that_this_machine_runs_an_older_release(tmp_path, checkpoint, monkeypatch):
     async with AsyncExitStack() as stack:
         with monkeypatch.context() as patch:

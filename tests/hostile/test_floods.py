@@ -22,6 +22,7 @@ import trio
 
 from shoal.gateway.app import Gateway, Options, open_gateway
 from shoal.gateway.database.opening import database_at
+from shoal.gateway.page.view import PEERS_SHOWN
 from shoal.gateway.serve import serve
 from shoal.net.identity import Identity
 from shoal.swarm.announcement import Announcement, Served, seal
@@ -217,7 +218,7 @@ def check_view(view: dict[str, Any], flooded: Flooded) -> None:
     assert view["models"][0]["runs"] == [[0, 6, 1]]
     assert view["models"][0]["missing"] == []
     assert len(view["models"]) <= 16 < view["models_in_all"]
-    assert len(view["peers"]) <= 256 < view["peers_in_all"]
+    assert len(view["peers"]) <= PEERS_SHOWN < view["peers_in_all"]
     assert all(0 <= peer["expires_in_s"] <= 3600 for peer in view["peers"])
 
 

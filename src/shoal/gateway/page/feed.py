@@ -34,7 +34,7 @@ KEEP_ALIVE_S = 10.0
 PING_EVERY_S = 5.0
 PING_WITHIN_S = 3.0
 PINGED = 64
-"""Peers whose distance is measured."""
+"""Peers whose distance is measured at a time; of more, these in turn."""
 HEALTH_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -185,13 +185,18 @@ class Feed:
             await trio.sleep(CHANGED_EVERY_S)
 
     async def _watch_distances(self) -> None:
+        begin = 0
         while True:
             if self._listeners:
+                connected = [connection.peer for connection in self.swarm.network.connections()]
+                begin = begin if begin < len(connected) else 0
+                asked, begin = connected[begin : begin + PINGED], begin + PINGED
                 found: dict[PeerId, float] = {}
                 async with trio.open_nursery() as nursery:
-                    for connection in self.swarm.network.connections()[:PINGED]:
-                        nursery.start_soon(self._ping, connection.peer, found)
-                self._rtt_s = found
+                    for peer in asked:
+                        nursery.start_soon(self._ping, peer, found)
+                kept = set(connected).difference(asked)
+                self._rtt_s = {peer: rtt for peer, rtt in self._rtt_s.items() if peer in kept} | found
                 self._changed.add("swarm")
             await trio.sleep(PING_EVERY_S)
 

@@ -16,7 +16,7 @@ from shoal.swarm.coverage import in_one_format, in_order, most_relevant, runs
 from shoal.swarm.directory import Directory
 from shoal.types import ModelShape, PeerId, gaps
 
-PEERS_SHOWN = 256
+PEERS_SHOWN = 384
 MODELS_SHOWN = 16
 RUNS_SHOWN = 256
 """Runs of blocks with as many peers, of one model."""
