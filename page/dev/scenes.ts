@@ -78,8 +78,11 @@ const CROWD_MODELS = [MODEL, 'Llama-3.1-8B-Instruct', 'Qwen3-30B-A3B']
 /** Three hundred, of four versions and three models, from the next room to the other side of the world. */
 function crowd(n = 300): Peer[] {
   return Array.from({ length: n }, (_, i) => {
-    const at = (i * 7) % 20
+    const at = (i * 7) % 21
     return peer(100 + i, at, at + 10, {
+      step_ms: 3 + (i % 40),
+      token_joules: null,
+      tokens_free: 65536 - 150 * i,
       peer: `12D3KooW${String((i * 7919) % 99991).padStart(36, 'QmFzKvTnJxLryHcbVp')}${String(i).padStart(4, '0')}`,
       agent: ['shoal/0.3.0', 'shoal/0.3.0', 'shoal/0.2.1', 'shoal/0.2.0', 'shoal/0.3.0'][i % 5] ?? '',
       model: CROWD_MODELS[i % 3] ?? MODEL,
