@@ -13,6 +13,8 @@ A node that serves moves when that covers a block that nobody serves, or raises 
 gives a single block a second peer at no cost of throughput. No move uncovers a block. In a small swarm a node
 also moves to where :mod:`shoal.planning.assign` would put it if all nodes were placed anew, when the slowest
 stage would then carry ``GAIN`` more than the swarm does: others, who see the same swarm, follow.
+
+In a large swarm no single node changes so much: there :mod:`shoal.planning.level` decides.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,7 @@ import numpy.typing as npt
 from shoal.errors import OutOfResources
 from shoal.planning.assign import least_busy
 from shoal.planning.layout import Layout, StretchTable, stretches
+from shoal.planning.level import MANY, level_move, level_span
 from shoal.planning.throughput import (
     SLACK,
     Rates,
@@ -72,6 +76,7 @@ def choose_span(
     fits: int | Sequence[int],
     speed: float = 0.0,
     work: Sequence[float] | None = None,
+    chance: Random | None = None,
 ) -> Span:
     """The span that a joining node should serve.
 
@@ -80,6 +85,7 @@ def choose_span(
         fits: how many blocks it has memory for, wherever they begin; or as :func:`fits_from` says.
         speed: blocks in a second that it computes; 0 if unknown, then what is usual here.
         work: of each block, in shares of a usual one; by default they are alike.
+        chance: by which one of many that join at the same time takes its place; by default anew each time.
 
     Raises:
         ValueError: not one block fits.
@@ -87,25 +93,44 @@ def choose_span(
     windows = _windows(n_blocks, [fits] * n_blocks if isinstance(fits, int) else fits)
     if not windows:
         raise ValueError("not one block fits")
+    if len(placed) >= MANY:
+        return level_span(placed, n_blocks, windows, work, chance or Random())
     options = _Options(placed, n_blocks, windows, speed, work)
     return options.windows[options.best(options.holes == options.holes.min())]
 
 
 def choose_move(
-    placed: Sequence[ServingPeer], here: ServingPeer, n_blocks: int, work: Sequence[float] | None = None
+    placed: Sequence[ServingPeer],
+    here: ServingPeer,
+    n_blocks: int,
+    work: Sequence[float] | None = None,
+    chance: Random | None = None,
+    *,
+    peers: int = 0,
+    claimed: Span | None = None,
 ) -> Move | None:
     """Where a node that serves ``here`` should serve instead; ``None`` to stay.
 
     Args:
         placed: the others; those that are about to move, where they will be.
-        work: as in :func:`choose_span`.
+        work, chance: as in :func:`choose_span`.
+        peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by chance.
+        claimed: where it has said that it goes: in a large swarm, whether only that is still better.
     """
     if not here.fits:
         return None
     windows = _windows(n_blocks, [here.fits] * n_blocks)
-    options = _Options(placed, n_blocks, windows, here.speed, work, here.carries)
+    if len(placed) >= MANY:
+        windows = windows if claimed is None else [claimed]
+        level = level_move(placed, here, n_blocks, windows, work, chance or Random(), peers)
+        if level is None or (not level.needed and _carries_enough([*placed, here], n_blocks, work)):
+            return None
+        return Move(level.span, level.why)
     now = _Options([*placed, here], n_blocks, [], 0.0, work)
     holes, single, rate = int(now.holes[0]), int(now.single[0]), float(now.rate[0])
+    if len(placed) >= ANEW and not holes and not single and (1 + GAIN) * rate >= _most(placed, here, now):
+        return None  # nothing to gain, wherever it went
+    options = _Options(placed, n_blocks, windows, here.speed, work, here.carries)
     covering = options.holes < holes
     if covering.any():
         best = options.best(covering & (options.holes == options.holes.min()))
@@ -124,6 +149,22 @@ def choose_move(
         best = options.best(safer)
         return Move(options.windows[best], f"{single - options.single[best]} fewer blocks have a single peer")
     return None
+
+
+def _carries_enough(nodes: Sequence[ServingPeer], n_blocks: int, work: Sequence[float] | None) -> bool:
+    """Whether they carry all but ``GAIN`` of what they would, if every peer could give its speed to any block.
+
+    Then it does not matter how evenly blocks are served: routes give more of each peer to where there is less.
+    """
+    works: Rates = np.ones(n_blocks) if work is None else np.asarray(work, np.float64)
+    most = sum(node.useful_speed for node in nodes) / float(works.sum())
+    return throughput(nodes, n_blocks, works) >= (1 - GAIN) * most
+
+
+def _most(placed: Sequence[ServingPeer], here: ServingPeer, options: _Options) -> float:
+    """Tokens in a second that all would carry if every peer could give its speed to any block."""
+    mine = min(here.speed, here.carries * min(here.fits, options.n_blocks))
+    return (sum(peer.useful_speed for peer in placed) + mine) / float(options.work.sum())
 
 
 def _windows(n_blocks: int, fits: Sequence[int]) -> list[Span]:

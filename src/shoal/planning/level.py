@@ -1,0 +1,181 @@
+"""Where a node of a large swarm serves: where its blocks are served least. Pure.
+
+With many peers one node changes what all of them carry by less than anything worth a move, and yet a thousand
+that chose the same place can halve it. So what counts is how even the swarm is: the speed that each block has,
+every peer's divided over its span. Who joins takes a place by chance, the more likely the more it falls short of
+the rest, for others who see the same swarm choose at the same moment. Who serves moves when its blocks have
+``EVEN`` more than those that it would go to have with it. A move then makes the swarm more even, whoever else
+stays, so moves come to an end.
+
+All of it takes O(peers + blocks), where weighing sets of blocks (:mod:`shoal.planning.throughput`) takes more
+than a node should spend on every look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.planning.throughput import Rates, ServingPeer, bound_speed
+from shoal.types import Span
+
+MANY = 64
+"""Peers of a model from which on the swarm is a large one."""
+EVEN = 0.15
+"""How much more the blocks of a node must have than those that it moves to: as much as chance makes of them."""
+DOUBT = 3.0
+"""How many times the standard error of what a part of the peers says of the rest a difference must be."""
+CLOSE = 0.03
+"""Of what windows are served: so close ones are alike."""
+LOOKERS = 64
+"""Peers of a model up to which each looks as often as it may; of more as many look in a minute, or each would
+follow what the others have seen, too."""
+HELPERS = 8
+"""Peers that look at once when a block is served by nobody, at the mean; others follow if it stays so."""
+
+Counts = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelMove:
+    """A place where more is lacking."""
+
+    span: Span
+    why: str
+    needed: bool
+    """Whether blocks are served by nobody, or by a single peer: else it only makes the swarm more even."""
+
+
+def look_every_s(every_s: float, peers: int) -> float:
+    """Seconds from one look of a node at its place to the next, in a swarm of ``peers`` who serve the model."""
+    return every_s * max(1.0, peers / LOOKERS)
+
+
+def looks_at_once(peers: int, chance: Random) -> bool:
+    """Whether one of ``peers`` peers who see that a block is served by nobody is to look at once."""
+    return chance.random() < HELPERS / max(1, peers)
+
+
+class BlockLevels:
+    """What each block has: peers, and their speed."""
+
+    def __init__(self, placed: Sequence[ServingPeer], n_blocks: int, work: Sequence[float] | None) -> None:
+        starts = np.array([peer.span.start for peer in placed], np.intp)
+        ends = np.minimum(np.array([peer.span.end for peer in placed], np.intp), n_blocks)
+        rates = np.array([peer.useful_speed / len(peer.span) for peer in placed], np.float64)
+        speed, peers = np.zeros(n_blocks + 1), np.zeros(n_blocks + 1, np.intp)
+        for edges, sign in ((starts, 1), (ends, -1)):
+            np.add.at(speed, edges, sign * rates)
+            np.add.at(peers, edges, sign)
+        self.work: Rates = np.ones(n_blocks) if work is None else np.asarray(work, np.float64)
+        self.peers: Counts = np.cumsum(peers)[:-1]
+        # Sums of floats leave crumbs where nobody is.
+        self.speed: Rates = np.where(self.peers, np.maximum(np.cumsum(speed)[:-1], 0.0), 0.0) / self.work
+
+    def means(self, values: Rates | npt.NDArray[np.bool_], windows: Sequence[Span]) -> Rates:
+        """The mean of ``values`` over each window."""
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        starts, ends = _edges(windows)
+        return (sums[ends] - sums[starts]) / (ends - starts)
+
+    def counts(self, wanted: npt.NDArray[np.bool_], windows: Sequence[Span]) -> Counts:
+        """How many of the wanted blocks each window has."""
+        sums = np.concatenate([[0], np.cumsum(wanted)])
+        starts, ends = _edges(windows)
+        return sums[ends] - sums[starts]
+
+
+def level_span(
+    placed: Sequence[ServingPeer],
+    n_blocks: int,
+    windows: Sequence[Span],
+    work: Sequence[float] | None,
+    chance: Random,
+) -> Span:
+    """The window that a joining node should serve, by chance of those that most blocks lack."""
+    levels = BlockLevels(placed, n_blocks, work)
+    holes, single = levels.counts(levels.peers == 0, windows), levels.counts(levels.peers == 1, windows)
+    among = np.flatnonzero(holes == holes.max()) if holes.any() else np.flatnonzero(single == single.max())
+    short = np.maximum(0.0, levels.speed.mean() - levels.speed)
+    lacks = levels.means(short, [windows[index] for index in among])
+    weights = lacks**2 + (1e-3 * levels.speed.mean()) ** 2
+    return windows[int(among[_draw(weights, chance)])]
+
+
+def level_move(
+    placed: Sequence[ServingPeer],
+    here: ServingPeer,
+    n_blocks: int,
+    windows: Sequence[Span],
+    work: Sequence[float] | None,
+    chance: Random,
+    peers: int = 0,
+) -> LevelMove | None:
+    """Where a node should move, and why; ``None`` to stay. No block that it serves alone is left.
+
+    Args:
+        peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by chance.
+    """
+    levels = BlockLevels(placed, n_blocks, work)
+    inside = np.zeros(n_blocks, np.bool_)
+    inside[here.span.start : here.span.end] = True
+    alone = inside & (levels.peers == 0)
+    allowed = levels.counts(alone, windows) == alone.sum()
+    if not allowed.any():
+        return None
+    holes = levels.counts((levels.peers == 0) & ~inside, windows) * allowed
+    if holes.any():
+        best = np.flatnonzero(holes == holes.max())
+        span = windows[int(best[chance.randrange(len(best))])]
+        return LevelMove(span, f"{holes.max()} blocks are served by nobody", needed=True)
+    speeds = np.array([bound_speed(here.speed, here.carries, window) / len(window) for window in windows])
+    there = levels.means(levels.speed, windows) + speeds * levels.means(1 / levels.work, windows)
+    stay = _level_with(levels, here)
+    there = np.where(allowed, there, math.inf)
+    single = levels.peers == 1  # without it: of those inside, two have the block as long as it stays
+    safer = levels.counts(single, windows) - int((single & inside).sum())
+    safer = np.where(there <= stay, safer, 0)
+    if safer.max() > 0:
+        why = f"{safer.max()} fewer blocks have a single peer"
+        return LevelMove(windows[int(safer.argmax())], why, needed=True)
+    if stay >= (1 + max(EVEN, DOUBT * _error(placed, peers))) * there.min():
+        best = np.flatnonzero(there <= (1 + CLOSE) * there.min())
+        chosen = int(best[chance.randrange(len(best))])
+        why = f"its blocks are served {stay / there[chosen] - 1:.0%} more than those"
+        return LevelMove(windows[chosen], why, needed=False)
+    return None
+
+
+def _error(placed: Sequence[ServingPeer], peers: int) -> float:
+    """The relative standard error of a block's speed, where ``placed`` are drawn from so many peers."""
+    unknown = max(0.0, 1 - len(placed) / peers) if peers else 0.0
+    speeds = np.array([peer.useful_speed for peer in placed])
+    shares = np.array([len(peer.span) for peer in placed])
+    rates = speeds / shares
+    # Of the peers, so many serve a block at the mean, each with its rate.
+    serving = float((rates * shares).sum()), float((rates**2 * shares).sum())
+    blocks = max(peer.span.end for peer in placed)
+    return math.sqrt(unknown * serving[1] * blocks) / max(serving[0], 1e-12)
+
+
+def _level_with(levels: BlockLevels, here: ServingPeer) -> float:
+    """The mean speed of the node's own blocks, with it."""
+    mine = here.useful_speed / len(here.span)
+    blocks = slice(here.span.start, here.span.end)
+    return float((levels.speed[blocks] + mine / levels.work[blocks]).mean())
+
+
+def _edges(windows: Sequence[Span]) -> tuple[Counts, Counts]:
+    starts = np.array([window.start for window in windows], np.intp)
+    return starts, np.array([window.end for window in windows], np.intp)
+
+
+def _draw(weights: Rates, chance: Random) -> int:
+    """An index, each as likely as its weight."""
+    sums = np.cumsum(weights)
+    return min(int(np.searchsorted(sums, chance.random() * sums[-1], side="right")), len(weights) - 1)

@@ -1,0 +1,1 @@
+"""Swarms of ten thousand nodes: the product's decisions, discrete events, no sockets and no tasks."""
