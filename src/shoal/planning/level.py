@@ -1,11 +1,11 @@
 """Where a node of a large swarm serves: where its blocks are served least. Pure.
 
 With many peers one node changes what all of them carry by less than anything worth a move, and yet a thousand
-that chose the same place can halve it. So what counts is how even the swarm is: the speed that each block has,
-every peer's divided over its span. Who joins takes a place by chance, the more likely the more it falls short of
-the rest, for others who see the same swarm choose at the same moment. Who serves moves when its blocks have
-``EVEN`` more than those that it would go to have with it. A move then makes the swarm more even, whoever else
-stays, so moves come to an end.
+that chose the same place can halve it. So what counts is how even the swarm is: the speed that each block
+has, every peer's divided over its span. Who joins takes a place by chance, the more likely the more it falls
+short of the rest, for others who see the same swarm choose at the same moment. Who serves moves when its
+blocks have ``EVEN`` more than those that it would go to have with it. A move then makes the swarm more even,
+whoever else stays, so moves come to an end.
 
 All of it takes O(peers + blocks), where weighing sets of blocks (:mod:`shoal.planning.throughput`) takes more
 than a node should spend on every look.
@@ -27,13 +27,13 @@ from shoal.types import Span
 MANY = 64
 """Peers of a model from which on the swarm is a large one."""
 EVEN = 0.15
-"""How much more the blocks of a node must have than those that it moves to: as much as chance makes of them."""
+"""How much more the blocks of a node must have than those that it moves to: chance makes as much of them."""
 DOUBT = 3.0
 """How many times the standard error of what a part of the peers says of the rest a difference must be."""
 CLOSE = 0.03
 """Of what windows are served: so close ones are alike."""
 LOOKERS = 64
-"""Peers of a model up to which each looks as often as it may; of more as many look in a minute, or each would
+"""Peers of a model up to which each looks as often as it may; of more as many look in a minute, or all would
 follow what the others have seen, too."""
 HELPERS = 8
 """Peers that look at once when a block is served by nobody, at the mean; others follow if it stays so."""
@@ -52,7 +52,7 @@ class LevelMove:
 
 
 def look_every_s(every_s: float, peers: int) -> float:
-    """Seconds from one look of a node at its place to the next, in a swarm of ``peers`` who serve the model."""
+    """Seconds from one look of a node at its place to the next, where ``peers`` peers serve the model."""
     return every_s * max(1.0, peers / LOOKERS)
 
 
@@ -119,7 +119,8 @@ def level_move(
     """Where a node should move, and why; ``None`` to stay. No block that it serves alone is left.
 
     Args:
-        peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by chance.
+        peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by
+            chance.
     """
     levels = BlockLevels(placed, n_blocks, work)
     inside = np.zeros(n_blocks, np.bool_)

@@ -114,18 +114,29 @@ def choose_move(
     Args:
         placed: the others; those that are about to move, where they will be.
         work, chance: as in :func:`choose_span`.
-        peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by chance.
+        peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by
+            chance.
         claimed: where it has said that it goes: in a large swarm, whether only that is still better.
     """
     if not here.fits:
         return None
     windows = _windows(n_blocks, [here.fits] * n_blocks)
-    if len(placed) >= MANY:
-        windows = windows if claimed is None else [claimed]
-        level = level_move(placed, here, n_blocks, windows, work, chance or Random(), peers)
-        if level is None or (not level.needed and _carries_enough([*placed, here], n_blocks, work)):
-            return None
-        return Move(level.span, level.why)
+    if len(placed) < MANY:
+        return _best_move(placed, here, n_blocks, windows, work)
+    windows = windows if claimed is None else [claimed]
+    level = level_move(placed, here, n_blocks, windows, work, chance or Random(), peers)
+    if level is None or (not level.needed and _carries_enough([*placed, here], n_blocks, work)):
+        return None
+    return Move(level.span, level.why)
+
+
+def _best_move(
+    placed: Sequence[ServingPeer],
+    here: ServingPeer,
+    n_blocks: int,
+    windows: Sequence[Span],
+    work: Sequence[float] | None,
+) -> Move | None:
     now = _Options([*placed, here], n_blocks, [], 0.0, work)
     holes, single, rate = int(now.holes[0]), int(now.single[0]), float(now.rate[0])
     if len(placed) >= ANEW and not holes and not single and (1 + GAIN) * rate >= _most(placed, here, now):
@@ -152,9 +163,9 @@ def choose_move(
 
 
 def _carries_enough(nodes: Sequence[ServingPeer], n_blocks: int, work: Sequence[float] | None) -> bool:
-    """Whether they carry all but ``GAIN`` of what they would, if every peer could give its speed to any block.
+    """Whether they carry all but ``GAIN`` of what they would, if each could give its speed to any block.
 
-    Then it does not matter how evenly blocks are served: routes give more of each peer to where there is less.
+    Then it does not matter how even the swarm is: routes give more of each peer to where there is less.
     """
     works: Rates = np.ones(n_blocks) if work is None else np.asarray(work, np.float64)
     most = sum(node.useful_speed for node in nodes) / float(works.sum())

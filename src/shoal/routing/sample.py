@@ -1,9 +1,9 @@
 """A route chosen among some of many candidates, and among others where that pays. Pure.
 
-Weighing hundreds of peers for each session takes a client longer than the session's first step may last, and
-nearly all of them are dearer than others of the same blocks. So of many candidates ``SAMPLED`` are looked at: of
-each part of the model those that look cheapest there, and others by chance. The peers of the route that comes of it
-are then looked at again, among others, as long as that makes it cheaper by ``PAYS``.
+Weighing hundreds of peers for each session takes a client longer than a step of it may last, and nearly all
+of them are dearer than others of the same blocks. So of many candidates ``SAMPLED`` are looked at: of each part
+of the model those that look cheapest there, and others by chance. The peers of the route that comes of it are
+looked at again, among others, as long as that makes it cheaper by ``PAYS``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 from shoal.testing.sim.churn import ChurnPlan, churn
 from shoal.testing.sim.converge import converge
+from shoal.testing.sim.scale.command import add_scale
 
 FLAT = 1.2
 """The most that a node of a swarm may send, beside that of one a quarter or four times as large."""
@@ -37,6 +38,7 @@ def main() -> None:
             plan.add_argument("--sessions", type=int, default=50, help="so many at once")
             plan.add_argument("--every", type=float, default=4.0, help="seconds from one change to the next")
             plan.add_argument("--vanish", type=float, default=0.5, help="share of kills without a word")
+    add_scale(plans)
     asked = parser.parse_args()
     sys.exit(asked.run(asked))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Events:
-    """Calls functions in the order of their times; those of one time in the order in which they were entered."""
+    """Calls functions in the order of their times; those of one time in the order in which they came."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,7 +1,7 @@
 """Gossip of one topic over a mesh of limited degree: when a message is with whom, all of them at once.
 
-What a message would do one hop after the other is found by relaxing all links together, until nobody hears of it
-earlier: the same times, and no event for each of the copies that come second. Degrees are gossipsub's, as
+What a message would do one hop after the other is found by relaxing all links together, until nobody hears of
+it earlier: the same times, and no event for each of the copies that come second. Degrees are gossipsub's, as
 :mod:`shoal.testing.sim.mesh` has them; bytes as :mod:`shoal.testing.sim.internet` counts them.
 """
 

@@ -36,8 +36,8 @@ PUBLIC, CONE, SYMMETRIC = 0, 1, 2
 NAT_SHARES = (0.2, 0.65, 0.15)
 """Of homes: reached by a port that is mapped or IPv6, by punching, or by reversal and relays."""
 HONEST, FAST_LIAR, REFUSER, ABSURD = 0, 1, 2, 3
-"""What identities are: a third of the hostile ones each claims speed, refuses every session, or announces blocks
-that the model does not have."""
+"""What identities are: of the hostile ones a third each claims speed, refuses every session, or announces
+blocks that the model does not have."""
 LEAVES, CRASHES, VANISHES = 0, 1, 2
 """How a life ends: with a word, with a closed socket, or silently."""
 MEDIAN_LIFE_S = 7200.0

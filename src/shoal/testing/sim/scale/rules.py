@@ -1,7 +1,7 @@
 """How much of a swarm a member hears, says and keeps, by the rules of the product.
 
-A small swarm is one: everybody hears of everybody. In a large one each model has a topic of its own, and a member
-keeps a part of its model's peers.
+A small swarm is one: everybody hears of everybody. In a large one each model has a topic of its own, and a
+member keeps a part of its model's peers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ MODEL_STEADY, SWARM_STEADY = 12, 4
 VIEW_PEERS = 256
 """Peers of its model that a member of a large swarm keeps."""
 HEARD_PEERS = 512
-"""Peers whose last words it counts to know what its model lacks: unlike those whom it keeps, they are drawn by
-nothing but when they spoke."""
+"""Peers whose last words it counts to know what its model lacks: unlike those whom it keeps, they are drawn
+by nothing but when they spoke."""
 ENTRY_PEERS = 8
 """Peers of each other model that it keeps."""
+ENTRIES_ASKED, VIEW_WITHIN_S = 4, 2.5
+"""Of those, so many are asked at once where a model is looked for, and for so long at most."""
 PARTS = 8
 """Of a model, of which a view keeps as many peers each."""
 

@@ -1,4 +1,4 @@
-"""What a node of the simulation is and knows: one object each, whose words are shared by all who heard them."""
+"""What a node of the simulation is and knows. Words are shared by all who have heard them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from shoal.types import PeerId, Span
 class Word:
     """An announcement, as all who hear it share it."""
 
-    __slots__ = ("absurd", "index", "model", "part", "peer", "placed", "sequence", "served", "size", "there", "until")
+    __slots__ = (
+        "absurd",
+        "index",
+        "model",
+        "part",
+        "peer",
+        "placed",
+        "sequence",
+        "served",
+        "size",
+        "there",
+        "until",
+    )
 
     def __init__(
         self, index: int, peer: PeerId, model: int, served: Served, sequence: int, size: int, until: float
@@ -29,9 +41,7 @@ class Word:
         self.until = until
         self.absurd = False
         """Whether it contradicts what its model is known to look like."""
-        self.part = min(
-            rules.PARTS - 1, (served.start + served.end) * rules.PARTS // (2 * served.n_blocks)
-        )
+        self.part = min(rules.PARTS - 1, (served.start + served.end) * rules.PARTS // (2 * served.n_blocks))
         self.placed: ServingPeer | None = None
         """Where it serves, as placement sees it; ``None`` while it does not."""
         self.there: ServingPeer | None = None
@@ -118,7 +128,9 @@ class SimNode:
         "view",
     )
 
-    def __init__(self, index: int, model: int, n_blocks: int, speed: float, fits: int, carries: float, *, limit: int):
+    def __init__(
+        self, index: int, model: int, n_blocks: int, speed: float, fits: int, carries: float, *, limit: int
+    ):
         self.index = index
         self.peer = PeerId(f"12D3KooW{index * 2654435761 % 2**32:010d}{index:034d}")
         self.model = model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -32,7 +33,8 @@ from shoal.testing.sim.scale.population import (
     n_blocks_of,
 )
 from shoal.testing.sim.scale.state import SimNode, Word
-from shoal.types import Span
+from shoal.testing.sim.scale.truth import block_s
+from shoal.types import PeerId, Span
 
 HIDDEN = 4096
 TOKENS = 65536
@@ -40,8 +42,6 @@ SESSION_TOKENS = 512
 """What a session reserves."""
 LIE = 20.0
 """How many times as fast as it is a liar says to be."""
-ALONE_STEPS = 0.25
-"""Of the steps that a machine makes in a second with many sessions, it makes so many for one."""
 TICK_S = 0.05
 """Words that arrive within so much time are taken together."""
 ENTER_S = 1.5
@@ -52,8 +52,8 @@ TOLD_S = (15.0, 45.0)
 """When a newcomer has compared notes with its neighbours: it hears of those who were gone before it came."""
 HOLES_EVERY_S = 10.0
 MISSED_S, MISSED_DEATH_S = 30.0, 15.0
-"""Within what time comparisons bring what gossip lost: of two parts of a view one at a time, and deaths whatever the
-part."""
+"""Within what time comparisons bring what gossip lost: of two parts of a view one at a time, and deaths
+whatever the part."""
 
 
 class SimSwarm:
@@ -69,14 +69,13 @@ class SimSwarm:
         self.partial = plan.nodes >= rules.PARTIAL_FROM
         self.nodes: dict[int, SimNode] = {}
         """Those that live, and have come."""
+        self.by_peer: dict[PeerId, SimNode] = {}
         self.of_model: list[dict[int, SimNode]] = [{} for _ in range(plan.models)]
         self.covered: list[Numbers] = [np.zeros(n_blocks_of(m), np.intp) for m in range(plan.models)]
         """By model and block, how many serve it in fact."""
         models: list[int] = self.population.model.tolist() if self.partial else [0] * len(self.population)
         capacity = np.bincount(models, minlength=plan.models if self.partial else 1)
-        self.topics = [
-            TopicMesh(self.population, int(count), self.chance, self.noise) for count in capacity
-        ]
+        self.topics = [TopicMesh(self.population, int(count), self.chance, self.noise) for count in capacity]
         self._topic_of = models
         self._suspected = set[int]()
 
@@ -122,7 +121,7 @@ class SimSwarm:
         carries = float(population.up_bytes_s[index]) / (HIDDEN * 2)
         limit = rules.view_peers(partial=self.partial)
         node = SimNode(index, model, n_blocks, float(population.speed[index]), fits, carries, limit=limit)
-        self.nodes[index] = self.of_model[model][index] = node
+        self.nodes[index] = self.of_model[model][index] = self.by_peer[node.peer] = node
         node.place = self.topic(node).join(index)
         return node
 
@@ -137,7 +136,7 @@ class SimSwarm:
             self.events.after(ENTER_S, self._arrive, index)
 
     def _arrive(self, index: int) -> None:
-        """It has found its way in: it hears what one of its model's peers knows, and says what it will serve."""
+        """It has found its way in: it hears what some peers of its model know, and says what it will serve."""
         node = self._enter(index)
         others = self.of_model[node.model] if self.partial else self.nodes
         tellers = [others[one] for one in self.topic_members(node, 3) if one in others and one != index]
@@ -228,7 +227,7 @@ class SimSwarm:
 
     def step_s(self, node: SimNode) -> float:
         """Seconds of a decode step through a node's span, in fact."""
-        return len(node.span) / (node.speed * ALONE_STEPS)
+        return block_s(node) * len(node.span)
 
     def _word(self, node: SimNode) -> Word:
         now, served = self.events.now, self.served(node)
@@ -278,7 +277,7 @@ class SimSwarm:
         machines = topic.machines[: len(arrives)][order].tolist()
         sorted_ticks = ticks[order]
         edges = [0, *(np.flatnonzero(np.diff(sorted_ticks)) + 1).tolist(), len(machines)]
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in pairwise(edges):
             self.events.after(float(sorted_ticks[begin]) * TICK_S, hear, machines[begin:end], *about)
 
     def _hear(self, machines: list[int], word: Word) -> None:
@@ -326,9 +325,7 @@ class SimSwarm:
         here = ServingPeer(node.span, node.speed, node.fits, node.carries)
         others = node.placed(self.events.now, None if claimed is None else node.peer)
         peers = len(self.of_model[node.model])
-        move = choose_move(
-            others, here, node.n_blocks, chance=self.chance, peers=peers, claimed=claimed
-        )
+        move = choose_move(others, here, node.n_blocks, chance=self.chance, peers=peers, claimed=claimed)
         return None if move is None or move.span == node.span else move.span
 
     def _claim(self, node: SimNode, span: Span) -> None:
@@ -358,7 +355,7 @@ class SimSwarm:
         if node is None:
             return
         node.alive = False
-        del self.of_model[node.model][index]
+        del self.of_model[node.model][index], self.by_peer[node.peer]
         topic = self.topic(node)
         end = int(self.population.end[index])
         if node.serving:
