@@ -32,6 +32,8 @@ DOUBT = 3.0
 """How many times the standard error of what a part of the peers says of the rest a difference must be."""
 CLOSE = 0.03
 """Of what windows are served: so close ones are alike."""
+ANYWHERE = 0.1
+"""How much less a block must have than the mean, in shares of that, to be twice as likely as any other."""
 LOOKERS = 64
 """Peers of a model up to which each looks as often as it may; of more as many look in a minute, or all would
 follow what the others have seen, too."""
@@ -51,7 +53,7 @@ class LevelMove:
     """Whether blocks are served by nobody, or by a single peer: else it only makes the swarm more even."""
 
 
-def look_every_s(every_s: float, peers: int) -> float:
+def look_period_s(every_s: float, peers: int) -> float:
     """Seconds from one look of a node at its place to the next, where ``peers`` peers serve the model."""
     return every_s * max(1.0, peers / LOOKERS)
 
@@ -101,10 +103,15 @@ def level_span(
     levels = BlockLevels(placed, n_blocks, work)
     holes, single = levels.counts(levels.peers == 0, windows), levels.counts(levels.peers == 1, windows)
     among = np.flatnonzero(holes == holes.max()) if holes.any() else np.flatnonzero(single == single.max())
-    short = np.maximum(0.0, levels.speed.mean() - levels.speed)
+    # A block by chance, then one of the windows that have it: the first and the last are in few.
+    usual = levels.speed.mean()
+    short = np.maximum(0.0, usual - levels.speed) + ANYWHERE * max(usual, 1e-12)
+    starts, ends = _edges([windows[index] for index in among])
+    blocks = np.arange(n_blocks)
+    within = (starts[:, None] <= blocks) & (blocks < ends[:, None])
+    block = _draw(np.where(within.any(axis=0), short, 0.0), chance)
     lacks = levels.means(short, [windows[index] for index in among])
-    weights = lacks**2 + (1e-3 * levels.speed.mean()) ** 2
-    return windows[int(among[_draw(weights, chance)])]
+    return windows[int(among[_draw(np.where(within[:, block], lacks, 0.0), chance)])]
 
 
 def level_move(

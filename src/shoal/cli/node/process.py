@@ -97,7 +97,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             from shoal.node.figures import pages
             from shoal.node.formats import pick_format
             from shoal.node.node import start_node
-            from shoal.node.placing.placement import pick_span
+            from shoal.node.placing.placement import pick_span, reserve
             from shoal.swarm.audit_book import AuditBook
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
@@ -107,6 +107,8 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             liars = AuditBook(settings.paths.audits).liars(time.time())
             memory, loose = memory_budget(settings, device), Numerics(format, settings.kv, "any")
             chosen = span or pick_span(model, loose, memory, member, liars)
+            if span is None:
+                await reserve(model, loose, chosen, member, liars)
             await weights.fetch_span(model, chosen, report)
             if (fetched := weights.report).done:
                 tell("fetched", as_json, **fetched.shown())

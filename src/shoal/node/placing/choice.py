@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.errors import OutOfResources
 from shoal.planning.placement import choose_span, fits_from
 from shoal.planning.throughput import ServingPeer
-from shoal.swarm.announcement import carried_tokens_s, numerics_of
+from shoal.swarm.announcement import Served, carried_tokens_s, numerics_of
 from shoal.swarm.member import Member
 from shoal.types import ModelShape, Numerics, PeerId, Span
 
@@ -48,10 +48,38 @@ def choose_place(model: PlacedModel, room: int, member: Member, liars: Collectio
     return choose_span(others, model.shape.n_blocks, fits, work=model.work)
 
 
+def reservation(model: PlacedModel, span: Span) -> Served:
+    """What a node announces while it loads its first span: others who choose then take it for served."""
+    shape = model.shape
+    # By what it computes it knows when it has loaded; until then it takes no session.
+    numerics = replace(model.numerics, bits="modules")
+    return Served(
+        shape.name,
+        shape.digest,
+        shape.n_blocks,
+        shape.hidden_size,
+        shape.context,
+        shape.vocab_size,
+        span.start,
+        span.end,
+        model.numerics.format,
+        tokens=0,
+        tokens_free=0,
+        sessions=0,
+        step_ms=0.0,
+        next_start=span.start,
+        next_end=span.end,
+        share=0.0,
+        numerics=str(numerics),
+    )
+
+
 def serving_peers(
     model: PlacedModel, member: Member, *, before: PeerId | None = None, liars: Collection[PeerId] = ()
 ) -> list[ServingPeer]:
     """Who else serves the model, where it is or is going to be; not who has paused.
+
+    Who loads its first span has paused, and is going there.
 
     Args:
         liars: who was found to compute something else: what they serve is as if nobody did.
@@ -62,7 +90,7 @@ def serving_peers(
         (a.peer, a.served)
         for a in member.directory.serving(model.shape.digest, member.now(), model.numerics.format)
         if a.served
-        and a.served.share
+        and (a.served.share or (a.served.going and (before is None or a.peer < before)))
         and a.peer != member.network.peer
         and a.peer not in liars
         and model.numerics.admits(numerics_of(a.served))

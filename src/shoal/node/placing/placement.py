@@ -22,18 +22,21 @@ from shoal.executor.device.device import memory_budget
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.node.node import KV_SHARE, Node, blocks_that_fit, load_served_span
-from shoal.node.placing.choice import PlacedModel, choose_place, serving_peers
+from shoal.node.placing.choice import PlacedModel, choose_place, reservation, serving_peers
+from shoal.planning.level import MANY, look_period_s, looks_at_once
 from shoal.planning.placement import Move, choose_move
 from shoal.planning.throughput import ServingPeer
 from shoal.swarm.announcement import carried_tokens_s
 from shoal.swarm.audit_book import AuditBook
 from shoal.swarm.member import Member
-from shoal.types import Numerics, PeerId, Span
+from shoal.types import Numerics, PeerId, Span, gaps
 
 LOOK_EVERY_S = 60.0
 """How often a node asks itself whether to move, by chance half or one and a half of it."""
 SETTLE_S = 3.0
 """How long a node waits to hear of others that are going too: longer than an announcement takes."""
+HOLES_EVERY_S = 10.0
+"""How often it sees whether every block is served."""
 REST_S = 600.0
 """For so long after a move it does not move again: what it cost should be earned first."""
 
@@ -52,6 +55,22 @@ def pick_span(
     return choose_place(placed, int(memory * (1 - KV_SHARE)), member, liars)
 
 
+async def reserve(
+    model: LocalModel, numerics: Numerics, span: Span, member: Member, liars: Collection[PeerId] = ()
+) -> bool:
+    """Say which span a node that joins a large swarm will serve, before it loads; whether that was said.
+
+    Of a crowd that comes at once, each then sees where the others go. In a small swarm clients wait for blocks
+    that nobody serves; they must not take them for served.
+    """
+    placed = PlacedModel(model.shape, numerics, ())
+    if len(serving_peers(placed, member, liars=liars)) < MANY:
+        return False
+    member.served = partial(reservation, placed, span)
+    await member.announce()
+    return True
+
+
 async def keep_place(
     node: Node,
     moved: Callable[[Move], None],
@@ -68,7 +87,7 @@ async def keep_place(
     chance = random.Random()
     while True:
         node.fits = _fits(node)
-        await trio.sleep(look_every_s * chance.uniform(0.5, 1.5))
+        await _wait_look(node, look_every_s, chance)
         move = await _choose(node, await _others(node))
         if move is None:
             continue
@@ -82,12 +101,28 @@ async def keep_place(
         await trio.sleep(rest_s)
 
 
+async def _wait_look(node: Node, every_s: float, chance: random.Random) -> None:
+    """Wait until it is time to look again; less long where a block stays without anybody who serves it."""
+    model = PlacedModel(node.model.shape, node.engine.numerics.loose, ())
+    period_s = look_period_s(every_s, len(serving_peers(model, node.member)))
+    until = trio.current_time() + period_s * chance.uniform(0.5, 1.5)
+    holes = False
+    while (left := until - trio.current_time()) > 0:
+        await trio.sleep(min(left, HOLES_EVERY_S * chance.uniform(0.8, 1.2)))
+        others = serving_peers(model, node.member)
+        spans = [peer.span for peer in others]
+        before, holes = holes, bool(gaps([*spans, node.span], node.model.shape.n_blocks))
+        # One that has just gone may be back in a moment; of the others not all are to go there.
+        if before and holes and looks_at_once(len(others), chance):
+            return
+
+
 async def _claim(node: Node, move: Move, settle_s: float) -> bool:
     """Say where the node is going; whether it still should be when others have said where they are."""
     node.going = move.span
     await node.member.announce()
     await trio.sleep(settle_s)
-    again = await _choose(node, await _others(node, before=node.member.network.peer))
+    again = await _choose(node, await _others(node, before=node.member.network.peer), move.span)
     if again is not None and again.span == move.span:
         return True
     await _stay(node)
@@ -100,11 +135,11 @@ async def _stay(node: Node) -> None:
     await node.member.announce()
 
 
-async def _choose(node: Node, others: list[ServingPeer]) -> Move | None:
+async def _choose(node: Node, others: list[ServingPeer], claimed: Span | None = None) -> Move | None:
     if not node.fits or not node.server.admits or node.server.share < 1:
         return None  # its owner wants the machine: no time to load another span
     here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits, carried_tokens_s(node.served()))
-    choose = partial(choose_move, others, here, node.model.shape.n_blocks)
+    choose = partial(choose_move, others, here, node.model.shape.n_blocks, claimed=claimed)
     # Pure, so it may run on a thread: it weighs all spans against all nodes, and channels must not wait.
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
 

@@ -38,7 +38,8 @@ def main() -> None:
             plan.add_argument("--sessions", type=int, default=50, help="so many at once")
             plan.add_argument("--every", type=float, default=4.0, help="seconds from one change to the next")
             plan.add_argument("--vanish", type=float, default=0.5, help="share of kills without a word")
-    add_scale(plans)
+    about = "thousands of nodes: traffic, routes, placement, a crowd, hostile ones, a lost region"
+    add_scale(plans.add_parser("scale", help=about))
     asked = parser.parse_args()
     sys.exit(asked.run(asked))
 

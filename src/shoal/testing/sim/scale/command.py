@@ -28,11 +28,8 @@ class Demand:
     good: bool
 
 
-def add_scale(plans: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to those of the simulator."""
-    plan = plans.add_parser(
-        "scale", help="thousands of nodes: traffic, routes, placement, a crowd, liars, a lost region"
-    )
+def add_scale(plan: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     plan.set_defaults(run=run_scale)
     plan.add_argument("--nodes", type=int, default=1000)
     plan.add_argument("--models", type=int, default=20)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import tracemalloc
 from dataclasses import dataclass
-from functools import partial
 
 import msgspec
 import numpy as np
@@ -14,7 +13,6 @@ from shoal.errors import Busy, NoCoverage
 from shoal.planning.throughput import ServingPeer, bound_speed, throughput
 from shoal.routing.prices import Candidate
 from shoal.routing.route import choose_route
-from shoal.routing.sample import choose_among
 from shoal.swarm.announcement import Announcement, Served, candidate, seal
 from shoal.swarm.directory import Directory
 from shoal.swarm.failure.probe import WATCHED
@@ -150,9 +148,8 @@ def _cost(swarm: SimSwarm, client: SimNode, nodes: list[SimNode], *, measured: b
     for node in nodes:
         rtt_s = 2 * float(population.way_s(client.index, node.index)) if measured else None
         offers.append(candidate(node.peer, swarm.served(node), rtt_s))
-    choose = partial(choose_route, n_blocks=client.n_blocks, tokens=SESSION_TOKENS)
     try:
-        route = choose_among(offers, choose, swarm.chance)
+        route = choose_route(offers, client.n_blocks, SESSION_TOKENS)
     except (NoCoverage, Busy):
         return float("inf")
     by_peer: dict[PeerId, SimNode] = {node.peer: node for node in nodes}
@@ -162,7 +159,7 @@ def _cost(swarm: SimSwarm, client: SimNode, nodes: list[SimNode], *, measured: b
 def entries_s(swarm: SimSwarm, count: int) -> list[float]:
     """Seconds until machines have heard of the peers of another model from those of it whom they know.
 
-    Of these some are dead, and nobody on this machine's topic has said so. In a small swarm all know everybody.
+    Of these some are dead, and nobody on this machine's topic has said so. In a small swarm all know all.
     """
     if not swarm.partial:
         return [0.0] * count

@@ -29,6 +29,8 @@ class ScalePlan:
     crowd: int = CROWD
     sessions_s: float = 10.0
     """Sessions that begin in a second."""
+    draws: int = 500
+    """Routes, and look-ups, that are measured when the crowd has settled."""
 
     @property
     def newcomers(self) -> int:

@@ -30,7 +30,6 @@ from shoal.testing.sim.scale.swarm import SimSwarm
 
 SETTLED_S = 20.0
 """Until what was said at the start is with everybody."""
-DRAWS, LOOKUPS = 500, 300
 WATCH_EVERY_S = 1.0
 
 
@@ -147,10 +146,10 @@ class _Run:
         swarm.events.run(plan.vanish_at - 0.1)
         self.carried: Carried = carried(swarm)
         self.after_moves = self._moves_an_hour(plan.crowd_at + CROWD_S, swarm.events.now)
-        self.routes: RouteCosts = route_costs(swarm, DRAWS, measured=True)
-        self.unmeasured: RouteCosts = route_costs(swarm, DRAWS, measured=False)
-        self.lookups = lookups_s(swarm, LOOKUPS)
-        self.entered = entries_s(swarm, LOOKUPS)
+        self.routes: RouteCosts = route_costs(swarm, plan.draws, measured=True)
+        self.unmeasured: RouteCosts = route_costs(swarm, plan.draws, measured=False)
+        self.lookups = lookups_s(swarm, plan.draws)
+        self.entered = entries_s(swarm, plan.draws)
         self._tell("after the crowd")
 
     def vanish(self) -> None:

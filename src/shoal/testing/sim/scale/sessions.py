@@ -17,7 +17,6 @@ from shoal.routing.prices import HOP_S, ROW_SHARE, Candidate
 from shoal.routing.replace import PREFILL
 from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
-from shoal.routing.sample import choose_among
 from shoal.swarm.announcement import candidate
 from shoal.testing.sim.scale.population import CONE, HONEST, REFUSER, SYMMETRIC
 from shoal.testing.sim.scale.state import SimNode, Word
@@ -136,10 +135,8 @@ class Clients:
         return choose(avoid | self._suspected(client, words, now, CAUTIONS[-1]))
 
     def _choose(self, client: Client, believed: list[Candidate], avoid: Collection[PeerId]) -> list[Stage]:
-        chance = self._swarm.chance
-        usable = [one for one in believed if one.peer not in avoid]
-        route = partial(choose_route, n_blocks=client.node.n_blocks, tokens=SESSION_TOKENS, rng=chance)
-        return choose_among(usable, route, chance)
+        n_blocks, chance = client.node.n_blocks, self._swarm.chance
+        return choose_route(believed, n_blocks, SESSION_TOKENS, avoid=avoid, rng=chance)
 
     def _suspected(
         self, client: Client, words: dict[PeerId, Word], now: float, caution: Caution

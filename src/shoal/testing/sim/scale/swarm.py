@@ -11,7 +11,7 @@ import numpy as np
 
 from shoal.errors import RemoteProtocolError
 from shoal.node.placing.placement import LOOK_EVERY_S, REST_S, SETTLE_S
-from shoal.planning.level import HELPERS, look_every_s
+from shoal.planning.level import HELPERS, look_period_s
 from shoal.planning.placement import choose_move, choose_span
 from shoal.planning.throughput import ServingPeer
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
@@ -136,7 +136,7 @@ class SimSwarm:
             self.events.after(ENTER_S, self._arrive, index)
 
     def _arrive(self, index: int) -> None:
-        """It has found its way in: it hears what some peers of its model know, and says what it will serve."""
+        """It has found its way in: it hears what some of its model know, and says what it will serve."""
         node = self._enter(index)
         others = self.of_model[node.model] if self.partial else self.nodes
         tellers = [others[one] for one in self.topic_members(node, 3) if one in others and one != index]
@@ -290,7 +290,7 @@ class SimSwarm:
     # --- moving
 
     def _look_later(self, node: SimNode) -> None:
-        every_s = look_every_s(LOOK_EVERY_S, len(self.of_model[node.model]))
+        every_s = look_period_s(LOOK_EVERY_S, len(self.of_model[node.model]))
         self.events.after(every_s * self.chance.uniform(0.5, 1.5), self._look, node, True)
 
     def _watch_holes(self, model: int) -> None:

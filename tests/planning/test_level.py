@@ -1,0 +1,148 @@
+"""In a large swarm many see the same lack at once; they neither trample one place nor leave a gap."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.planning.level import (
+    HELPERS,
+    LOOKERS,
+    MANY,
+    BlockLevels,
+    look_period_s,
+    looks_at_once,
+)
+from shoal.planning.placement import GAIN, choose_move, choose_span
+from shoal.planning.throughput import ServingPeer, throughput
+from shoal.types import Span
+
+BLOCKS = 32
+
+
+def a_node(chance: Random) -> ServingPeer:
+    """Somewhere; of the speeds and sizes that homes and data centres have."""
+    fits = chance.randint(3, 14) if chance.random() < 0.75 else chance.randint(13, BLOCKS)
+    return ServingPeer(Span(0, fits), chance.lognormvariate(5, 1), fits)
+
+
+def joined(
+    nodes: list[ServingPeer], placed: list[ServingPeer], unseen: int, chance: Random
+) -> list[ServingPeer]:
+    """Where they are once all have joined, when each sees the swarm as it was so many joins before."""
+    before, placed = len(placed), list(placed)
+    for node in nodes:
+        seen = placed[: max(before, len(placed) - unseen)]
+        placed.append(replace(node, span=choose_span(seen, BLOCKS, node.fits, node.speed, chance=chance)))
+    return placed
+
+
+def share(placed: list[ServingPeer]) -> float:
+    """What they carry, in shares of what they would, if each could give its speed to any block."""
+    return throughput(placed, BLOCKS) / (sum(peer.speed for peer in placed) / BLOCKS)
+
+
+def moved(placed: list[ServingPeer], chance: Random) -> tuple[list[ServingPeer], int]:
+    """Where they are once each has looked around, and how many moved."""
+    placed, moves = list(placed), 0
+    for number, here in enumerate(placed):
+        move = choose_move(placed[:number] + placed[number + 1 :], here, BLOCKS, chance=chance)
+        if move is not None:
+            placed[number], moves = replace(here, span=move.span), moves + 1
+    return placed, moves
+
+
+def test_a_crowd_that_sees_nothing_of_itself_spreads_over_the_model():
+    chance = Random(1)
+    there = joined([a_node(chance) for _ in range(100)], [], 0, chance)
+    crowd = joined([a_node(chance) for _ in range(400)], there, 400, chance)
+    before, after = BlockLevels(there, BLOCKS, None).peers, BlockLevels(crowd, BLOCKS, None).peers
+    came = after - before
+    assert came.min() > 0.2 * came.max()
+    assert share(crowd) > 0.6
+
+
+def test_a_crowd_of_which_each_sees_all_but_the_last_few_carries_what_it_can():
+    chance = Random(2)
+    assert share(joined([a_node(chance) for _ in range(300)], [], 16, chance)) > 1 - GAIN
+
+
+def test_those_who_move_after_a_crowd_make_it_whole_and_then_stay():
+    chance = Random(3)
+    there = joined([a_node(chance) for _ in range(MANY)], [], 0, chance)
+    left = [replace(node, span=Span(0, node.fits)) for node in map(a_node, [chance] * 200)]
+    crowd = [*there, *left]
+    assert share(crowd) < 1 - GAIN
+    settled, moves = moved(crowd, chance)
+    assert share(settled) >= 1 - GAIN
+    assert 0 < moves < len(crowd) / 3
+    assert moved(settled, chance)[1] == 0
+
+
+def test_a_gap_is_closed_and_no_other_is_made():
+    chance = Random(4)
+    left = [ServingPeer(Span(0, 16), chance.uniform(50, 150), 16) for _ in range(MANY)]
+    alone = ServingPeer(Span(10, 20), 100.0, 10)
+    move = choose_move(left, alone, BLOCKS, chance=chance)
+    assert move is not None
+    assert move.span == Span(16, 26)  # from 16 on nobody else serves
+    helper = choose_move([*left, alone], replace(alone, span=Span(0, 10)), BLOCKS, chance=chance)
+    assert helper is not None
+    assert helper.span.start >= 20
+    assert "served by nobody" in helper.why
+
+
+@given(st.integers(0, 10_000))
+def test_no_move_uncovers_a_block(seed):
+    chance = Random(seed)
+    placed = [replace(node, span=_anywhere(node, chance)) for node in map(a_node, [chance] * (MANY + 1))]
+    here, others = placed[0], placed[1:]
+    move = choose_move(others, here, BLOCKS, chance=chance)
+    if move is not None:
+        before, after = (
+            BlockLevels([*others, one], BLOCKS, None).peers for one in (here, replace(here, span=move.span))
+        )
+        assert not ((before > 0) & (after == 0)).any()
+
+
+def _anywhere(node: ServingPeer, chance: Random) -> Span:
+    start = chance.randrange(BLOCKS - node.fits + 1)
+    return Span(start, start + node.fits)
+
+
+def test_what_a_few_of_many_say_moves_nobody_by_chance():
+    """Of an even swarm some are drawn: they look uneven, and nobody goes by that."""
+    chance = Random(5)
+    everyone = joined([a_node(chance) for _ in range(800)], [], 8, chance)
+    assert share(everyone) > 1 - GAIN
+    moves = 0
+    for _ in range(60):
+        drawn = chance.sample(everyone, 161)
+        moves += choose_move(drawn[1:], drawn[0], BLOCKS, chance=chance, peers=len(everyone)) is not None
+    assert moves == 0
+
+
+def test_a_claim_is_kept_when_only_chance_would_choose_another_place():
+    chance = Random(6)
+    left = [ServingPeer(Span(0, 16), 100.0, 16) for _ in range(MANY)]
+    right = [ServingPeer(Span(16, 32), 100.0, 16) for _ in range(8)]
+    here = ServingPeer(Span(0, 8), 100.0, 8)
+    move = choose_move([*left, *right], here, BLOCKS, chance=chance)
+    assert move is not None
+    kept = choose_move([*left, *right], here, BLOCKS, chance=chance, claimed=move.span)
+    assert kept is not None
+    assert kept.span == move.span
+    others = [ServingPeer(move.span, 100.0, 8) for _ in range(200)]  # who has gone there before
+    assert choose_move([*left, *right, *others], here, BLOCKS, chance=chance, claimed=move.span) is None
+
+
+def test_as_many_look_in_a_minute_however_many_there_are():
+    assert look_period_s(60.0, 1) == look_period_s(60.0, LOOKERS) == 60.0
+    assert look_period_s(60.0, 10 * LOOKERS) == 600.0
+    chance = Random(7)
+    assert all(looks_at_once(2, chance) for _ in range(50))
+    assert sum(looks_at_once(1000, chance) for _ in range(1000)) == pytest.approx(HELPERS, abs=8)
