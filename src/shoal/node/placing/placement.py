@@ -60,7 +60,7 @@ async def reserve(
 ) -> bool:
     """Say which span a node that joins a large swarm will serve, before it loads; whether that was said.
 
-    Of a crowd that comes at once, each then sees where the others go. In a small swarm clients wait for blocks
+    Of a crowd that comes at once each then sees where the others go. In a small swarm clients wait for blocks
     that nobody serves; they must not take them for served.
     """
     placed = PlacedModel(model.shape, numerics, ())
