@@ -201,6 +201,7 @@ class Node:
             awaited=self.server.awaited,
             adapters=tuple(ServedAdapter(adapter.name, adapter.digest) for adapter in self.adapters),
             price=self.server.payments.asked(len(self.span)) if self.server.payments else None,
+            coordinates=self.member.coordinates.announced(),
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:

@@ -106,12 +106,13 @@ def level_span(
     # A block by chance, then one of the windows that have it: the first and the last are in few.
     usual = levels.speed.mean()
     short = np.maximum(0.0, usual - levels.speed) + ANYWHERE * max(usual, 1e-12)
-    starts, ends = _edges([windows[index] for index in among])
+    close = [windows[index] for index in among.tolist()]
+    starts, ends = _edges(close)
     blocks = np.arange(n_blocks)
     within = (starts[:, None] <= blocks) & (blocks < ends[:, None])
     block = _draw(np.where(within.any(axis=0), short, 0.0), chance)
-    lacks = levels.means(short, [windows[index] for index in among])
-    return windows[int(among[_draw(np.where(within[:, block], lacks, 0.0), chance)])]
+    lacks = levels.means(short, close)
+    return close[_draw(np.where(within[:, block], lacks, 0.0), chance)]
 
 
 def level_move(

@@ -174,8 +174,11 @@ class Reputation:
         return median(told) / BELIEVED if told else 0.0
 
     def _record(self, peer: PeerId) -> _Record:
-        record = self._records.setdefault(peer, _Record())
-        self._records.move_to_end(peer)
+        record = self._records.get(peer)
+        if record is None:
+            record = self._records[peer] = _Record()
+        else:
+            self._records.move_to_end(peer)
         if len(self._records) > LIMIT:
             others = (
                 one

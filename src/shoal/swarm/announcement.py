@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
+from shoal.routing.coordinates import Coordinates, estimate_of
 from shoal.routing.prices import Candidate
 from shoal.types import (
     NUMERICS_PATTERN,
@@ -45,6 +46,7 @@ LEAST_BYTES_S = 1e3
 
 Multiaddr = Annotated[str, Meta(max_length=256)]
 Multiaddrs = Annotated[tuple[Multiaddr, ...], Meta(max_length=16)]
+Coordinate = Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
 Verify = Callable[[PeerId, bytes, bytes], bool]
 
 
@@ -142,6 +144,9 @@ class Served(Struct, frozen=True, array_like=True):
     """What it asks; ``None``: nothing."""
     awaited: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
     """Sessions that somebody waits for: those in use, but the ones of work in the background."""
+
+    coordinates: Annotated[tuple[Coordinate, ...], Meta(max_length=8)] = ()
+    """Where it is, as :mod:`shoal.routing.coordinates` has it; empty where it has not measured any way."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""
@@ -266,12 +271,17 @@ class Misdated(RemoteProtocolError):
     """An announcement that does not hold now: it is a replay, or a clock is wrong."""
 
 
-def candidate(peer: PeerId, served: Served, rtt_s: float | None) -> Candidate:
+def candidate(
+    peer: PeerId, served: Served, rtt_s: float | None, here: Coordinates | None = None
+) -> Candidate:
     """What a peer says that it serves, as routing sees it.
 
     Args:
         rtt_s: the round trip to it, if we have measured one.
+        here: where we are; by that a round trip is estimated which we have not measured.
     """
+    if rtt_s is None and here is not None:
+        rtt_s = estimate_of(here, served.coordinates)
     least = LEAST_BLOCK_S * len(served.span)
     return Candidate(
         peer,

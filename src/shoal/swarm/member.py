@@ -25,6 +25,7 @@ from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProt
 from shoal.net.fair_rate import FairRate
 from shoal.net.identity import verify
 from shoal.net.network import Network
+from shoal.routing.coordinates import Coordinates
 from shoal.swarm import anti_entropy, gossip_rate
 from shoal.swarm.announcement import Announcement, Claim, Misdated, Served, read, seal
 from shoal.swarm.anti_entropy import EVERYONE, MAX_PEERS, DirectoryDifference, DirectoryPart, DirectoryQuery
@@ -232,6 +233,11 @@ class Member:
             for provider in providers[:PROVIDERS_ASKED]:
                 if provider.peer != self.network.peer and self.directory.sequence(provider.peer) < 0:
                     nursery.start_soon(hear, provider)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Where this member is, as far as round trips tell."""
+        return self._probe.coordinates
 
     async def announce(self) -> None:
         """Say now what this node serves."""

@@ -335,7 +335,8 @@ class RouteFinder:
             if self._attested is None or self._attested.verified(a) is not None
         }
         rtts = self._round_trips()
-        offers = [candidate(peer, a.served, rtts.get(peer)) for peer, a in serving.items() if a.served]
+        here = self.member.coordinates
+        offers = [candidate(peer, a.served, rtts.get(peer), here) for peer, a in serving.items() if a.served]
         now = trio.current_time()
         return self.reputation.believed(offers, now, trial=trial, segments=segments), serving
 

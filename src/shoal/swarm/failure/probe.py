@@ -16,6 +16,7 @@ import trio
 
 from shoal.errors import ShoalError
 from shoal.net.network import Network
+from shoal.routing.coordinates import Coordinates, move, read_coordinates
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import Directory
 from shoal.types import PeerId
@@ -62,6 +63,8 @@ class NeighbourProbe:
         self._suspected: dict[PeerId, int] = {}
         self._in_peace: dict[PeerId, float] = {}
         self._random = chance
+        self.coordinates = Coordinates()
+        """Where this member is, by the round trips to its neighbours."""
 
     async def run(self) -> None:
         """Look after neighbours until cancelled."""
@@ -99,12 +102,19 @@ class NeighbourProbe:
             try:
                 if peer not in self._neighbours:
                     await self._network.approach(announcement.address, deadline_s=deadline_s)
-                await self._network.ping(peer, deadline_s=deadline_s)
+                rtt_s = await self._network.ping(peer, deadline_s=deadline_s)
             except ShoalError as error:
                 log.debug("%s does not answer: %s", peer, error)
             else:
+                self._move(peer, rtt_s)
                 return True
         return False
+
+    def _move(self, peer: PeerId, rtt_s: float) -> None:
+        said = self._directory.get(peer)
+        other = read_coordinates(said.served.coordinates) if said is not None and said.served else None
+        if other is not None:
+            self.coordinates = move(self.coordinates, other, rtt_s, self._random)
 
     def _settle(self) -> None:
         """See what became of those whom we suspected."""

@@ -41,7 +41,7 @@ def add_scale(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--crowd", type=int, default=CROWD, help="so many come in a minute, as many as there are at most"
     )
-    plan.add_argument("--sessions", type=float, default=10.0, help="that begin in a second")
+    plan.add_argument("--sessions", type=float, default=3.0, help="that begin in a second")
     plan.add_argument("--draws", type=int, default=500, help="routes and look-ups that are measured")
     plan.add_argument("--alone", action="store_true", help="not once more without hostile ones, beside it")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tracemalloc
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -32,6 +33,9 @@ WORD_BYTES = 420
 COMPARE_EVERY_S = 0.75 * ANNOUNCE_S
 COMPARED_BYTES = 20
 """Of a peer that is named in a comparison."""
+
+
+Ways = Literal["none", "coordinates", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +117,11 @@ class RouteCosts:
     draws: int
 
 
-def route_costs(swarm: SimSwarm, draws: int, *, measured: bool) -> RouteCosts:
+def route_costs(swarm: SimSwarm, draws: int, ways: Ways) -> RouteCosts:
     """Have so many honest nodes choose a route from what they keep.
 
     Args:
-        measured: whether a node has measured the round trips to those whom it keeps.
+        ways: what a node knows of the round trips to those whom it keeps.
     """
     honest = [n for n in swarm.nodes.values() if n.serving and swarm.population.kind[n.index] == HONEST]
     of_model: dict[int, list[SimNode]] = {}
@@ -130,7 +134,7 @@ def route_costs(swarm: SimSwarm, draws: int, *, measured: bool) -> RouteCosts:
         others = [node for node in of_model[client.model] if node is not client]
         kept = offers_of(client, swarm.events.now)
         known = [node for node in others if node.peer in kept]
-        found, best = (_cost(swarm, client, nodes, measured=measured) for nodes in (known, others))
+        found, best = (_cost(swarm, client, nodes, ways) for nodes in (known, others))
         least = least_s(swarm.population, client.index, others, client.n_blocks) if others else float("inf")
         if np.isfinite([found, best, least]).all():
             whole.append(found / best)
@@ -141,13 +145,14 @@ def route_costs(swarm: SimSwarm, draws: int, *, measured: bool) -> RouteCosts:
     return RouteCosts(statistics.median(whole), statistics.median(optimum), p90, len(whole))
 
 
-def _cost(swarm: SimSwarm, client: SimNode, nodes: list[SimNode], *, measured: bool) -> float:
+def _cost(swarm: SimSwarm, client: SimNode, nodes: list[SimNode], ways: Ways) -> float:
     """Seconds of a step over the route that the client chooses of these; infinite where there is none."""
     population = swarm.population
     offers: list[Candidate] = []
     for node in nodes:
-        rtt_s = 2 * float(population.way_s(client.index, node.index)) if measured else None
-        offers.append(candidate(node.peer, swarm.served(node), rtt_s))
+        rtt_s = 2 * float(population.way_s(client.index, node.index)) if ways == "measured" else None
+        here = client.coordinates if ways == "coordinates" else None
+        offers.append(candidate(node.peer, swarm.served(node), rtt_s, here))
     try:
         route = choose_route(offers, client.n_blocks, SESSION_TOKENS)
     except (NoCoverage, Busy):

@@ -27,7 +27,7 @@ class ScalePlan:
     hostile: float = 0.2
     """Share of the identities."""
     crowd: int = CROWD
-    sessions_s: float = 10.0
+    sessions_s: float = 3.0
     """Sessions that begin in a second."""
     draws: int = 500
     """Routes, and look-ups, that are measured when the crowd has settled."""

@@ -61,11 +61,13 @@ class ScaleFigures:
     route_whole: float
     """Cost of a route from a view, in shares of one by the same rules from all announcements: the median."""
     route_optimum: float
-    """The same in shares of the least possible, with every way and speed known, and all ways from the client
-    to its view measured."""
+    """The same in shares of the least possible, with every way and speed known; the ways from the client to
+    its view are estimated by coordinates."""
     route_optimum_p90: float
+    route_measured: float
+    """The same, where the client has measured all ways to its view."""
     route_unmeasured: float
-    """The same, where the client has measured no way."""
+    """The same, where it knows none of them."""
     tokens_s: float
     """Of all models, ``minutes`` after the crowd."""
     tokens_share: float
@@ -146,8 +148,9 @@ class _Run:
         swarm.events.run(plan.vanish_at - 0.1)
         self.carried: Carried = carried(swarm)
         self.after_moves = self._moves_an_hour(plan.crowd_at + CROWD_S, swarm.events.now)
-        self.routes: RouteCosts = route_costs(swarm, plan.draws, measured=True)
-        self.unmeasured: RouteCosts = route_costs(swarm, plan.draws, measured=False)
+        self.routes: RouteCosts = route_costs(swarm, plan.draws, "coordinates")
+        self.measured: RouteCosts = route_costs(swarm, plan.draws, "measured")
+        self.unmeasured: RouteCosts = route_costs(swarm, plan.draws, "none")
         self.lookups = lookups_s(swarm, plan.draws)
         self.entered = entries_s(swarm, plan.draws)
         self._tell("after the crowd")
@@ -194,6 +197,7 @@ class _Run:
             route_whole=self.routes.whole,
             route_optimum=self.routes.optimum,
             route_optimum_p90=self.routes.optimum_p90,
+            route_measured=self.measured.optimum,
             route_unmeasured=self.unmeasured.optimum,
             tokens_s=self.carried.tokens_s,
             tokens_share=self.carried.tokens_s / self.carried.optimum,

@@ -118,7 +118,8 @@ class Clients:
         self, client: Client, words: dict[PeerId, Word], avoid: set[PeerId], now: float, *, trial: bool
     ) -> list[Stage]:
         """As :class:`shoal.client.ring.route_finder.RouteFinder` finds it."""
-        offers = [candidate(peer, word.served, client.rtts.get(peer)) for peer, word in words.items()]
+        here = client.node.coordinates
+        offers = [candidate(peer, word.served, client.rtts.get(peer), here) for peer, word in words.items()]
         believed = client.reputation.believed(offers, now, trial=trial)
         choose = partial(self._choose, client, believed)
         distrusted = {peer for peer in words if client.reputation.distrusted(peer, now)}

@@ -6,7 +6,7 @@ import itertools
 from random import Random
 
 from shoal.planning.throughput import ServingPeer
-from shoal.routing.reputation import Reputation
+from shoal.routing.coordinates import Coordinates
 from shoal.swarm.announcement import Served
 from shoal.testing.sim.scale import rules
 from shoal.types import PeerId, Span
@@ -107,8 +107,8 @@ class SimNode:
 
     __slots__ = (
         "alive",
-        "answers",
         "carries",
+        "coordinates",
         "fits",
         "going",
         "heard",
@@ -151,8 +151,7 @@ class SimNode:
         self.sessions = 0
         self.moves = 0
         self.rests_until = 0.0
-        self.answers: Reputation | None = None
-        """What it has seen of others as a client."""
+        self.coordinates = Coordinates()
 
     def hear(self, word: Word, chance: Random) -> None:
         """A word has come."""

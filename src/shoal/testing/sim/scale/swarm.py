@@ -14,6 +14,7 @@ from shoal.node.placing.placement import LOOK_EVERY_S, REST_S, SETTLE_S
 from shoal.planning.level import HELPERS, look_period_s
 from shoal.planning.placement import choose_move, choose_span
 from shoal.planning.throughput import ServingPeer
+from shoal.routing.coordinates import move, read_coordinates
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
 from shoal.testing.sim.peers import EPOCH
 from shoal.testing.sim.scale import rules
@@ -50,6 +51,11 @@ UNHEARD_S = 15.0
 """Until the neighbours of a machine that is silent have given its connections up."""
 TOLD_S = (15.0, 45.0)
 """When a newcomer has compared notes with its neighbours: it hears of those who were gone before it came."""
+PINGS, PINGS_BEFORE = 40, 150
+"""To neighbours, while a machine loads, and of those who are there at the start in the minutes before it: four
+each 2.7 s."""
+STRANGERS = 0.25
+"""Share of the neighbours that serve other models."""
 HOLES_EVERY_S = 10.0
 MISSED_S, MISSED_DEATH_S = 30.0, 15.0
 """Within what time comparisons bring what gossip lost: of two parts of a view one at a time, and deaths
@@ -96,6 +102,9 @@ class SimSwarm:
                 node.hear(word, self.chance)
             self.events.at(self.chance.random() * self._period_s(node), self._speak, node)
             self._look_later(node)
+        for _ in range(PINGS_BEFORE):
+            for node in self.nodes.values():
+                self._ping(node)
         for index in range(there, len(self.population)):
             self.events.at(float(self.population.joins_at[index]), self._join, index)
         for index in np.flatnonzero(self.population.ends_at < self.plan.ends_at).tolist():
@@ -160,9 +169,29 @@ class SimSwarm:
         topic = self.topic(node)
         return [int(topic.machines[place]) for place in topic.some(count + 1)]
 
+    def _ping(self, node: SimNode) -> None:
+        """Measure the way to a neighbour, and so where the node is."""
+        topic = self.topic(node)
+        places = topic.neighbours(node.place)
+        if not places or self.chance.random() < STRANGERS:
+            topic = self.chance.choice(self.topics)
+            places = topic.some(1)
+        other = self.nodes.get(int(topic.machines[self.chance.choice(places)])) if places else None
+        if other is not None and (there := read_coordinates(self.coordinates(other))) is not None:
+            way_s = 2 * float(self.population.way_s(node.index, other.index))
+            rtt_s = way_s * self.chance.uniform(0.95, 1.15)
+            node.coordinates = move(node.coordinates, there, rtt_s, self.chance)
+
+    def coordinates(self, node: SimNode) -> tuple[int, ...]:
+        """Where a node says that it is: who lies, in the middle of everybody, and sure of it."""
+        lies = self.population.kind[node.index] == FAST_LIAR
+        return (0, 0, 0, 1, 0) if lies else node.coordinates.announced()
+
     def _loaded(self, node: SimNode) -> None:
         if not node.alive:
             return
+        for _ in range(PINGS):
+            self._ping(node)
         node.going = None
         self._serve(node)
         self._say(node, news=True)
@@ -223,6 +252,7 @@ class SimSwarm:
             share=1.0 if node.serving else 0.0,
             numerics="n1/int8/auto/rows",
             link_bytes_s=node.carries * HIDDEN * 2,
+            coordinates=self.coordinates(node),
         )
 
     def step_s(self, node: SimNode) -> float:
