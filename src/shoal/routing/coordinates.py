@@ -65,10 +65,10 @@ def estimate_s(a: Coordinates, b: Coordinates) -> float:
 
 def estimate_of(own: Coordinates, announced: Sequence[int]) -> float | None:
     """The round trip to a peer by what it announces; ``None`` where it, or we, do not know where it is."""
-    other = read_coordinates(announced)
-    if other is None or max(own.error, other.error) > SURE:
+    if own.error > SURE:
         return None
-    return estimate_s(own, other)
+    other = read_coordinates(announced)
+    return estimate_s(own, other) if other is not None and other.error <= SURE else None
 
 
 def move(own: Coordinates, other: Coordinates, rtt_s: float, chance: Random) -> Coordinates:

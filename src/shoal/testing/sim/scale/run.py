@@ -92,6 +92,8 @@ class ScaleFigures:
     uncovered_by_loss: int
     """Blocks that the loss of the region left to nobody."""
     events: int
+    cpu_s: float
+    """That the simulation took of one core."""
     wall_s: float
     megabytes: float
     """Of memory that the simulation took."""
@@ -137,14 +139,14 @@ class _Run:
         self.kept = kept_peers(swarm)
         self.kept_bytes = kept_bytes(swarm.served(next(iter(swarm.nodes.values()))))
         self.rest_moves = self._moves_an_hour(0.0, plan.crowd_at)
-        self._tell("rest")
+        self._tell(f"rest, {self.bytes_s / 1e3:.1f} kB/s")
 
     def crowd(self) -> None:
         """Many come at once, and the swarm has some minutes."""
         swarm, plan = self.swarm, self.plan
         swarm.events.run(plan.crowd_at + CROWD_S)
         self.crowded: Carried = carried(swarm)
-        self._tell("crowd")
+        self._tell(f"crowd, {self.crowded.tokens_s / self.crowded.optimum:.3f} of the optimum")
         swarm.events.run(plan.vanish_at - 0.1)
         self.carried: Carried = carried(swarm)
         self.after_moves = self._moves_an_hour(plan.crowd_at + CROWD_S, swarm.events.now)
@@ -153,7 +155,8 @@ class _Run:
         self.unmeasured: RouteCosts = route_costs(swarm, plan.draws, "none")
         self.lookups = lookups_s(swarm, plan.draws)
         self.entered = entries_s(swarm, plan.draws)
-        self._tell("after the crowd")
+        share = self.carried.tokens_s / self.carried.optimum
+        self._tell(f"after the crowd, {share:.3f} of the optimum, routes {self.routes.optimum:.2f}")
 
     def vanish(self) -> None:
         """A region is lost."""
@@ -212,6 +215,7 @@ class _Run:
             whole_s=self.whole_s,
             uncovered_by_loss=self.lost_blocks,
             events=self.swarm.events.count,
+            cpu_s=time.process_time(),
             wall_s=time.perf_counter() - self._began,
             megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         )
@@ -222,7 +226,9 @@ class _Run:
 
     def _tell(self, what: str) -> None:
         spent = time.perf_counter() - self._began
-        self._say(f"{what}: {len(self.swarm.nodes)} nodes, {spent:.0f} s")
+        self._say(
+            f"{what}: {len(self.swarm.nodes)} nodes, {spent:.0f} s, {time.process_time():.0f} s of a core"
+        )
 
 
 def _rounded(value: Any) -> Any:

@@ -14,7 +14,7 @@ from shoal.node.placing.placement import LOOK_EVERY_S, REST_S, SETTLE_S
 from shoal.planning.level import HELPERS, look_period_s
 from shoal.planning.placement import choose_move, choose_span
 from shoal.planning.throughput import ServingPeer
-from shoal.routing.coordinates import move, read_coordinates
+from shoal.routing.coordinates import LEAST_ERROR, Coordinates, move
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
 from shoal.testing.sim.peers import EPOCH
 from shoal.testing.sim.scale import rules
@@ -51,9 +51,13 @@ UNHEARD_S = 15.0
 """Until the neighbours of a machine that is silent have given its connections up."""
 TOLD_S = (15.0, 45.0)
 """When a newcomer has compared notes with its neighbours: it hears of those who were gone before it came."""
-PINGS, PINGS_BEFORE = 40, 150
-"""To neighbours, while a machine loads, and of those who are there at the start in the minutes before it: four
-each 2.7 s."""
+PINGS, PINGS_BEFORE = 40, 80
+"""To neighbours, while a machine loads, and of those who are there at the start in the minutes before it:
+four each 2.7 s."""
+LIED = Coordinates(error=LEAST_ERROR)
+"""Where liars say that they are: in the middle of everybody, and sure of it."""
+KNOWN_AT_FIRST = 2 * rules.HEARD_PEERS
+"""Words of which a view is made at the start, where there are more."""
 STRANGERS = 0.25
 """Share of the neighbours that serve other models."""
 HOLES_EVERY_S = 10.0
@@ -98,7 +102,7 @@ class SimSwarm:
         everyone = [word for of_model in words for word in of_model]
         for node in list(self.nodes.values()):
             known = words[node.model] if self.partial else everyone
-            for word in self.chance.sample(known, len(known)):
+            for word in self.chance.sample(known, min(len(known), KNOWN_AT_FIRST)):
                 node.hear(word, self.chance)
             self.events.at(self.chance.random() * self._period_s(node), self._speak, node)
             self._look_later(node)
@@ -149,10 +153,12 @@ class SimSwarm:
         node = self._enter(index)
         others = self.of_model[node.model] if self.partial else self.nodes
         tellers = [others[one] for one in self.topic_members(node, 3) if one in others and one != index]
+        told: dict[int, Word] = {}
         for teller in tellers:
-            for word in (*teller.view.words.values(), *teller.heard.values()):
-                if word.until > self.events.now:
-                    node.hear(word, self.chance)
+            told |= teller.view.words | teller.heard
+        for word in told.values():
+            if word.until > self.events.now:
+                node.hear(word, self.chance)
         node.span = self._first_span(node, node.placed(self.events.now))
         node.going = node.span
         self._say(node)
@@ -177,15 +183,11 @@ class SimSwarm:
             topic = self.chance.choice(self.topics)
             places = topic.some(1)
         other = self.nodes.get(int(topic.machines[self.chance.choice(places)])) if places else None
-        if other is not None and (there := read_coordinates(self.coordinates(other))) is not None:
+        if other is not None:
+            there = LIED if self.population.kind[other.index] == FAST_LIAR else other.coordinates
             way_s = 2 * float(self.population.way_s(node.index, other.index))
             rtt_s = way_s * self.chance.uniform(0.95, 1.15)
             node.coordinates = move(node.coordinates, there, rtt_s, self.chance)
-
-    def coordinates(self, node: SimNode) -> tuple[int, ...]:
-        """Where a node says that it is: who lies, in the middle of everybody, and sure of it."""
-        lies = self.population.kind[node.index] == FAST_LIAR
-        return (0, 0, 0, 1, 0) if lies else node.coordinates.announced()
 
     def _loaded(self, node: SimNode) -> None:
         if not node.alive:
@@ -252,7 +254,7 @@ class SimSwarm:
             share=1.0 if node.serving else 0.0,
             numerics="n1/int8/auto/rows",
             link_bytes_s=node.carries * HIDDEN * 2,
-            coordinates=self.coordinates(node),
+            coordinates=(LIED if kind == FAST_LIAR else node.coordinates).announced(),
         )
 
     def step_s(self, node: SimNode) -> float:
