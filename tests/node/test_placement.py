@@ -91,6 +91,18 @@ async def test_blocks_that_nobody_serves_get_a_node_and_just_one(home, checkpoin
         nursery.cancel_scope.cancel()
 
 
+async def test_a_lost_block_is_not_left_until_the_next_look(home, checkpoint, monkeypatch):
+    monkeypatch.setattr("shoal.node.placing.placement.HOLES_EVERY_S", 0.1)
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        done = trio.Event()
+        rarely = {"look_every_s": 1e4, "settle_s": 0.3, "rest_s": 60.0}
+        nursery.start_soon(lambda: keep_place(swarm.nodes[0], lambda _: done.set(), **rarely))
+        with trio.fail_after(20):
+            await done.wait()
+        assert swarm.nodes[0].span == RIGHT
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_node_says_where_it_is_going_before_it_is_there(home, checkpoint):
     async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
         said = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from statistics import median
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,9 +18,13 @@ from shoal.routing.coordinates import (
     move,
     read_coordinates,
 )
+from shoal.swarm.announcement import candidate
+from shoal.testing.sim.peers import a_served
 from shoal.testing.sim.scale.plan import ScalePlan
 from shoal.testing.sim.scale.population import make_population
+from shoal.types import PeerId, Span
 
+PEER = PeerId("p")
 PEERS = 150
 POPULATION = make_population(ScalePlan(nodes=PEERS, crowd=0, hostile=0.0))
 
@@ -85,3 +90,15 @@ def test_what_cannot_be_is_not_read():
     assert read_coordinates((1, 2, 3, 4)) is None
     assert read_coordinates((1, 2, 3, -1, 10)) is None
     assert read_coordinates((10**9, 2, 3, 1, 10)) is None
+
+
+def test_a_way_that_was_measured_counts_and_else_what_coordinates_tell():
+    where = measured(120)
+    here, there = where[3], where[4]
+    served = msgspec.structs.replace(a_served(Span(0, 8)), coordinates=there.announced())
+    assert candidate(PEER, served, 0.5, here).rtt_s == 0.5
+    told = candidate(PEER, served, None, here).rtt_s
+    assert told is not None
+    assert abs(told - estimate_s(here, there)) < 1e-4
+    assert candidate(PEER, served, None, Coordinates()).rtt_s is None  # it does not know where it is itself
+    assert candidate(PEER, a_served(Span(0, 8)), None, here).rtt_s is None
