@@ -108,6 +108,23 @@ def test_who_has_announced_a_move_is_where_it_will_be():
     assert choose_move([a_node(0, 10), a_node(10, 20), going], a_node(0, 10), 20) is None
 
 
+@given(st.integers(0, 10_000))
+def test_where_little_is_to_be_gained_no_place_is_better(seed):
+    """A swarm that carries nearly all that it could is not searched; nothing is missed by that."""
+    chance = Random(seed)
+    placed: list[ServingPeer] = []
+    for _ in range(12):
+        speed, fits = chance.lognormvariate(3, 0.5), chance.randint(3, 8)
+        placed.append(ServingPeer(choose_span(placed, 8, fits, speed), speed, fits))
+    here, others = placed[0], placed[1:]
+    most = sum(peer.speed for peer in placed) / 8
+    rate = throughput(placed, 8)
+    if rate * (1 + GAIN) >= most:
+        starts = range(8 - here.fits + 1)
+        spans = [Span(start, start + here.fits) for start in starts]
+        assert all(throughput([*others, replace(here, span=s)], 8) <= (1 + GAIN) * rate for s in spans)
+
+
 def test_two_nodes_that_help_only_together_move_one_after_the_other():
     # Found by chance: no single move of any node helps, two do.
     boxes = [Box(3, 8.0), Box(4, 3.0), Box(4, 1.0), Box(4, 5.0)]

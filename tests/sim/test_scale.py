@@ -15,7 +15,7 @@ from shoal.swarm.announcement import Served
 from shoal.testing.sim.__main__ import main
 from shoal.testing.sim.scale import rules
 from shoal.testing.sim.scale.command import demands_of
-from shoal.testing.sim.scale.deaths import asked_s, noticed_s
+from shoal.testing.sim.scale.deaths import believed_after_s, noticed_s
 from shoal.testing.sim.scale.events import Events
 from shoal.testing.sim.scale.measure import carried
 from shoal.testing.sim.scale.mesh import DEGREE, HIGH, TopicMesh
@@ -31,7 +31,7 @@ from shoal.testing.sim.scale.population import (
 )
 from shoal.testing.sim.scale.run import ScaleFigures, simulate_scale
 from shoal.testing.sim.scale.state import View, Word
-from shoal.testing.sim.scale.swarm import SimSwarm
+from shoal.testing.sim.scale.swarm import ScaleSwarm
 from shoal.testing.sim.scale.truth import least_s, route_s
 from shoal.types import PeerId, Span
 
@@ -63,7 +63,7 @@ def test_a_small_swarm_keeps_what_every_swarm_must(figures):
 
 def test_a_region_that_vanishes_is_made_up_for():
     """A node in three is there alone for its blocks: others go there, and nobody else is missed."""
-    swarm = SimSwarm(replace(SMALL, hostile=0.0, crowd=0))
+    swarm = ScaleSwarm(replace(SMALL, hostile=0.0, crowd=0))
     swarm.begin()
     swarm.events.run(20)
     nodes = list(swarm.of_model[0].values())
@@ -167,12 +167,12 @@ def test_a_full_view_keeps_peers_of_every_part_of_a_model():
 def test_a_death_is_noticed_and_believed_within_an_expiry():
     chance = Random(1)
     for end in (CRASHES, VANISHES):
-        firsts = [min(noticed_s(6, end, chance)) + asked_s(end) for _ in range(200)]
+        firsts = [min(noticed_s(6, end, chance)) + believed_after_s(end) for _ in range(200)]
         assert max(firsts) < EXPIRY_S
 
 
 def test_no_route_costs_less_than_the_least():
-    swarm = SimSwarm(SMALL)
+    swarm = ScaleSwarm(SMALL)
     swarm.begin()
     nodes = list(swarm.of_model[0].values())
     n_blocks = nodes[0].n_blocks
@@ -187,7 +187,7 @@ def test_no_route_costs_less_than_the_least():
 
 def test_a_large_swarm_hears_no_more_than_a_small_one():
     def words_s(peers: int, *, partial: bool) -> float:
-        return peers / rules.period_s(peers, partial=partial)
+        return peers / rules.speaking_period_s(peers, partial=partial)
 
     assert words_s(100, partial=False) == pytest.approx(1.6)
     assert words_s(500, partial=True) == pytest.approx(1.2)

@@ -33,7 +33,7 @@ def _noticed_s(end: int, chance: Random) -> float:
     return next_look_s + rounds * every_s + ATTEMPTS * max(ANSWER_LEAST_S, EXPIRY_S * ANSWER_SHARE)
 
 
-def asked_s(end: int) -> float:
+def believed_after_s(end: int) -> float:
     """Seconds from when somebody has heard a suspicion until it takes the peer for gone."""
     asked = ASK_WITHIN_S if end == VANISHES else REFUSED_S
     return min(EXPIRY_S * REFUTE_SHARE + asked, EXPIRY_S * GONE_SHARE)

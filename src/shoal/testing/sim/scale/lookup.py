@@ -14,7 +14,7 @@ from random import Random
 
 from shoal.net.libp2p.providers import ASKED_AT_ONCE
 from shoal.swarm.member import DIAL_WITHIN_S
-from shoal.testing.sim.scale.population import LEAVES, VANISHES, Population
+from shoal.testing.sim.scale.population import LEAVES, VANISHES, Machines
 
 BUCKET, ALPHA, ROUNDS = 20, 10, 20
 SILENT_S = 10.0
@@ -33,7 +33,7 @@ class Kademlia:
         living: of those, the ones that are.
     """
 
-    def __init__(self, population: Population, met: list[int], living: set[int], chance: Random) -> None:
+    def __init__(self, population: Machines, met: list[int], living: set[int], chance: Random) -> None:
         self._population = population
         self._living = living
         self._chance = chance
@@ -121,11 +121,11 @@ def _key(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[: BITS // 8])
 
 
-def asked_s(population: Population, machine: int, other: int) -> float:
+def asked_s(population: Machines, machine: int, other: int) -> float:
     """Seconds until a living stranger has answered."""
     return TRIPS * 2 * float(population.way_s(machine, other))
 
 
-def left_tables(population: Population, machine: int) -> bool:
+def left_tables(population: Machines, machine: int) -> bool:
     """Whether a machine that is gone said so, and is in no table any more."""
     return bool(population.end[machine] == LEAVES)

@@ -24,8 +24,8 @@ from shoal.testing.sim.scale.lookup import Kademlia, asked_s, left_tables
 from shoal.testing.sim.scale.plan import ANNOUNCE_S, EXPIRY_S
 from shoal.testing.sim.scale.population import HONEST, LEAVES, VANISHES, n_blocks_of
 from shoal.testing.sim.scale.sessions import offers_of
-from shoal.testing.sim.scale.state import SimNode
-from shoal.testing.sim.scale.swarm import SESSION_TOKENS, SimSwarm
+from shoal.testing.sim.scale.state import ScaleNode
+from shoal.testing.sim.scale.swarm import SESSION_TOKENS, ScaleSwarm
 from shoal.testing.sim.scale.truth import least_s, route_s
 from shoal.types import PeerId, Span
 
@@ -35,11 +35,11 @@ COMPARED_BYTES = 20
 """Of a peer that is named in a comparison."""
 
 
-Ways = Literal["none", "coordinates", "measured"]
+KnownWays = Literal["none", "coordinates", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class SwarmTokens:
     """Tokens in a second, of all models together."""
 
     tokens_s: float
@@ -49,7 +49,7 @@ class Carried:
     """Blocks that nobody serves."""
 
 
-def carried(swarm: SimSwarm) -> Carried:
+def carried(swarm: ScaleSwarm) -> SwarmTokens:
     """What those who serve carry, by what they are and not by what they say."""
     reached, most, uncovered = 0.0, 0.0, 0
     for model, nodes in enumerate(swarm.of_model):
@@ -60,10 +60,10 @@ def carried(swarm: SimSwarm) -> Carried:
         free = (bound_speed(node.speed, node.carries, Span(0, node.fits)) for node in serving)
         most += sum(free) / n_blocks
         uncovered += int((swarm.covered[model] == 0).sum())
-    return Carried(reached, most, uncovered)
+    return SwarmTokens(reached, most, uncovered)
 
 
-def quiet_bytes_s(swarm: SimSwarm) -> float:
+def quiet_bytes_s(swarm: ScaleSwarm) -> float:
     """What a node sends in a second beside gossip: probes, comparisons, words on the swarm's topic."""
     probes = WATCHED / (0.09 * EXPIRY_S) * 2 * REQUEST_BYTES
     view = statistics.mean(len(node.view.words) for node in swarm.nodes.values())
@@ -76,12 +76,12 @@ def quiet_bytes_s(swarm: SimSwarm) -> float:
     return probes + compared + swarms
 
 
-def gossiped_bytes(swarm: SimSwarm) -> float:
+def gossiped_bytes(swarm: ScaleSwarm) -> float:
     """What all have sent so far as gossip."""
     return float(sum(topic.sent.sum() for topic in swarm.topics))
 
 
-def kept_peers(swarm: SimSwarm) -> float:
+def kept_peers(swarm: ScaleSwarm) -> float:
     """Announcements that a node keeps, at the mean: its view, what it counts, and entries to other models."""
     entries = rules.ENTRY_PEERS * (swarm.plan.models - 1) if swarm.partial else 0
     return entries + statistics.mean(
@@ -117,14 +117,14 @@ class RouteCosts:
     draws: int
 
 
-def route_costs(swarm: SimSwarm, draws: int, ways: Ways) -> RouteCosts:
+def route_costs(swarm: ScaleSwarm, draws: int, ways: KnownWays) -> RouteCosts:
     """Have so many honest nodes choose a route from what they keep.
 
     Args:
         ways: what a node knows of the round trips to those whom it keeps.
     """
     honest = [n for n in swarm.nodes.values() if n.serving and swarm.population.kind[n.index] == HONEST]
-    of_model: dict[int, list[SimNode]] = {}
+    of_model: dict[int, list[ScaleNode]] = {}
     for node in honest:
         of_model.setdefault(node.model, []).append(node)
     whole: list[float] = []
@@ -145,7 +145,7 @@ def route_costs(swarm: SimSwarm, draws: int, ways: Ways) -> RouteCosts:
     return RouteCosts(statistics.median(whole), statistics.median(optimum), p90, len(whole))
 
 
-def _cost(swarm: SimSwarm, client: SimNode, nodes: list[SimNode], ways: Ways) -> float:
+def _cost(swarm: ScaleSwarm, client: ScaleNode, nodes: list[ScaleNode], ways: KnownWays) -> float:
     """Seconds of a step over the route that the client chooses of these; infinite where there is none."""
     population = swarm.population
     offers: list[Candidate] = []
@@ -157,11 +157,11 @@ def _cost(swarm: SimSwarm, client: SimNode, nodes: list[SimNode], ways: Ways) ->
         route = choose_route(offers, client.n_blocks, SESSION_TOKENS)
     except (NoCoverage, Busy):
         return float("inf")
-    by_peer: dict[PeerId, SimNode] = {node.peer: node for node in nodes}
+    by_peer: dict[PeerId, ScaleNode] = {node.peer: node for node in nodes}
     return route_s(population, client.index, route, by_peer)
 
 
-def entries_s(swarm: SimSwarm, count: int) -> list[float]:
+def entries_s(swarm: ScaleSwarm, count: int) -> list[float]:
     """Seconds until machines have heard of the peers of another model from those of it whom they know.
 
     Of these some are dead, and nobody on this machine's topic has said so. In a small swarm all know all.
@@ -190,7 +190,7 @@ def entries_s(swarm: SimSwarm, count: int) -> list[float]:
     return found
 
 
-def lookups_s(swarm: SimSwarm, count: int) -> list[float]:
+def lookups_s(swarm: ScaleSwarm, count: int) -> list[float]:
     """Seconds until machines have found models that they never asked for."""
     now, population = swarm.events.now, swarm.population
     living = set(swarm.nodes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from shoal.testing.sim.internet import ENVELOPE, MENTION_BYTES
 from shoal.testing.sim.mesh import DEGREE, HIGH, LAZY, LOW
-from shoal.testing.sim.scale.population import Flags, Floats, Numbers, Population
+from shoal.testing.sim.scale.population import Flags, Floats, Machines, Numbers
 
 LOSS = 0.01
 """The share of messages that gets lost on each link."""
@@ -28,7 +28,7 @@ class TopicMesh:
         capacity: members that there will ever be.
     """
 
-    def __init__(self, population: Population, capacity: int, chance: Random, noise: np.random.Generator):
+    def __init__(self, population: Machines, capacity: int, chance: Random, noise: np.random.Generator):
         self._population = population
         self._chance = chance
         self._noise = noise

@@ -50,7 +50,7 @@ POPULAR = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Population:
+class Machines:
     """Arrays of all machines that there will be, in the order in which they come."""
 
     region: Numbers
@@ -89,7 +89,7 @@ def n_blocks_of(model: int) -> int:
     return BLOCKS[model % len(BLOCKS)]
 
 
-def make_population(plan: ScalePlan) -> Population:
+def make_population(plan: ScalePlan) -> Machines:
     """All machines of a plan: those that are there, those that replace who goes, and the crowd."""
     joins_at, crowd = _joins(plan)
     count = len(joins_at)
@@ -105,7 +105,7 @@ def make_population(plan: ScalePlan) -> Population:
     weights = (1.0 + np.arange(plan.models)) ** -POPULAR
     model = _draws(plan, "model").choice(plan.models, count, p=weights / weights.sum())
     ends_at, end = _ends(plan, joins_at, region)
-    return Population(
+    return Machines(
         region=region,
         home=home,
         nat=nat,

@@ -28,17 +28,17 @@ PARTS = 8
 """Of a model, of which a view keeps as many peers each."""
 
 
-def period_s(peers: int, *, partial: bool) -> float:
+def speaking_period_s(peers: int, *, partial: bool) -> float:
     """Seconds between two words of one peer, where so many speak on the topic."""
     if partial:
         return ANNOUNCE_S * max(1.0, peers / MODEL_STEADY)
     return gossip_rate.refresh_s(ANNOUNCE_S, peers)
 
 
-def lifetime_s(peers: int, *, partial: bool) -> float:
+def word_lifetime_s(peers: int, *, partial: bool) -> float:
     """Seconds for which a word holds."""
     if partial:
-        return min(EXPIRY_S * max(1.0, period_s(peers, partial=True) / ANNOUNCE_S), MAX_LIFETIME_S)
+        return min(EXPIRY_S * max(1.0, speaking_period_s(peers, partial=True) / ANNOUNCE_S), MAX_LIFETIME_S)
     return gossip_rate.lifetime_s(EXPIRY_S, peers)
 
 

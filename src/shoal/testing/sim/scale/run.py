@@ -13,8 +13,8 @@ import numpy as np
 
 from shoal.testing.sim.scale.figures import percentile
 from shoal.testing.sim.scale.measure import (
-    Carried,
     RouteCosts,
+    SwarmTokens,
     carried,
     entries_s,
     gossiped_bytes,
@@ -26,7 +26,7 @@ from shoal.testing.sim.scale.measure import (
 )
 from shoal.testing.sim.scale.plan import CROWD_S, ScalePlan
 from shoal.testing.sim.scale.sessions import Clients
-from shoal.testing.sim.scale.swarm import SimSwarm
+from shoal.testing.sim.scale.swarm import ScaleSwarm
 
 SETTLED_S = 20.0
 """Until what was said at the start is with everybody."""
@@ -121,7 +121,7 @@ class _Run:
         self.plan = plan
         self._say = say
         self._began = time.perf_counter()
-        self.swarm = SimSwarm(plan)
+        self.swarm = ScaleSwarm(plan)
         self.swarm.begin()
         self.clients = Clients(self.swarm)
         self.clients.begin()
@@ -145,10 +145,10 @@ class _Run:
         """Many come at once, and the swarm has some minutes."""
         swarm, plan = self.swarm, self.plan
         swarm.events.run(plan.crowd_at + CROWD_S)
-        self.crowded: Carried = carried(swarm)
+        self.crowded: SwarmTokens = carried(swarm)
         self._tell(f"crowd, {self.crowded.tokens_s / self.crowded.optimum:.3f} of the optimum")
         swarm.events.run(plan.vanish_at - 0.1)
-        self.carried: Carried = carried(swarm)
+        self.carried: SwarmTokens = carried(swarm)
         self.after_moves = self._moves_an_hour(plan.crowd_at + CROWD_S, swarm.events.now)
         self.routes: RouteCosts = route_costs(swarm, plan.draws, "coordinates")
         self.measured: RouteCosts = route_costs(swarm, plan.draws, "measured")

@@ -19,8 +19,8 @@ from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
 from shoal.swarm.announcement import candidate
 from shoal.testing.sim.scale.population import CONE, HONEST, REFUSER, SYMMETRIC
-from shoal.testing.sim.scale.state import SimNode, Word
-from shoal.testing.sim.scale.swarm import SESSION_TOKENS, SimSwarm
+from shoal.testing.sim.scale.state import ScaleNode, Word
+from shoal.testing.sim.scale.swarm import SESSION_TOKENS, ScaleSwarm
 from shoal.testing.sim.scale.truth import block_s
 from shoal.types import PeerId, Span
 
@@ -36,7 +36,7 @@ HANDSHAKE_TRIPS = 2
 class Client:
     """What one client has seen."""
 
-    node: SimNode
+    node: ScaleNode
     reputation: Reputation = field(default_factory=Reputation)
     suspects: Suspects = field(default_factory=Suspects)
     rtts: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
@@ -44,7 +44,7 @@ class Client:
 
 
 @dataclass(slots=True)
-class Served:
+class ClientSession:
     """One session."""
 
     began: float
@@ -57,11 +57,11 @@ class Served:
 class Clients:
     """All clients, and what became of their sessions."""
 
-    def __init__(self, swarm: SimSwarm) -> None:
+    def __init__(self, swarm: ScaleSwarm) -> None:
         self._swarm = swarm
-        self._by_peer: dict[PeerId, SimNode] = {}
+        self._by_peer: dict[PeerId, ScaleNode] = {}
         self._clients: list[Client] = []
-        self.sessions: list[Served] = []
+        self.sessions: list[ClientSession] = []
 
     def begin(self) -> None:
         """Ask from now on."""
@@ -87,7 +87,7 @@ class Clients:
             return self._clients[-1]
         return swarm.chance.choice(self._clients)
 
-    def _session(self, client: Client) -> Served:
+    def _session(self, client: Client) -> ClientSession:
         swarm = self._swarm
         began = now = swarm.events.now
         trial, patience_s = swarm.chance.random() < TRIALS, NEWCOMER_OPENS_S
@@ -97,7 +97,7 @@ class Clients:
             try:
                 route = self._route(client, words, avoid, now, trial=trial)
             except (NoCoverage, Busy):
-                return Served(began, float("inf"), attempt)
+                return ClientSession(began, float("inf"), attempt)
             proven = all(client.reputation.proven(stage.peer) for stage in route)
             farthest_s = max(client.rtts.get(stage.peer, 0.0) for stage in route)
             within_s = 10.0 if proven else patience_s + NEWCOMER_TRIPS * farthest_s
@@ -112,7 +112,7 @@ class Clients:
                     client.suspects.add(failed, words[failed].sequence, now)
             avoid.add(failed)
             client.reputation.failed(failed, now, REFUSAL)
-        return Served(began, float("inf"), OPEN_ATTEMPTS)
+        return ClientSession(began, float("inf"), OPEN_ATTEMPTS)
 
     def _route(
         self, client: Client, words: dict[PeerId, Word], avoid: set[PeerId], now: float, *, trial: bool
@@ -157,11 +157,11 @@ class Clients:
                 stuck_s, stuck = min(opened_s, within_s), stage.peer
         return (longest_s, None) if stuck is None else (stuck_s, stuck)
 
-    def _takes(self, node: SimNode, stage: Stage) -> bool:
+    def _takes(self, node: ScaleNode, stage: Stage) -> bool:
         """Whether a node takes a session in."""
         return self._swarm.population.kind[node.index] != REFUSER and serves(node, stage.span)
 
-    def _opened_s(self, client: Client, node: SimNode) -> float:
+    def _opened_s(self, client: Client, node: ScaleNode) -> float:
         """Until a hop has answered: at once over a channel, else by what its router lets through."""
         population = self._swarm.population
         rtt_s = 2 * float(population.way_s(client.node.index, node.index))
@@ -175,7 +175,9 @@ class Clients:
             return meeting_s + HANDSHAKE_TRIPS * rtt_s + rtt_s
         return HANDSHAKE_TRIPS * rtt_s + rtt_s
 
-    def _run(self, client: Client, route: list[Stage], began: float, now: float, attempts: int) -> Served:
+    def _run(
+        self, client: Client, route: list[Stage], began: float, now: float, attempts: int
+    ) -> ClientSession:
         """It is served: what its first token and its steps take, and what the client makes of them."""
         swarm = self._swarm
         hops = [swarm.by_peer[stage.peer] for stage in route]
@@ -189,9 +191,9 @@ class Clients:
             hop.sessions += 1
         ends = now + first_s + ANSWER * step_s
         swarm.events.at(ends, self._ends, client, hops, each)
-        return Served(began, first_s, attempts, step_s)
+        return ClientSession(began, first_s, attempts, step_s)
 
-    def _ends(self, client: Client, hops: list[SimNode], each: list[float]) -> None:
+    def _ends(self, client: Client, hops: list[ScaleNode], each: list[float]) -> None:
         for hop, seconds in zip(hops, each, strict=True):
             hop.sessions -= 1
             client.reputation.paced(hop.peer, seconds)
@@ -199,7 +201,7 @@ class Clients:
             client.reputation.answered([hop.peer for hop in hops])
 
 
-def offers_of(node: SimNode, now: float) -> dict[PeerId, Word]:
+def offers_of(node: ScaleNode, now: float) -> dict[PeerId, Word]:
     """Who serves a node's model, of those in its view."""
     model = node.model
     return {
@@ -209,6 +211,6 @@ def offers_of(node: SimNode, now: float) -> dict[PeerId, Word]:
     }
 
 
-def serves(node: SimNode, span: Span) -> bool:
+def serves(node: ScaleNode, span: Span) -> bool:
     """Whether a node runs these blocks in fact."""
     return node.serving and node.span.start <= span.start and span.end <= node.span.end

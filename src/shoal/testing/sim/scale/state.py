@@ -102,7 +102,7 @@ class View:
         return True
 
 
-class SimNode:
+class ScaleNode:
     """One machine while it takes part."""
 
     __slots__ = (

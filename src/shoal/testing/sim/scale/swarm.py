@@ -18,7 +18,7 @@ from shoal.routing.coordinates import LEAST_ERROR, Coordinates, move
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
 from shoal.testing.sim.peers import EPOCH
 from shoal.testing.sim.scale import rules
-from shoal.testing.sim.scale.deaths import CLOSED_S, asked_s, noticed_s
+from shoal.testing.sim.scale.deaths import CLOSED_S, believed_after_s, noticed_s
 from shoal.testing.sim.scale.events import Events
 from shoal.testing.sim.scale.figures import Seen
 from shoal.testing.sim.scale.mesh import TopicMesh
@@ -33,7 +33,7 @@ from shoal.testing.sim.scale.population import (
     make_population,
     n_blocks_of,
 )
-from shoal.testing.sim.scale.state import SimNode, Word
+from shoal.testing.sim.scale.state import ScaleNode, Word
 from shoal.testing.sim.scale.truth import block_s
 from shoal.types import PeerId, Span
 
@@ -66,7 +66,7 @@ MISSED_S, MISSED_DEATH_S = 30.0, 15.0
 whatever the part."""
 
 
-class SimSwarm:
+class ScaleSwarm:
     """All machines, living and dead, by their number in the population."""
 
     def __init__(self, plan: ScalePlan) -> None:
@@ -77,10 +77,10 @@ class SimSwarm:
         self.noise = np.random.default_rng([plan.seed, 1])
         self.seen = Seen()
         self.partial = plan.nodes >= rules.PARTIAL_FROM
-        self.nodes: dict[int, SimNode] = {}
+        self.nodes: dict[int, ScaleNode] = {}
         """Those that live, and have come."""
-        self.by_peer: dict[PeerId, SimNode] = {}
-        self.of_model: list[dict[int, SimNode]] = [{} for _ in range(plan.models)]
+        self.by_peer: dict[PeerId, ScaleNode] = {}
+        self.of_model: list[dict[int, ScaleNode]] = [{} for _ in range(plan.models)]
         self.covered: list[Numbers] = [np.zeros(n_blocks_of(m), np.intp) for m in range(plan.models)]
         """By model and block, how many serve it in fact."""
         models: list[int] = self.population.model.tolist() if self.partial else [0] * len(self.population)
@@ -116,29 +116,29 @@ class SimSwarm:
         for model in range(self.plan.models):
             self.events.at(self.chance.random() * HOLES_EVERY_S, self._watch_holes, model)
 
-    def topic(self, node: SimNode) -> TopicMesh:
+    def topic(self, node: ScaleNode) -> TopicMesh:
         """Where a node speaks."""
         return self.topics[self._topic_of[node.index]]
 
-    def honest(self, node: SimNode) -> bool:
+    def honest(self, node: ScaleNode) -> bool:
         """Whether it serves at all: a liar about its speed does, slowly."""
         return self.population.kind[node.index] in (HONEST, FAST_LIAR)
 
     # --- coming
 
-    def _enter(self, index: int) -> SimNode:
+    def _enter(self, index: int) -> ScaleNode:
         population = self.population
         model = int(population.model[index])
         n_blocks = n_blocks_of(model)
         fits = max(1, min(n_blocks, round(float(population.share[index]) * n_blocks)))
         carries = float(population.up_bytes_s[index]) / (HIDDEN * 2)
         limit = rules.view_peers(partial=self.partial)
-        node = SimNode(index, model, n_blocks, float(population.speed[index]), fits, carries, limit=limit)
+        node = ScaleNode(index, model, n_blocks, float(population.speed[index]), fits, carries, limit=limit)
         self.nodes[index] = self.of_model[model][index] = self.by_peer[node.peer] = node
         node.place = self.topic(node).join(index)
         return node
 
-    def _first_span(self, node: SimNode, placed: list[ServingPeer]) -> Span:
+    def _first_span(self, node: ScaleNode, placed: list[ServingPeer]) -> Span:
         if self.population.kind[node.index] == FAST_LIAR:  # it cares for no model, and is anywhere
             start = self.chance.randrange(node.n_blocks - node.fits + 1)
             return Span(start, start + node.fits)
@@ -166,16 +166,16 @@ class SimSwarm:
         for after in TOLD_S:
             self.events.after(after, self._told, node)
 
-    def _told(self, node: SimNode) -> None:
+    def _told(self, node: ScaleNode) -> None:
         for word in [word for word in node.view.words.values() if word.index not in self.nodes]:
             node.drop(word.index, word.sequence)
 
-    def topic_members(self, node: SimNode, count: int) -> list[int]:
+    def topic_members(self, node: ScaleNode, count: int) -> list[int]:
         """The numbers of some machines on the node's topic."""
         topic = self.topic(node)
         return [int(topic.machines[place]) for place in topic.some(count + 1)]
 
-    def _ping(self, node: SimNode) -> None:
+    def _ping(self, node: ScaleNode) -> None:
         """Measure the way to a neighbour, and so where the node is."""
         topic = self.topic(node)
         places = topic.neighbours(node.place)
@@ -189,7 +189,7 @@ class SimSwarm:
             rtt_s = way_s * self.chance.uniform(0.95, 1.15)
             node.coordinates = move(node.coordinates, there, rtt_s, self.chance)
 
-    def _loaded(self, node: SimNode) -> None:
+    def _loaded(self, node: ScaleNode) -> None:
         if not node.alive:
             return
         for _ in range(PINGS):
@@ -200,12 +200,12 @@ class SimSwarm:
         self.events.after(self._period_s(node), self._speak, node)
         self._look_later(node)
 
-    def _serve(self, node: SimNode) -> None:
+    def _serve(self, node: ScaleNode) -> None:
         node.serving = True
         if self.honest(node):
             self.covered[node.model][node.span.start : node.span.end] += 1
 
-    def _unserve(self, node: SimNode, span: Span) -> int:
+    def _unserve(self, node: ScaleNode, span: Span) -> int:
         """It serves ``span`` no more; how many blocks nobody serves now."""
         if not self.honest(node):
             return 0
@@ -215,17 +215,17 @@ class SimSwarm:
 
     # --- speaking and hearing
 
-    def _period_s(self, node: SimNode) -> float:
+    def _period_s(self, node: ScaleNode) -> float:
         # How many speak is estimated from what is heard, to about a tenth.
         peers = round(len(self.topic(node)) * self.chance.uniform(0.9, 1.1))
-        return rules.period_s(peers, partial=self.partial) * self.chance.uniform(0.9, 1.1)
+        return rules.speaking_period_s(peers, partial=self.partial) * self.chance.uniform(0.9, 1.1)
 
-    def _speak(self, node: SimNode) -> None:
+    def _speak(self, node: ScaleNode) -> None:
         if node.alive and node.serving:
             self._say(node)
             self.events.after(self._period_s(node), self._speak, node)
 
-    def served(self, node: SimNode) -> Served:
+    def served(self, node: ScaleNode) -> Served:
         """What a node says of itself, true or not."""
         kind = int(self.population.kind[node.index])
         lie = LIE if kind == FAST_LIAR else 1.0
@@ -257,15 +257,15 @@ class SimSwarm:
             coordinates=(LIED if kind == FAST_LIAR else node.coordinates).announced(),
         )
 
-    def step_s(self, node: SimNode) -> float:
+    def step_s(self, node: ScaleNode) -> float:
         """Seconds of a decode step through a node's span, in fact."""
         return block_s(node) * len(node.span)
 
-    def _word(self, node: SimNode) -> Word:
+    def _word(self, node: ScaleNode) -> Word:
         now, served = self.events.now, self.served(node)
         wall = EPOCH + now
         node.sequence = max(node.sequence + 1, round(wall * 1000))
-        lifetime_s = rules.lifetime_s(len(self.topic(node)), partial=self.partial)
+        lifetime_s = rules.word_lifetime_s(len(self.topic(node)), partial=self.partial)
         address = f"/ip4/{20 + node.index % 200}.{node.index // 200 % 250}.7.9/tcp/4001"
         said = Announcement(
             node.peer, node.sequence, wall, wall + lifetime_s, (address,), (address,), served, "shoal"
@@ -284,7 +284,7 @@ class SimSwarm:
             word.there = ServingPeer(node.going, served.speed, node.fits, carries)
         return word
 
-    def _say(self, node: SimNode, *, news: bool = False) -> None:
+    def _say(self, node: ScaleNode, *, news: bool = False) -> None:
         """Announce: the word is with each of the topic in its time."""
         topic, word = self.topic(node), self._word(node)
         arrives = topic.flood(node.place, word.size)
@@ -292,7 +292,7 @@ class SimSwarm:
             self.seen.news(self._delays(topic, arrives, node))
         self.spread(topic, arrives, MISSED_S, self._hear, word)
 
-    def _delays(self, topic: TopicMesh, arrives: Any, node: SimNode) -> Any:
+    def _delays(self, topic: TopicMesh, arrives: Any, node: ScaleNode) -> Any:
         """Seconds until each who needs the news has it."""
         living = [other.place for other in self.of_model[node.model].values() if other is not node]
         delays = arrives[living]
@@ -321,7 +321,7 @@ class SimSwarm:
 
     # --- moving
 
-    def _look_later(self, node: SimNode) -> None:
+    def _look_later(self, node: ScaleNode) -> None:
         every_s = look_period_s(LOOK_EVERY_S, len(self.of_model[node.model]))
         self.events.after(every_s * self.chance.uniform(0.5, 1.5), self._look, node, True)
 
@@ -333,7 +333,7 @@ class SimSwarm:
                     self.events.after(self.chance.random() * HOLES_EVERY_S, self._look, node, False)
         self.events.after(HOLES_EVERY_S, self._watch_holes, model)
 
-    def _look(self, node: SimNode, again: bool) -> None:
+    def _look(self, node: ScaleNode, again: bool) -> None:
         if again and node.alive:
             self._look_later(node)
         if not self._may_move(node):
@@ -344,7 +344,7 @@ class SimSwarm:
             self._say(node)
             self.events.after(SETTLE_S, self._claim, node, span)
 
-    def _may_move(self, node: SimNode) -> bool:
+    def _may_move(self, node: ScaleNode) -> bool:
         return (
             node.alive
             and node.serving
@@ -353,14 +353,14 @@ class SimSwarm:
             and self.events.now >= node.rests_until
         )
 
-    def _better(self, node: SimNode, claimed: Span | None = None) -> Span | None:
+    def _better(self, node: ScaleNode, claimed: Span | None = None) -> Span | None:
         here = ServingPeer(node.span, node.speed, node.fits, node.carries)
         others = node.placed(self.events.now, None if claimed is None else node.peer)
         peers = len(self.of_model[node.model])
         move = choose_move(others, here, node.n_blocks, chance=self.chance, peers=peers, claimed=claimed)
         return None if move is None or move.span == node.span else move.span
 
-    def _claim(self, node: SimNode, span: Span) -> None:
+    def _claim(self, node: ScaleNode, span: Span) -> None:
         if not node.alive:
             return
         if self._better(node, span) == span:
@@ -370,7 +370,7 @@ class SimSwarm:
             node.rests_until = self.events.now + SETTLE_S
             self._say(node)
 
-    def _moved(self, node: SimNode, span: Span) -> None:
+    def _moved(self, node: ScaleNode, span: Span) -> None:
         if not node.alive:
             return
         old, node.span, node.going = node.span, span, None
@@ -403,15 +403,15 @@ class SimSwarm:
         self.events.after(UNHEARD_S if end == VANISHES else CLOSED_S, topic.forget, node.place)
         self._notice(node, end, self.events.now)
 
-    def _notice(self, node: SimNode, end: int, died: float) -> None:
+    def _notice(self, node: ScaleNode, end: int, died: float) -> None:
         """Its neighbours find out, tell, and everybody asks before believing it."""
         topic = self.topic(node)
         watchers = [int(topic.machines[place]) for place in topic.neighbours(node.place)]
         found = noticed_s(len(watchers), end, self.chance)
         for after, watcher in sorted(zip(found, watchers, strict=True)):
-            self.events.after(after, self._suspect, node, watcher, asked_s(end), died)
+            self.events.after(after, self._suspect, node, watcher, believed_after_s(end), died)
 
-    def _suspect(self, node: SimNode, watcher: int, asked: float, died: float) -> None:
+    def _suspect(self, node: ScaleNode, watcher: int, asked: float, died: float) -> None:
         accuser = self.nodes.get(watcher)
         if accuser is None or not accuser.serving or node.index in self._suspected:
             return  # who hears of it need not say it again
@@ -420,7 +420,7 @@ class SimSwarm:
         arrives = topic.flood(accuser.place, 80)
         self.spread(topic, arrives + asked, MISSED_DEATH_S + asked, self._drop, node, died, True)
 
-    def _drop(self, machines: list[int], node: SimNode, died: float, dead: bool) -> None:
+    def _drop(self, machines: list[int], node: ScaleNode, died: float, dead: bool) -> None:
         known = 0
         for machine in machines:
             other = self.nodes.get(machine)

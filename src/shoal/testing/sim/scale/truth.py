@@ -9,21 +9,21 @@ import numpy as np
 
 from shoal.routing.prices import HOP_S
 from shoal.routing.route import Stage
-from shoal.testing.sim.scale.population import ONE_WAY_MS, Floats, Population
-from shoal.testing.sim.scale.state import SimNode
+from shoal.testing.sim.scale.population import ONE_WAY_MS, Floats, Machines
+from shoal.testing.sim.scale.state import ScaleNode
 from shoal.types import PeerId
 
 ALONE_STEPS = 0.25
 """Of the blocks that a machine computes in a second for many sessions, it computes so many for one."""
 
 
-def block_s(node: SimNode) -> float:
+def block_s(node: ScaleNode) -> float:
     """Seconds of one block in a decode step of a session that is alone."""
     return 1 / (node.speed * ALONE_STEPS)
 
 
 def route_s(
-    population: Population, client: int, route: Sequence[Stage], nodes: dict[PeerId, SimNode]
+    population: Machines, client: int, route: Sequence[Stage], nodes: dict[PeerId, ScaleNode]
 ) -> float:
     """Seconds of a decode step all the way round."""
     hops = [nodes[stage.peer] for stage in route]
@@ -33,7 +33,7 @@ def route_s(
     return ways + computing
 
 
-def least_s(population: Population, client: int, nodes: Sequence[SimNode], n_blocks: int) -> float:
+def least_s(population: Machines, client: int, nodes: Sequence[ScaleNode], n_blocks: int) -> float:
     """The least that a step can take over any of these nodes: a bound, for a peer may be asked twice in it.
 
     A dynamic programme over blocks and machines. The way between two is that of their regions and both of
