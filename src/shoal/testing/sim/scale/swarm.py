@@ -51,9 +51,10 @@ UNHEARD_S = 15.0
 """Until the neighbours of a machine that is silent have given its connections up."""
 TOLD_S = (15.0, 45.0)
 """When a newcomer has compared notes with its neighbours: it hears of those who were gone before it came."""
-PINGS, PINGS_BEFORE = 40, 80
-"""To neighbours, while a machine loads, and of those who are there at the start in the minutes before it:
-four each 2.7 s."""
+PINGS = 40
+"""To neighbours, while a machine loads: four each 2.7 s."""
+FIRST, PINGS_OF_FIRST = 100, 200
+"""Machines with which the swarm began, and how many ways each had measured before others came."""
 LIED = Coordinates(error=LEAST_ERROR)
 """Where liars say that they are: in the middle of everybody, and sure of it."""
 KNOWN_AT_FIRST = 2 * rules.HEARD_PEERS
@@ -106,9 +107,7 @@ class ScaleSwarm:
                 node.hear(word, self.chance)
             self.events.at(self.chance.random() * self._period_s(node), self._speak, node)
             self._look_later(node)
-        for _ in range(PINGS_BEFORE):
-            for node in self.nodes.values():
-                self._ping(node)
+        self._find_places()
         for index in range(there, len(self.population)):
             self.events.at(float(self.population.joins_at[index]), self._join, index)
         for index in np.flatnonzero(self.population.ends_at < self.plan.ends_at).tolist():
@@ -175,8 +174,19 @@ class ScaleSwarm:
         topic = self.topic(node)
         return [int(topic.machines[place]) for place in topic.some(count + 1)]
 
+    def _find_places(self) -> None:
+        """Where those are who are there at the start: as it grew, each measured the ways to some before."""
+        nodes = list(self.nodes.values())
+        first = nodes[:FIRST]
+        for _ in range(PINGS_OF_FIRST):
+            for node in first:
+                self._measure(node, self.chance.choice(first))
+        for number, node in enumerate(nodes[FIRST:], FIRST):
+            for _ in range(PINGS):
+                self._measure(node, nodes[self.chance.randrange(number)])
+
     def _ping(self, node: ScaleNode) -> None:
-        """Measure the way to a neighbour, and so where the node is."""
+        """Measure the way to a neighbour, or to a peer of another model."""
         topic = self.topic(node)
         places = topic.neighbours(node.place)
         if not places or self.chance.random() < STRANGERS:
@@ -184,9 +194,14 @@ class ScaleSwarm:
             places = topic.some(1)
         other = self.nodes.get(int(topic.machines[self.chance.choice(places)])) if places else None
         if other is not None:
+            self._measure(node, other)
+
+    def _measure(self, node: ScaleNode, other: ScaleNode) -> None:
+        """So it is a little clearer where the node is."""
+        if other is not node:
             there = LIED if self.population.kind[other.index] == FAST_LIAR else other.coordinates
-            way_s = 2 * float(self.population.way_s(node.index, other.index))
-            rtt_s = way_s * self.chance.uniform(0.95, 1.15)
+            rtt_s = 2 * float(self.population.way_s(node.index, other.index))
+            rtt_s *= self.chance.uniform(0.95, 1.15)
             node.coordinates = move(node.coordinates, there, rtt_s, self.chance)
 
     def _loaded(self, node: ScaleNode) -> None:
