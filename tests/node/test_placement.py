@@ -12,6 +12,7 @@ import trio
 from msgspec import structs
 
 from shoal.errors import OutOfResources
+from shoal.node.node import load_served_span
 from shoal.node.placing.choice import PlacedModel, serving_peers
 from shoal.node.placing.placement import keep_place, pick_span
 from shoal.node.speed import Speed, measure_speed
@@ -100,6 +101,31 @@ async def test_a_lost_block_is_not_left_until_the_next_look(home, checkpoint, mo
         with trio.fail_after(20):
             await done.wait()
         assert swarm.nodes[0].span == RIGHT
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_stays_when_those_went_meanwhile_who_served_its_blocks_too(
+    home, checkpoint, monkeypatch
+):
+    async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
+        stays, goes = swarm.nodes
+
+        async def load(*given):
+            await goes.member.leave()
+            with trio.fail_after(10):
+                while stays.member.directory.get(goes.member.network.peer) is not None:
+                    await stays.member.wait_changed()
+            loaded.set()
+            return await load_served_span(*given)
+
+        loaded = trio.Event()
+        monkeypatch.setattr("shoal.node.placing.placement.load_served_span", load)
+        nursery.start_soon(lambda: keep_place(stays, pytest.fail, **SOON))
+        with trio.fail_after(20):
+            await loaded.wait()
+            while stays.going is not None:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.05)
+        assert stays.span == LEFT
         nursery.cancel_scope.cancel()
 
 

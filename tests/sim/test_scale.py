@@ -30,7 +30,7 @@ from shoal.testing.sim.scale.population import (
     make_population,
 )
 from shoal.testing.sim.scale.run import ScaleFigures, simulate_scale
-from shoal.testing.sim.scale.state import View, Word
+from shoal.testing.sim.scale.state import HeardWord, View
 from shoal.testing.sim.scale.swarm import ScaleSwarm
 from shoal.testing.sim.scale.truth import least_s, route_s
 from shoal.types import PeerId, Span
@@ -142,9 +142,9 @@ def test_gossip_takes_no_way_over_the_dead_and_others_take_their_place():
     assert np.isfinite(mesh.flood(1, 500)).sum() >= 39
 
 
-def a_word(index: int, start: int = 0, sequence: int = 1) -> Word:
+def a_word(index: int, start: int = 0, sequence: int = 1) -> HeardWord:
     served = Served("m", "sha256:" + "0" * 64, 32, 64, 64, 64, start, start + 4, "int8", 9, 9, 0, 1.0)
-    return Word(index, PeerId(f"p{index}"), 0, served, sequence, 400, 1e9)
+    return HeardWord(index, PeerId(f"p{index}"), 0, served, sequence, 400, 1e9)
 
 
 def test_a_full_view_keeps_peers_of_every_part_of_a_model():

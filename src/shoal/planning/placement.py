@@ -40,7 +40,7 @@ from shoal.planning.throughput import (
     least_ratio,
     throughput,
 )
-from shoal.types import Span
+from shoal.types import Span, gaps
 
 CLOSE = 0.02
 """Throughput that is given up for a block that would have a single peer."""
@@ -130,6 +130,11 @@ def choose_move(
     return Move(level.span, level.why)
 
 
+def uncovered_by(placed: Sequence[ServingPeer], here: Span, there: Span) -> list[Span]:
+    """The blocks that nobody would serve any more, if a node went from ``here`` to ``there``."""
+    return gaps([*(peer.span for peer in placed), there], here.end, here.start)
+
+
 def _best_move(
     placed: Sequence[ServingPeer],
     here: ServingPeer,
@@ -139,8 +144,10 @@ def _best_move(
 ) -> Move | None:
     now = _Options([*placed, here], n_blocks, [], 0.0, work)
     holes, single, rate = int(now.holes[0]), int(now.single[0]), float(now.rate[0])
-    if len(placed) >= ANEW and not holes and not single and (1 + GAIN) * rate >= _most(placed, here, now):
-        return None  # nothing to gain, wherever it went
+    windows = [window for window in windows if not uncovered_by(placed, here.span, window)]
+    lacking = holes or single or (1 + GAIN) * rate < _most(placed, here, now)
+    if not windows or (len(placed) >= ANEW and not lacking):
+        return None  # it is needed here, or there is nothing to gain anywhere
     options = _Options(placed, n_blocks, windows, here.speed, work, here.carries)
     covering = options.holes < holes
     if covering.any():
@@ -226,6 +233,8 @@ def _move_anew(
     without = _placed_anew([*placed, replace(here, fits=0)], options)
     if reached <= (1 + GAIN) * throughput(without, options.n_blocks, options.work):
         return None  # the others do without this move
+    if anew[-1].span not in options.windows:
+        return None  # it is needed where it is
     window = options.windows.index(anew[-1].span)
     if not whole[window] or options.rate[window] < DIP * rate:
         return None  # others go first

@@ -24,7 +24,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.node.node import KV_SHARE, Node, blocks_that_fit, load_served_span
 from shoal.node.placing.choice import PlacedModel, choose_place, reservation, serving_peers
 from shoal.planning.level import MANY, look_period_s, looks_at_once
-from shoal.planning.placement import Move, choose_move
+from shoal.planning.placement import Move, choose_move, uncovered_by
 from shoal.planning.throughput import ServingPeer
 from shoal.swarm.announcement import carried_tokens_s
 from shoal.swarm.audit_book import AuditBook
@@ -159,6 +159,12 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
         node.adapters,
         node.measure,
     )
+    # Loading takes a while, in which those may have gone who serve the old span, too.
+    if left := uncovered_by(await _others(node), node.span, move.span):
+        new.thread.close()
+        log.warning("staying at blocks %s: nobody else serves %s any more", node.span, left[0])
+        await _stay(node)
+        return
     node.loaded, node.going = new, None
     node.server.take_over(new.engine, new.span, new.speed)
     try:

@@ -11,9 +11,13 @@ from random import Random
 
 import numpy as np
 
+from shoal.routing.shortest_path import FloatArray, IndexArray
 from shoal.testing.sim.internet import ENVELOPE, MENTION_BYTES
 from shoal.testing.sim.mesh import DEGREE, HIGH, LAZY, LOW
-from shoal.testing.sim.scale.population import Flags, Floats, Machines, Numbers
+from shoal.testing.sim.scale.population import (
+    Flags,
+    Machines,
+)
 
 LOSS = 0.01
 """The share of messages that gets lost on each link."""
@@ -33,15 +37,15 @@ class TopicMesh:
         self._chance = chance
         self._noise = noise
         self._none = capacity
-        self.machines: Numbers = np.full(capacity + 1, -1, np.intp)
+        self.machines: IndexArray = np.full(capacity + 1, -1, np.intp)
         self.count = 0
         """Places taken so far; those of the dead are not taken again."""
-        self.sent: Floats = np.zeros(capacity + 1)
+        self.sent: FloatArray = np.zeros(capacity + 1)
         """Bytes, by place."""
         self._alive: Flags = np.zeros(capacity + 1, np.bool_)
-        self._linked: Numbers = np.full((capacity + 1, HIGH), capacity, np.intp)
-        self._way_s: Floats = np.full((capacity + 1, HIGH), np.inf)
-        self._degree: Numbers = np.zeros(capacity + 1, np.intp)
+        self._linked: IndexArray = np.full((capacity + 1, HIGH), capacity, np.intp)
+        self._way_s: FloatArray = np.full((capacity + 1, HIGH), np.inf)
+        self._degree: IndexArray = np.zeros(capacity + 1, np.intp)
         self._living: list[int] = []
         self._place_in_living: dict[int, int] = {}
 
@@ -84,7 +88,7 @@ class TopicMesh:
         """Some living members, by chance."""
         return self._chance.sample(self._living, min(count, len(self._living)))
 
-    def flood(self, place: int, size: int) -> Floats:
+    def flood(self, place: int, size: int) -> FloatArray:
         """Seconds until a message of ``size`` bytes is with each place; infinite where it does not come."""
         n = self.count
         linked, way_s = self._linked[:n], self._way_s[:n]

@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from shoal.routing.shortest_path import FloatArray, IndexArray
 from shoal.testing.sim.scale.plan import CROWD_S, ScalePlan
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Numbers: TypeAlias = npt.NDArray[np.intp]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 REGIONS = ("Europe", "America, east", "America, west", "Asia", "America, south", "Oceania")
@@ -53,23 +52,23 @@ POPULAR = 0.5
 class Machines:
     """Arrays of all machines that there will be, in the order in which they come."""
 
-    region: Numbers
+    region: IndexArray
     home: Flags
-    nat: Numbers
-    line_s: Floats
+    nat: IndexArray
+    line_s: FloatArray
     """One way from the machine to its region's net."""
-    up_bytes_s: Floats
-    speed: Floats
+    up_bytes_s: FloatArray
+    speed: FloatArray
     """Blocks a second, in fact."""
-    share: Floats
+    share: FloatArray
     """Of its model's blocks that fit."""
-    model: Numbers
-    kind: Numbers
+    model: IndexArray
+    kind: IndexArray
     """Honest, or in what way it is not."""
-    joins_at: Floats
-    ends_at: Floats
-    end: Numbers
-    load_s: Floats
+    joins_at: FloatArray
+    ends_at: FloatArray
+    end: IndexArray
+    load_s: FloatArray
     """What it takes to fetch and load a span."""
     crowd: Flags
 
@@ -81,7 +80,7 @@ class Machines:
         return _MATRIX_S[self.region[a], self.region[b]] + self.line_s[a] + self.line_s[b]
 
 
-_MATRIX_S: Floats = np.array(ONE_WAY_MS) / 1e3
+_MATRIX_S: FloatArray = np.array(ONE_WAY_MS) / 1e3
 
 
 def n_blocks_of(model: int) -> int:
@@ -127,7 +126,7 @@ def _draws(plan: ScalePlan, what: str) -> np.random.Generator:
     return np.random.default_rng([plan.seed, *what.encode()])
 
 
-def _joins(plan: ScalePlan) -> tuple[Floats, Flags]:
+def _joins(plan: ScalePlan) -> tuple[FloatArray, Flags]:
     """When each comes; those that are there from the start at 0. As many come as go at rest."""
     chance = _draws(plan, "joins")
     rate = plan.nodes * _early_ends(plan.ends_at) / plan.ends_at
@@ -145,7 +144,7 @@ def _early_ends(within_s: float) -> float:
     return float(np.minimum(lives, within_s).sum() / lives.sum())
 
 
-def _ends(plan: ScalePlan, joins_at: Floats, region: Numbers) -> tuple[Floats, Numbers]:
+def _ends(plan: ScalePlan, joins_at: FloatArray, region: IndexArray) -> tuple[FloatArray, IndexArray]:
     chance = _draws(plan, "lives")
     count = len(joins_at)
     lives = chance.lognormal(np.log(MEDIAN_LIFE_S), LIFE_SIGMA, count)
@@ -157,7 +156,7 @@ def _ends(plan: ScalePlan, joins_at: Floats, region: Numbers) -> tuple[Floats, N
     return np.where(lost, plan.vanish_at, ends_at), np.where(lost, VANISHES, end)
 
 
-def _kinds(plan: ScalePlan, count: int) -> Numbers:
+def _kinds(plan: ScalePlan, count: int) -> IndexArray:
     chance = _draws(plan, "hostile")
     hostile = chance.random(count) < plan.hostile
     return np.where(hostile, chance.integers(1, 4, count), HONEST)

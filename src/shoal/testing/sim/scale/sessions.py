@@ -19,7 +19,7 @@ from shoal.routing.reputation import REFUSAL, TRIALS, Reputation
 from shoal.routing.route import Stage, choose_route
 from shoal.swarm.announcement import candidate
 from shoal.testing.sim.scale.population import CONE, HONEST, REFUSER, SYMMETRIC
-from shoal.testing.sim.scale.state import ScaleNode, Word
+from shoal.testing.sim.scale.state import HeardWord, ScaleNode
 from shoal.testing.sim.scale.swarm import SESSION_TOKENS, ScaleSwarm
 from shoal.testing.sim.scale.truth import block_s
 from shoal.types import PeerId, Span
@@ -44,7 +44,7 @@ class Client:
 
 
 @dataclass(slots=True)
-class ClientSession:
+class ServedSession:
     """One session."""
 
     began: float
@@ -61,7 +61,7 @@ class Clients:
         self._swarm = swarm
         self._by_peer: dict[PeerId, ScaleNode] = {}
         self._clients: list[Client] = []
-        self.sessions: list[ClientSession] = []
+        self.sessions: list[ServedSession] = []
 
     def begin(self) -> None:
         """Ask from now on."""
@@ -87,7 +87,7 @@ class Clients:
             return self._clients[-1]
         return swarm.chance.choice(self._clients)
 
-    def _session(self, client: Client) -> ClientSession:
+    def _session(self, client: Client) -> ServedSession:
         swarm = self._swarm
         began = now = swarm.events.now
         trial, patience_s = swarm.chance.random() < TRIALS, NEWCOMER_OPENS_S
@@ -97,7 +97,7 @@ class Clients:
             try:
                 route = self._route(client, words, avoid, now, trial=trial)
             except (NoCoverage, Busy):
-                return ClientSession(began, float("inf"), attempt)
+                return ServedSession(began, float("inf"), attempt)
             proven = all(client.reputation.proven(stage.peer) for stage in route)
             farthest_s = max(client.rtts.get(stage.peer, 0.0) for stage in route)
             within_s = 10.0 if proven else patience_s + NEWCOMER_TRIPS * farthest_s
@@ -112,10 +112,10 @@ class Clients:
                     client.suspects.add(failed, words[failed].sequence, now)
             avoid.add(failed)
             client.reputation.failed(failed, now, REFUSAL)
-        return ClientSession(began, float("inf"), OPEN_ATTEMPTS)
+        return ServedSession(began, float("inf"), OPEN_ATTEMPTS)
 
     def _route(
-        self, client: Client, words: dict[PeerId, Word], avoid: set[PeerId], now: float, *, trial: bool
+        self, client: Client, words: dict[PeerId, HeardWord], avoid: set[PeerId], now: float, *, trial: bool
     ) -> list[Stage]:
         """As :class:`shoal.client.ring.route_finder.RouteFinder` finds it."""
         here = client.node.coordinates
@@ -140,7 +140,7 @@ class Clients:
         return choose_route(believed, n_blocks, SESSION_TOKENS, avoid=avoid, rng=chance)
 
     def _suspected(
-        self, client: Client, words: dict[PeerId, Word], now: float, caution: Caution
+        self, client: Client, words: dict[PeerId, HeardWord], now: float, caution: Caution
     ) -> set[PeerId]:
         holds = client.suspects.holds
         return {peer for peer, word in words.items() if holds(peer, word.sequence, now, caution)}
@@ -177,7 +177,7 @@ class Clients:
 
     def _run(
         self, client: Client, route: list[Stage], began: float, now: float, attempts: int
-    ) -> ClientSession:
+    ) -> ServedSession:
         """It is served: what its first token and its steps take, and what the client makes of them."""
         swarm = self._swarm
         hops = [swarm.by_peer[stage.peer] for stage in route]
@@ -191,7 +191,7 @@ class Clients:
             hop.sessions += 1
         ends = now + first_s + ANSWER * step_s
         swarm.events.at(ends, self._ends, client, hops, each)
-        return ClientSession(began, first_s, attempts, step_s)
+        return ServedSession(began, first_s, attempts, step_s)
 
     def _ends(self, client: Client, hops: list[ScaleNode], each: list[float]) -> None:
         for hop, seconds in zip(hops, each, strict=True):
@@ -201,7 +201,7 @@ class Clients:
             client.reputation.answered([hop.peer for hop in hops])
 
 
-def offers_of(node: ScaleNode, now: float) -> dict[PeerId, Word]:
+def offers_of(node: ScaleNode, now: float) -> dict[PeerId, HeardWord]:
     """Who serves a node's model, of those in its view."""
     model = node.model
     return {

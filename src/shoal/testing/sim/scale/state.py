@@ -12,7 +12,7 @@ from shoal.testing.sim.scale import rules
 from shoal.types import PeerId, Span
 
 
-class Word:
+class HeardWord:
     """An announcement, as all who hear it share it."""
 
     __slots__ = (
@@ -57,11 +57,11 @@ class View:
     __slots__ = ("_limit", "_parts", "words")
 
     def __init__(self, limit: int) -> None:
-        self.words: dict[int, Word] = {}
+        self.words: dict[int, HeardWord] = {}
         self._limit = limit
         self._parts: list[dict[int, None]] = [{} for _ in range(rules.PARTS)]
 
-    def take(self, word: Word, chance: Random) -> None:
+    def take(self, word: HeardWord, chance: Random) -> None:
         """Keep a word, if there is a place for its peer."""
         known = self.words.get(word.index)
         if known is None:
@@ -141,7 +141,7 @@ class ScaleNode:
         self.place = -1
         """In its topic."""
         self.view = View(limit)
-        self.heard: dict[int, Word] = {}
+        self.heard: dict[int, HeardWord] = {}
         """The last word of those who spoke last."""
         self.span = Span(0, 1)
         self.going: Span | None = None
@@ -153,7 +153,7 @@ class ScaleNode:
         self.rests_until = 0.0
         self.coordinates = Coordinates()
 
-    def hear(self, word: Word, chance: Random) -> None:
+    def hear(self, word: HeardWord, chance: Random) -> None:
         """A word has come."""
         if word.absurd or word.index == self.index:
             return

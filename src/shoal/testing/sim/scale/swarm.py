@@ -12,9 +12,10 @@ import numpy as np
 from shoal.errors import RemoteProtocolError
 from shoal.node.placing.placement import LOOK_EVERY_S, REST_S, SETTLE_S
 from shoal.planning.level import HELPERS, look_period_s
-from shoal.planning.placement import choose_move, choose_span
+from shoal.planning.placement import choose_move, choose_span, uncovered_by
 from shoal.planning.throughput import ServingPeer
 from shoal.routing.coordinates import LEAST_ERROR, Coordinates, move
+from shoal.routing.shortest_path import IndexArray
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
 from shoal.testing.sim.peers import EPOCH
 from shoal.testing.sim.scale import rules
@@ -29,11 +30,10 @@ from shoal.testing.sim.scale.population import (
     HONEST,
     LEAVES,
     VANISHES,
-    Numbers,
     make_population,
     n_blocks_of,
 )
-from shoal.testing.sim.scale.state import ScaleNode, Word
+from shoal.testing.sim.scale.state import HeardWord, ScaleNode
 from shoal.testing.sim.scale.truth import block_s
 from shoal.types import PeerId, Span
 
@@ -82,7 +82,7 @@ class ScaleSwarm:
         """Those that live, and have come."""
         self.by_peer: dict[PeerId, ScaleNode] = {}
         self.of_model: list[dict[int, ScaleNode]] = [{} for _ in range(plan.models)]
-        self.covered: list[Numbers] = [np.zeros(n_blocks_of(m), np.intp) for m in range(plan.models)]
+        self.covered: list[IndexArray] = [np.zeros(n_blocks_of(m), np.intp) for m in range(plan.models)]
         """By model and block, how many serve it in fact."""
         models: list[int] = self.population.model.tolist() if self.partial else [0] * len(self.population)
         capacity = np.bincount(models, minlength=plan.models if self.partial else 1)
@@ -93,7 +93,7 @@ class ScaleSwarm:
     def begin(self) -> None:
         """Those who are there at the start, and what is going to happen."""
         there = int((self.population.joins_at == 0).sum())
-        words: list[list[Word]] = [[] for _ in range(self.plan.models)]
+        words: list[list[HeardWord]] = [[] for _ in range(self.plan.models)]
         for index in range(there):
             node = self._enter(index)
             placed = [word.placed for word in words[node.model] if word.placed is not None]
@@ -152,7 +152,7 @@ class ScaleSwarm:
         node = self._enter(index)
         others = self.of_model[node.model] if self.partial else self.nodes
         tellers = [others[one] for one in self.topic_members(node, 3) if one in others and one != index]
-        told: dict[int, Word] = {}
+        told: dict[int, HeardWord] = {}
         for teller in tellers:
             told |= teller.view.words | teller.heard
         for word in told.values():
@@ -276,7 +276,7 @@ class ScaleSwarm:
         """Seconds of a decode step through a node's span, in fact."""
         return block_s(node) * len(node.span)
 
-    def _word(self, node: ScaleNode) -> Word:
+    def _word(self, node: ScaleNode) -> HeardWord:
         now, served = self.events.now, self.served(node)
         wall = EPOCH + now
         node.sequence = max(node.sequence + 1, round(wall * 1000))
@@ -286,7 +286,7 @@ class ScaleSwarm:
             node.peer, node.sequence, wall, wall + lifetime_s, (address,), (address,), served, "shoal"
         )
         raw = seal(said, lambda _: bytes(64))
-        word = Word(node.index, node.peer, node.model, served, node.sequence, len(raw), now + lifetime_s)
+        word = HeardWord(node.index, node.peer, node.model, served, node.sequence, len(raw), now + lifetime_s)
         try:
             read(raw)
         except RemoteProtocolError:
@@ -327,7 +327,7 @@ class ScaleSwarm:
         for begin, end in pairwise(edges):
             self.events.after(float(sorted_ticks[begin]) * TICK_S, hear, machines[begin:end], *about)
 
-    def _hear(self, machines: list[int], word: Word) -> None:
+    def _hear(self, machines: list[int], word: HeardWord) -> None:
         nodes, chance = self.nodes, self.chance
         for machine in machines:
             node = nodes.get(machine)
@@ -387,6 +387,10 @@ class ScaleSwarm:
 
     def _moved(self, node: ScaleNode, span: Span) -> None:
         if not node.alive:
+            return
+        if uncovered_by(node.placed(self.events.now), node.span, span):
+            node.going = None  # while it loaded, others have gone
+            self._say(node)
             return
         old, node.span, node.going = node.span, span, None
         self._serve(node)

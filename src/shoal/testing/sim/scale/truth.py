@@ -9,7 +9,11 @@ import numpy as np
 
 from shoal.routing.prices import HOP_S
 from shoal.routing.route import Stage
-from shoal.testing.sim.scale.population import ONE_WAY_MS, Floats, Machines
+from shoal.routing.shortest_path import FloatArray
+from shoal.testing.sim.scale.population import (
+    ONE_WAY_MS,
+    Machines,
+)
 from shoal.testing.sim.scale.state import ScaleNode
 from shoal.types import PeerId
 
@@ -46,7 +50,7 @@ def least_s(population: Machines, client: int, nodes: Sequence[ScaleNode], n_blo
     each = np.array([block_s(node) for node in nodes])
     starts = np.array([node.span.start for node in nodes])
     ends = np.array([node.span.end for node in nodes])
-    cost: Floats = np.where(starts == 0, near + HOP_S + each, np.inf)
+    cost: FloatArray = np.where(starts == 0, near + HOP_S + each, np.inf)
     for block in range(1, n_blocks):
         leaving = np.full(len(matrix), np.inf)
         np.minimum.at(leaving, region, cost + line_s)
