@@ -59,7 +59,6 @@ class Clients:
 
     def __init__(self, swarm: ScaleSwarm) -> None:
         self._swarm = swarm
-        self._by_peer: dict[PeerId, ScaleNode] = {}
         self._clients: list[Client] = []
         self.sessions: list[ServedSession] = []
 
