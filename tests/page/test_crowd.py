@@ -44,7 +44,8 @@ def dots(page: Page) -> int:
     """Pixels of the map that are drawn in full."""
     return page.locator("canvas").evaluate(
         # From a copy: the map's own canvas is made to be drawn, and Chromium warns of reading it.
-        "c => { const copy = new OffscreenCanvas(c.width, c.height).getContext('2d', {willReadFrequently: true});"
+        "c => { const copy = new OffscreenCanvas(c.width, c.height)"
+        ".getContext('2d', {willReadFrequently: true});"
         " copy.drawImage(c, 0, 0); const all = copy.getImageData(0, 0, c.width, c.height).data;"
         " let n = 0; for (let i = 3; i < all.length; i += 4) n += all[i] > 200; return n }"
     )

@@ -61,7 +61,7 @@ class FleetPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class TooSmall:
+class UnplacedMachine:
     """A machine that cannot hold one block with its KV."""
 
     machine: int
@@ -78,7 +78,7 @@ class FleetPlan:
     """Of all routes together."""
     routes: tuple[FleetRoute, ...]
     places: tuple[FleetPlace, ...]
-    left_out: tuple[TooSmall, ...]
+    left_out: tuple[UnplacedMachine, ...]
     gateway_heads: float
     """Share of the time in which the gateway's machine computes heads, for all routes; above 1 all wait."""
     gateway_serves: float
@@ -191,7 +191,7 @@ class _Dealt:
             routes,
             tuple(sorted(places, key=lambda place: place.machine)),
             tuple(
-                TooSmall(one, min(self._held) - self._rooms[one])
+                UnplacedMachine(one, min(self._held) - self._rooms[one])
                 for one, fits in enumerate(self._fits)
                 if not max(fits)
             ),
