@@ -1,8 +1,8 @@
 """How much of a swarm a member hears, says and keeps.
 
 A small swarm is one: everybody hears of everybody, by the rules of the product. In a large one, by rules that
-are tried here before the product has them, each model has a topic of its own, and a member keeps a part of its
-model's peers.
+are tried here before the product has them, each model has a topic of its own, and a member keeps a part of
+its model's peers.
 """
 
 from __future__ import annotations
