@@ -45,6 +45,12 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
 
 
+@pytest.fixture(scope="session")
+def repetitive(tmp_path_factory):
+    """A model whose greedy tokens come again and again, and yet depend on all its blocks."""
+    return write_checkpoint(tmp_path_factory.mktemp("repetitive"), "llama_untied")
+
+
 @pytest.fixture
 def whole(checkpoint):
     return Whole(checkpoint)

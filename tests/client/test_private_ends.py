@@ -175,7 +175,7 @@ async def test_a_prompt_goes_in_pieces_and_a_hop_may_die_between_them(home, chec
 
 
 @pytest.mark.parametrize("plan", [WindowPlan(7, 1), WindowPlan(3, 4)])
-async def test_tokens_that_are_guessed_ahead_change_nothing(home, checkpoint, monkeypatch, plan):
+async def test_tokens_that_are_guessed_ahead_change_nothing(home, repetitive, monkeypatch, plan):
     monkeypatch.setattr(sources, "choose_plan", lambda _: plan)
     monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
     monkeypatch.setattr(gain, "TRIAL", 1 << 30)
@@ -188,11 +188,11 @@ async def test_tokens_that_are_guessed_ahead_change_nothing(home, checkpoint, mo
 
     monkeypatch.setattr(NgramDrafter, "guess", sometimes_wrong)
     guessed = accepted = 0
-    async with private(home, checkpoint, "2:2", [WHOLE], format="int8", wire="float32") as (swarm, client):
+    async with private(home, repetitive, "2:2", [WHOLE], format="int8", wire="float32") as (swarm, client):
         for number in range(4):
             prompt = [3 + number, *([7, 9 + number, 4, 11] * 5), number + 20]
-            plain = await answered(swarm.client, checkpoint, prompt, max_tokens=24, speculate=False)
-            ahead = await answered(client, checkpoint, prompt, max_tokens=24)
+            plain = await answered(swarm.client, repetitive, prompt, max_tokens=24, speculate=False)
+            ahead = await answered(client, repetitive, prompt, max_tokens=24)
             assert ahead.token_ids == plain.token_ids
             guessed += ahead.timing.speculation.guessed
             accepted += ahead.timing.speculation.accepted

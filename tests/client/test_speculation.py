@@ -19,6 +19,12 @@ COUNT = 24
 WAYS = [{}, {"temperature": 0.8, "seed": 5}, {"temperature": 0.8, "seed": 5, "top_k": 2}]
 
 
+@pytest.fixture(scope="session")
+def checkpoint(repetitive):
+    """One that says again what it has said, as texts do: else n-grams guess nothing right."""
+    return repetitive
+
+
 @pytest.fixture
 def home(tmp_path):
     return tmp_path / "home"

