@@ -64,12 +64,11 @@ class Served:
             env=self.environ(home) | environ,
             cwd=home,
             capture_output=True,
-            text=True,
             timeout=RUN_WITHIN_S,
             check=False,
         )
-        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-        return done.stdout
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:].decode(errors="replace")
+        return done.stdout.decode()  # as it is: a model may say a carriage return
 
 
 @pytest.fixture(scope="package")
