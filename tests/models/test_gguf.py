@@ -44,6 +44,7 @@ KNOWN = ("llama", "llama_untied", "qwen2", "qwen3", "phi3", "smollm3", "gemma", 
 """Families of small checkpoints that are converted without transformers."""
 CHANGES: dict[str, dict[str, Any]] = {
     # What GGUF does not say, as llama.cpp takes it to be.
+    "llama": {"initializer_range": 0.02},
     "qwen2": {
         "use_sliding_window": False,
         "sliding_window": None,
