@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shoal.client.seq2seq.transcribe import Transcription
     from shoal.client.session import Session
     from shoal.errors import ShoalError
-    from shoal.planning.fleet_file import plan_fleet
+    from shoal.planning.fleet.planned import plan_fleet
 
     __version__: str
 
@@ -50,7 +50,7 @@ _HOMES = {
     "ShoalError": "shoal.errors",
     "Transcription": "shoal.client.seq2seq.transcribe",
     "connect": "shoal.client.connect",
-    "plan_fleet": "shoal.planning.fleet_file",
+    "plan_fleet": "shoal.planning.fleet.planned",
 }
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import shoal
 from shoal.errors import OutOfResources, UsageError
-from shoal.planning.fleet import FleetPlan, place_fleet
-from shoal.planning.fleet_commands import FleetModel, fleet_steps
-from shoal.planning.machines import Described, read_fleet
+from shoal.planning.fleet.commands import FleetModel, fleet_steps
+from shoal.planning.fleet.dealing import FleetPlan, place_fleet
+from shoal.planning.fleet.machines import Described, read_fleet
 from shoal.planning.pipeline import Workload
 from shoal.planning.roofline import Machine, PartCost, SpanCost
 from shoal.testing.checkpoints import FAMILIES

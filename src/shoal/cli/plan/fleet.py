@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from shoal.planning.fleet import FleetPlace
-    from shoal.planning.fleet_file import PlannedFleet
+    from shoal.planning.fleet.dealing import FleetPlace
+    from shoal.planning.fleet.planned import PlannedFleet
 
 
 def register(app: typer.Typer) -> None:
@@ -43,8 +43,8 @@ def plan(
     """Print what to run on each of a file's machines: spans, formats and memory.
 
     The first machine has the gateway. No weights are needed, and nothing is sent to any machine."""
-    from shoal.planning.fleet_file import planned_fleet
-    from shoal.planning.machines import read_fleet
+    from shoal.planning.fleet.machines import read_fleet
+    from shoal.planning.fleet.planned import planned_fleet
 
     fleet = read_fleet(file)
     settings = options.settings(format=format or fleet.format, kv=kv or fleet.kv)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shoal.config import Settings
-    from shoal.planning.machines import Described
+    from shoal.planning.fleet.machines import Described
     from shoal.planning.model_input import PlanInput
     from shoal.planning.plan import DecodeSpeed, Plan
     from shoal.planning.protection import ProtectionCost
@@ -74,7 +74,7 @@ def plan(
     Of a graph the blocks are its segments, and sessions the requests that are under way at a time.
     """
     from shoal.cli.plan.graph import find_graph, graph_plan_fields, graph_plan_shown, placed_graph
-    from shoal.planning.machines import Described, parse_machine, read_machines
+    from shoal.planning.fleet.machines import Described, parse_machine, read_machines
     from shoal.planning.model_input import plan_input
 
     settings = options.settings(
@@ -181,7 +181,7 @@ def _machines(
 ) -> list[Machine]:
     from functools import partial
 
-    from shoal.planning.machines import completed
+    from shoal.planning.fleet.machines import completed
     from shoal.planning.measure import measure_here
 
     return completed(described, count, partial(measure_here, settings, report))

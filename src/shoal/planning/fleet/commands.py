@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from shoal.config import Settings
-from shoal.planning.fleet import FleetPlace, FleetPlan
-from shoal.planning.machines import Described
+from shoal.planning.fleet.dealing import FleetPlace, FleetPlan
+from shoal.planning.fleet.machines import Described
 from shoal.planning.roofline import Machine
 from shoal.types import Format, Kv
 

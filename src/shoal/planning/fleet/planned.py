@@ -12,9 +12,9 @@ from shoal import config
 from shoal.config import Settings
 from shoal.errors import UsageError
 from shoal.models.graph.graph_store import GraphStore, names_graph
-from shoal.planning.fleet import FleetPlan, place_fleet
-from shoal.planning.fleet_commands import FleetModel, FleetStep, check_command, fleet_steps
-from shoal.planning.machines import (
+from shoal.planning.fleet.commands import FleetModel, FleetStep, check_command, fleet_steps
+from shoal.planning.fleet.dealing import FleetPlan, place_fleet
+from shoal.planning.fleet.machines import (
     Described,
     Fleet,
     check_distinct,

@@ -1,0 +1,1 @@
+"""Many machines, and which blocks of one model each of them is to serve."""
