@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.planning.level import (
     HELPERS,
+    KEEPERS,
     LOOKERS,
     MANY,
     BlockLevels,
@@ -146,3 +147,49 @@ def test_as_many_look_in_a_minute_however_many_there_are():
     chance = Random(7)
     assert all(looks_at_once(2, chance) for _ in range(50))
     assert sum(looks_at_once(1000, chance) for _ in range(1000)) == pytest.approx(HELPERS, abs=8)
+
+
+def quarters(count: int, *starts: int) -> list[ServingPeer]:
+    """So many nodes of one speed on each of these quarters of the model."""
+    return [ServingPeer(Span(start, start + 8), 100.0, 8) for start in starts for _ in range(count)]
+
+
+def fewest(honest: list[ServingPeer]) -> int:
+    return int(BlockLevels(honest, BLOCKS, None).peers.min())
+
+
+def settled_beside(honest: list[ServingPeer], liars: list[ServingPeer]) -> list[ServingPeer]:
+    """Where the honest are once each has looked around three times; liars stay, and say what they say."""
+    chance = Random(8)
+    for _ in range(3):
+        for number, here in enumerate(honest):
+            others = [*honest[:number], *honest[number + 1 :], *liars]
+            move = choose_move(others, here, BLOCKS, chance=chance)
+            if move is not None:
+                honest[number] = replace(here, span=move.span)
+    return honest
+
+
+@pytest.mark.parametrize("said", [401.0, 2_000.0, 1e12])
+@pytest.mark.parametrize("span", [Span(0, 8), Span(3, 4)])
+def test_two_who_say_that_they_are_fast_do_not_empty_a_span(said: float, span: Span):
+    liars = [ServingPeer(span, said, 8)] * 2
+    assert fewest(settled_beside(quarters(20, 0, 8, 16, 24), liars)) >= 10
+
+
+@pytest.mark.parametrize("said", [1e-6, 2_000.0])
+def test_many_who_say_that_they_are_far_from_usual_leave_two_of_the_others_in_place(said: float):
+    liars = [ServingPeer(Span(0, 8), said, 8)] * 30
+    assert fewest(settled_beside(quarters(20, 0, 8, 16, 24), liars)) >= KEEPERS
+
+
+def test_blocks_that_only_the_unbelievably_fast_serve_draw_others():
+    liars = [ServingPeer(Span(0, 8), 2_000.0, 8)] * 2
+    assert fewest(settled_beside(quarters(25, 8, 16, 24), liars)) >= KEEPERS
+
+
+def test_who_joins_goes_to_the_blocks_that_only_the_unbelievably_fast_serve():
+    liars = [ServingPeer(Span(0, 8), 1e12, 8)] * 2
+    placed = [*quarters(25, 8, 16, 24), *liars]
+    joining = [choose_span(placed, BLOCKS, 8, chance=Random(seed)) for seed in range(5)]
+    assert all(span.start == 0 for span in joining)

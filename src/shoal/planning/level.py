@@ -7,6 +7,9 @@ short of the rest, for others who see the same swarm choose at the same moment. 
 blocks have ``EVEN`` more than those that it would go to have with it. A move then makes the swarm more even,
 whoever else stays, so moves come to an end.
 
+What peers announce is their word. So none counts for more than ``BELIEVED`` times the usual one, and a node
+leaves no block to others only because they say that they are fast: ``KEEPERS`` of usual speed must stay.
+
 All of it takes O(peers + blocks), where weighing sets of blocks (:mod:`shoal.planning.throughput`) takes more
 than a node should spend on every look.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -40,6 +43,12 @@ follow what the others have seen, too."""
 HELPERS = 8
 """Peers that look at once when a block is served by nobody, at the mean; others follow if it stays so."""
 
+BELIEVED = 4.0
+"""A peer is believed to be this many times as fast as the usual one, not more. Who is so many times slower
+keeps no block."""
+KEEPERS = 2
+"""Peers of usual speed that a block must keep for a node to leave it, except for one that nobody serves."""
+
 Counts = npt.NDArray[np.intp]
 
 
@@ -63,19 +72,38 @@ def looks_at_once(peers: int, chance: Random) -> bool:
     return chance.random() < HELPERS / max(1, peers)
 
 
+def most_believed(placed: Sequence[ServingPeer]) -> float:
+    """The blocks in a second that a peer is believed to compute at most, where these serve the model."""
+    return BELIEVED * float(np.median([peer.useful_speed for peer in placed])) if placed else 0.0
+
+
+def believed(placed: Sequence[ServingPeer]) -> list[ServingPeer]:
+    """The peers, none faster than it is believed to be."""
+    most = most_believed(placed)
+    return [replace(peer, speed=most) if peer.useful_speed > most else peer for peer in placed]
+
+
 class BlockLevels:
-    """What each block has: peers, and their speed."""
+    """What each block has: peers, those of usual speed, and their speed as far as it is believed."""
 
     def __init__(self, placed: Sequence[ServingPeer], n_blocks: int, work: Sequence[float] | None) -> None:
         starts = np.array([peer.span.start for peer in placed], np.intp)
         ends = np.minimum(np.array([peer.span.end for peer in placed], np.intp), n_blocks)
-        rates = np.array([peer.useful_speed / len(peer.span) for peer in placed], np.float64)
-        speed, peers = np.zeros(n_blocks + 1), np.zeros(n_blocks + 1, np.intp)
+        said = np.array([peer.useful_speed for peer in placed], np.float64)
+        most = most_believed(placed)
+        self.rates: Rates = np.minimum(said, most) / [len(peer.span) for peer in placed]
+        """Of each peer, for each of its blocks."""
+        usual = (said <= most) & (said >= most / BELIEVED**2)
+        speed = np.zeros(n_blocks + 1)
+        peers, keepers = np.zeros(n_blocks + 1, np.intp), np.zeros(n_blocks + 1, np.intp)
         for edges, sign in ((starts, 1), (ends, -1)):
-            np.add.at(speed, edges, sign * rates)
+            np.add.at(speed, edges, sign * self.rates)
             np.add.at(peers, edges, sign)
+            np.add.at(keepers, edges, sign * usual)
         self.work: Rates = np.ones(n_blocks) if work is None else np.asarray(work, np.float64)
         self.peers: Counts = np.cumsum(peers)[:-1]
+        self.keepers: Counts = np.cumsum(keepers)[:-1]
+        """Those of usual speed."""
         # Sums of floats leave crumbs where nobody is.
         self.speed: Rates = np.where(self.peers, np.maximum(np.cumsum(speed)[:-1], 0.0), 0.0) / self.work
 
@@ -101,7 +129,8 @@ def level_span(
 ) -> Span:
     """The window that a joining node should serve, by chance of those that most blocks lack."""
     levels = BlockLevels(placed, n_blocks, work)
-    holes, single = levels.counts(levels.peers == 0, windows), levels.counts(levels.peers == 1, windows)
+    holes = levels.counts(levels.peers == 0, windows)
+    single = levels.counts(levels.keepers < KEEPERS, windows)
     among = np.flatnonzero(holes == holes.max()) if holes.any() else np.flatnonzero(single == single.max())
     # A block by chance, then one of the windows that have it: the first and the last are in few.
     usual = levels.speed.mean()
@@ -124,7 +153,8 @@ def level_move(
     chance: Random,
     peers: int = 0,
 ) -> LevelMove | None:
-    """Where a node should move, and why; ``None`` to stay. No block that it serves alone is left.
+    """Where a node should move, and why; ``None`` to stay. No block is left to less than ``KEEPERS``, nor for
+    one that nobody serves to none of usual speed.
 
     Args:
         peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by
@@ -133,7 +163,7 @@ def level_move(
     levels = BlockLevels(placed, n_blocks, work)
     inside = np.zeros(n_blocks, np.bool_)
     inside[here.span.start : here.span.end] = True
-    alone = inside & (levels.peers == 0)
+    alone = inside & (levels.keepers == 0)
     allowed = levels.counts(alone, windows) == alone.sum()
     if not allowed.any():
         return None
@@ -145,14 +175,16 @@ def level_move(
     speeds = np.array([bound_speed(here.speed, here.carries, window) / len(window) for window in windows])
     there = levels.means(levels.speed, windows) + speeds * levels.means(1 / levels.work, windows)
     stay = _level_with(levels, here)
+    thin = levels.keepers < KEEPERS
+    allowed = levels.counts(thin & inside, windows) == (thin & inside).sum()
+    if not allowed.any():
+        return None
     there = np.where(allowed, there, math.inf)
-    single = levels.peers == 1  # without it: of those inside, two have the block as long as it stays
-    safer = levels.counts(single, windows) - int((single & inside).sum())
-    safer = np.where(there <= stay, safer, 0)
+    safer = (levels.counts(thin, windows) - int((thin & inside).sum())) * allowed
     if safer.max() > 0:
-        why = f"{safer.max()} fewer blocks have a single peer"
+        why = f"{safer.max()} more blocks have a peer to spare"
         return LevelMove(windows[int(safer.argmax())], why, needed=True)
-    if stay >= (1 + max(EVEN, DOUBT * _error(placed, peers))) * there.min():
+    if stay >= (1 + max(EVEN, DOUBT * _error(levels, placed, peers))) * there.min():
         best = np.flatnonzero(there <= (1 + CLOSE) * there.min())
         chosen = int(best[chance.randrange(len(best))])
         why = f"its blocks are served {stay / there[chosen] - 1:.0%} more than those"
@@ -160,12 +192,10 @@ def level_move(
     return None
 
 
-def _error(placed: Sequence[ServingPeer], peers: int) -> float:
+def _error(levels: BlockLevels, placed: Sequence[ServingPeer], peers: int) -> float:
     """The relative standard error of a block's speed, where ``placed`` are drawn from so many peers."""
     unknown = max(0.0, 1 - len(placed) / peers) if peers else 0.0
-    speeds = np.array([peer.useful_speed for peer in placed])
-    shares = np.array([len(peer.span) for peer in placed])
-    rates = speeds / shares
+    shares, rates = np.array([len(peer.span) for peer in placed]), levels.rates
     # Of the peers, so many serve a block at the mean, each with its rate.
     serving = float((rates * shares).sum()), float((rates**2 * shares).sum())
     blocks = max(peer.span.end for peer in placed)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from shoal.errors import OutOfResources
 from shoal.planning.assign import least_busy
 from shoal.planning.layout import Layout, StretchTable, stretches
-from shoal.planning.level import MANY, level_move, level_span
+from shoal.planning.level import MANY, believed, level_move, level_span
 from shoal.planning.throughput import (
     SLACK,
     Rates,
@@ -125,7 +125,7 @@ def choose_move(
         return _best_move(placed, here, n_blocks, windows, work)
     windows = windows if claimed is None else [claimed]
     level = level_move(placed, here, n_blocks, windows, work, chance or Random(), peers)
-    if level is None or (not level.needed and _carries_enough([*placed, here], n_blocks, work)):
+    if level is None or (not level.needed and _carries_enough([*believed(placed), here], n_blocks, work)):
         return None
     return Move(level.span, level.why)
 
