@@ -13,7 +13,7 @@ from msgspec import structs
 
 from shoal.errors import OutOfResources
 from shoal.node.node import load_served_span
-from shoal.node.placing.choice import PlacedModel, serving_peers
+from shoal.node.placing.choice import PlacedModel, reservation, serving_peers
 from shoal.node.placing.placement import keep_place, pick_span
 from shoal.node.speed import Speed, measure_speed
 from shoal.swarm.announcement import LEAST_BYTES_S, ROW_ELEMENT_BYTES, Announcement
@@ -104,8 +104,9 @@ async def test_a_lost_block_is_not_left_until_the_next_look(home, checkpoint, mo
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("coming", [False, True])
 async def test_a_node_stays_when_those_went_meanwhile_who_served_its_blocks_too(
-    home, checkpoint, monkeypatch
+    home, checkpoint, monkeypatch, coming
 ):
     async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
         stays, goes = swarm.nodes
@@ -115,6 +116,8 @@ async def test_a_node_stays_when_those_went_meanwhile_who_served_its_blocks_too(
             with trio.fail_after(10):
                 while stays.member.directory.get(goes.member.network.peer) is not None:
                     await stays.member.wait_changed()
+            if coming:
+                hear_of_reservation(swarm, stays.member, LEFT)
             loaded.set()
             return await load_served_span(*given)
 
@@ -127,6 +130,32 @@ async def test_a_node_stays_when_those_went_meanwhile_who_served_its_blocks_too(
                 await trio.sleep(0.05)
         assert stays.span == LEFT
         nursery.cancel_scope.cancel()
+
+
+async def test_a_node_does_not_leave_its_blocks_to_one_that_only_loads_them(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT]) as swarm, trio.open_nursery() as nursery:
+        node = swarm.nodes[0]
+        hear_of_reservation(swarm, node.member, LEFT)
+        nursery.start_soon(lambda: keep_place(node, pytest.fail, **SOON))
+        await trio.sleep(1.5)
+        assert node.span == LEFT
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_takes_no_blocks_for_served_that_are_only_going_to_be(home, checkpoint):
+    async with memory_swarm(home, checkpoint, [LEFT]) as swarm:
+        hear_of_reservation(swarm, swarm.client.member, RIGHT)
+        with trio.move_on_after(0.5) as waited:
+            await swarm.client.rings.finder.served_numerics(swarm.model.shape, Span(0, 6))
+        assert waited.cancelled_caught
+
+
+def hear_of_reservation(swarm, member, span):
+    """The member hears of one that loads its first span."""
+    peer, wall = swarm.world.network().peer, member.clock.wall()
+    served = reservation(PlacedModel(swarm.model.shape, FP32, ()), span)
+    word = Announcement(peer, 1, wall, wall + 30, ("/memory/x",), (), served, "")
+    member.directory.take(word, b"", member.now(), wall)
 
 
 async def test_a_node_says_where_it_is_going_before_it_is_there(home, checkpoint):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shoal.models.store.local_model import LocalModel
-from shoal.node.placing.choice import PlacedModel, reservation, serving_peers
+from shoal.node.placing.choice import PlacedModel, keeping_peers, reservation, serving_peers
 from shoal.node.placing.placement import reserve
 from shoal.planning.level import MANY
 from shoal.swarm.announcement import Announcement, Served, candidate
@@ -59,6 +59,19 @@ def test_who_loads_its_first_span_is_taken_to_get_there_and_takes_no_session(mem
 def test_who_has_paused_is_still_taken_to_serve_nothing(member):
     member.hear("b", msgspec.structs.replace(a_served(SPAN), share=0.0))
     assert serving_peers(PLACED, cast("Member", member)) == []
+
+
+def test_blocks_may_be_left_to_those_alone_who_serve_them_and_stay(member):
+    going = msgspec.structs.replace(a_served(SPAN), next_start=16, next_end=24)
+    member.hear("b", going)
+    member.hear("c", reservation(PLACED, SPAN))
+    member.hear("d", msgspec.structs.replace(a_served(SPAN), share=0.0))
+    assert keeping_peers(PLACED, cast("Member", member)) == []
+    assert keeping_peers(PLACED, cast("Member", member), before=PeerId("c")) == []
+    assert len(keeping_peers(PLACED, cast("Member", member), before=PeerId("a"))) == 1  # it goes after us
+    member.hear("e", a_served(SPAN))
+    (keeps,) = keeping_peers(PLACED, cast("Member", member))
+    assert keeps.span == SPAN
 
 
 async def test_in_a_large_swarm_a_node_says_where_it_will_be_and_in_a_small_one_it_waits(member):

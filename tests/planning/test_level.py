@@ -141,6 +141,17 @@ def test_a_claim_is_kept_when_only_chance_would_choose_another_place():
     assert choose_move([*left, *right, *others], here, BLOCKS, chance=chance, claimed=move.span) is None
 
 
+@pytest.mark.parametrize("count", [3, MANY + 10])
+def test_blocks_are_not_left_to_those_who_are_only_coming(count: int):
+    """As many as are placed serve the first blocks, or will, and nobody the others."""
+    here, others = ServingPeer(Span(0, 8), 100.0, 8), [ServingPeer(Span(0, 8), 100.0, 8)] * count
+    move = choose_move(others, here, BLOCKS, chance=Random(9))
+    assert move is not None
+    assert move.span.start >= 8
+    assert choose_move(others, here, BLOCKS, chance=Random(9), keeping=[]) is None
+    assert choose_move(others, here, BLOCKS, chance=Random(9), keeping=others[:1]) is not None
+
+
 def test_as_many_look_in_a_minute_however_many_there_are():
     assert look_period_s(60.0, 1) == look_period_s(60.0, LOOKERS) == 60.0
     assert look_period_s(60.0, 10 * LOOKERS) == 600.0

@@ -152,6 +152,7 @@ def level_move(
     work: Sequence[float] | None,
     chance: Random,
     peers: int = 0,
+    keeping: Sequence[ServingPeer] | None = None,
 ) -> LevelMove | None:
     """Where a node should move, and why; ``None`` to stay. No block is left to less than ``KEEPERS``, nor for
     one that nobody serves to none of usual speed.
@@ -159,11 +160,13 @@ def level_move(
     Args:
         peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by
             chance.
+        keeping: the others who serve now where they are to stay; by default all who are placed.
     """
     levels = BlockLevels(placed, n_blocks, work)
+    left = levels if keeping is None else BlockLevels(keeping, n_blocks, work)
     inside = np.zeros(n_blocks, np.bool_)
     inside[here.span.start : here.span.end] = True
-    alone = inside & (levels.keepers == 0)
+    alone = inside & (left.keepers == 0)
     allowed = levels.counts(alone, windows) == alone.sum()
     if not allowed.any():
         return None
@@ -175,12 +178,13 @@ def level_move(
     speeds = np.array([bound_speed(here.speed, here.carries, window) / len(window) for window in windows])
     there = levels.means(levels.speed, windows) + speeds * levels.means(1 / levels.work, windows)
     stay = _level_with(levels, here)
-    thin = levels.keepers < KEEPERS
-    allowed = levels.counts(thin & inside, windows) == (thin & inside).sum()
+    thin = inside & (left.keepers < KEEPERS)
+    allowed = levels.counts(thin, windows) == thin.sum()
     if not allowed.any():
         return None
     there = np.where(allowed, there, math.inf)
-    safer = (levels.counts(thin, windows) - int((thin & inside).sum())) * allowed
+    single = levels.keepers < KEEPERS
+    safer = (levels.counts(single, windows) - int((single & inside).sum())) * allowed
     if safer.max() > 0:
         why = f"{safer.max()} more blocks have a peer to spare"
         return LevelMove(windows[int(safer.argmax())], why, needed=True)

@@ -108,6 +108,7 @@ def choose_move(
     *,
     peers: int = 0,
     claimed: Span | None = None,
+    keeping: Sequence[ServingPeer] | None = None,
 ) -> Move | None:
     """Where a node that serves ``here`` should serve instead; ``None`` to stay.
 
@@ -117,22 +118,28 @@ def choose_move(
         peers: that serve the model; where ``placed`` are fewer, they are taken for some of them drawn by
             chance.
         claimed: where it has said that it goes: in a large swarm, whether only that is still better.
+        keeping: the others who serve now where they are to stay, to whom blocks may be left; by default all
+            who are placed.
     """
     if not here.fits:
         return None
     windows = _windows(n_blocks, [here.fits] * n_blocks)
     if len(placed) < MANY:
-        return _best_move(placed, here, n_blocks, windows, work)
+        return _best_move(placed, here, n_blocks, windows, work, placed if keeping is None else keeping)
     windows = windows if claimed is None else [claimed]
-    level = level_move(placed, here, n_blocks, windows, work, chance or Random(), peers)
+    level = level_move(placed, here, n_blocks, windows, work, chance or Random(), peers, keeping)
     if level is None or (not level.needed and _carries_enough([*believed(placed), here], n_blocks, work)):
         return None
     return Move(level.span, level.why)
 
 
-def uncovered_by(placed: Sequence[ServingPeer], here: Span, there: Span) -> list[Span]:
-    """The blocks that nobody would serve any more, if a node went from ``here`` to ``there``."""
-    return gaps([*(peer.span for peer in placed), there], here.end, here.start)
+def uncovered_by(keeping: Sequence[ServingPeer], here: Span, there: Span) -> list[Span]:
+    """The blocks that nobody would serve any more, if a node went from ``here`` to ``there``.
+
+    Args:
+        keeping: the others who serve now where they are to stay.
+    """
+    return gaps([*(peer.span for peer in keeping), there], here.end, here.start)
 
 
 def _best_move(
@@ -141,10 +148,11 @@ def _best_move(
     n_blocks: int,
     windows: Sequence[Span],
     work: Sequence[float] | None,
+    keeping: Sequence[ServingPeer],
 ) -> Move | None:
     now = _Options([*placed, here], n_blocks, [], 0.0, work)
     holes, single, rate = int(now.holes[0]), int(now.single[0]), float(now.rate[0])
-    windows = [window for window in windows if not uncovered_by(placed, here.span, window)]
+    windows = [window for window in windows if not uncovered_by(keeping, here.span, window)]
     lacking = holes or single or (1 + GAIN) * rate < _most(placed, here, now)
     if not windows or (len(placed) >= ANEW and not lacking):
         return None  # it is needed here, or there is nothing to gain anywhere

@@ -287,8 +287,10 @@ class RouteFinder:
         return {(PeerId(a.peer), a.served.format) for a in self.serving(shape) if a.served}
 
     def _missing(self, shape: ModelShape, span: Span) -> list[Span]:
-        # Of those alone over whom a route may go: one whose numerics nobody knows covers nothing.
-        spans = [a.served.span for a in self.serving(shape) if a.served and numerics_of(a.served) is not None]
+        # Of those alone over whom a route may go: one whose numerics nobody knows covers nothing, nor does
+        # one that has paused or loads its first span.
+        serving = [a.served for a in self.serving(shape) if a.served and a.served.share]
+        spans = [served.span for served in serving if numerics_of(served) is not None]
         return gaps(spans, span.end, span.start)
 
     def serving(self, shape: ModelShape, format: Format | None = None) -> list[Announcement]:

@@ -85,25 +85,50 @@ def serving_peers(
         liars: who was found to compute something else: what they serve is as if nobody did.
         before: of the peers that are going, only those with a smaller peer id are taken to get there.
     """
-    member.directory.know([model.shape])  # who says another number of blocks for this digest lies
     found = [
-        (a.peer, a.served)
+        (s.going if s.going and _goes(peer, before) else s.span, s)
+        for peer, s in _others(model, member, liars)
+        if s.share or (s.going and _goes(peer, before))
+    ]
+    return _placed(found)
+
+
+def keeping_peers(
+    model: PlacedModel, member: Member, *, before: PeerId | None = None, liars: Collection[PeerId] = ()
+) -> list[ServingPeer]:
+    """Who else serves the model now, where it is to stay: to whom alone blocks may be left.
+
+    Args:
+        liars: who was found to compute something else.
+        before: of the peers that are going, only those with a smaller peer id are taken to leave.
+    """
+    found = [
+        (s.span, s)
+        for peer, s in _others(model, member, liars)
+        if s.share and not (s.going and _goes(peer, before))
+    ]
+    return _placed(found)
+
+
+def _goes(peer: PeerId, before: PeerId | None) -> bool:
+    return before is None or peer < before
+
+
+def _others(model: PlacedModel, member: Member, liars: Collection[PeerId]) -> list[tuple[PeerId, Served]]:
+    """Who else announces blocks of the model that are computed as it is to be served."""
+    member.directory.know([model.shape])  # who says another number of blocks for this digest lies
+    return [
+        (PeerId(a.peer), a.served)
         for a in member.directory.serving(model.shape.digest, member.now(), model.numerics.format)
         if a.served
-        and (a.served.share or (a.served.going and (before is None or a.peer < before)))
         and a.peer != member.network.peer
         and a.peer not in liars
         and model.numerics.admits(numerics_of(a.served))
     ]
+
+
+def _placed(found: Sequence[tuple[Span, Served]]) -> list[ServingPeer]:
     known = sorted(served.speed for _, served in found if served.speed)
     # A node that does not say how fast it is is taken for a usual one, the median.
     usual = known[len(known) // 2] if known else 1.0
-    return [
-        ServingPeer(
-            s.going if s.going and (before is None or peer < before) else s.span,
-            s.speed or usual,
-            s.fits,
-            carried_tokens_s(s),
-        )
-        for peer, s in found
-    ]
+    return [ServingPeer(span, s.speed or usual, s.fits, carried_tokens_s(s)) for span, s in found]

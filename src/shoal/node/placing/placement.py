@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -22,7 +23,7 @@ from shoal.executor.device.device import memory_budget
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.store.local_model import LocalModel
 from shoal.node.node import KV_SHARE, Node, blocks_that_fit, load_served_span
-from shoal.node.placing.choice import PlacedModel, choose_place, reservation, serving_peers
+from shoal.node.placing.choice import PlacedModel, choose_place, keeping_peers, reservation, serving_peers
 from shoal.planning.level import MANY, look_period_s, looks_at_once
 from shoal.planning.placement import Move, choose_move, uncovered_by
 from shoal.planning.throughput import ServingPeer
@@ -41,6 +42,16 @@ REST_S = 600.0
 """For so long after a move it does not move again: what it cost should be earned first."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """Who else serves the model."""
+
+    placed: list[ServingPeer]
+    """Those that are going, where they will be."""
+    keeping: list[ServingPeer]
+    """Those alone who serve now where they are to stay."""
 
 
 def pick_span(
@@ -88,7 +99,7 @@ async def keep_place(
     while True:
         node.fits = _fits(node)
         await _wait_look(node, look_every_s, chance)
-        move = await _choose(node, await _others(node))
+        move = await _choose(node, await _look_around(node))
         if move is None:
             continue
         try:
@@ -122,7 +133,7 @@ async def _claim(node: Node, move: Move, settle_s: float) -> bool:
     node.going = move.span
     await node.member.announce()
     await trio.sleep(settle_s)
-    again = await _choose(node, await _others(node, before=node.member.network.peer), move.span)
+    again = await _choose(node, await _look_around(node, before=node.member.network.peer), move.span)
     if again is not None and again.span == move.span:
         return True
     await _stay(node)
@@ -135,11 +146,18 @@ async def _stay(node: Node) -> None:
     await node.member.announce()
 
 
-async def _choose(node: Node, others: list[ServingPeer], claimed: Span | None = None) -> Move | None:
+async def _choose(node: Node, others: _Others, claimed: Span | None = None) -> Move | None:
     if not node.fits or not node.server.admits or node.server.share < 1:
         return None  # its owner wants the machine: no time to load another span
     here = ServingPeer(node.span, node.loaded.speed.blocks_s, node.fits, carried_tokens_s(node.served()))
-    choose = partial(choose_move, others, here, node.model.shape.n_blocks, claimed=claimed)
+    choose = partial(
+        choose_move,
+        others.placed,
+        here,
+        node.model.shape.n_blocks,
+        claimed=claimed,
+        keeping=others.keeping,
+    )
     # Pure, so it may run on a thread: it weighs all spans against all nodes, and channels must not wait.
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)
 
@@ -160,7 +178,7 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
         node.measure,
     )
     # Loading takes a while, in which those may have gone who serve the old span, too.
-    if left := uncovered_by(await _others(node), node.span, move.span):
+    if left := uncovered_by((await _look_around(node)).keeping, node.span, move.span):
         new.thread.close()
         log.warning("staying at blocks %s: nobody else serves %s any more", node.span, left[0])
         await _stay(node)
@@ -176,12 +194,15 @@ async def _move(node: Node, move: Move, moved: Callable[[Move], None]) -> None:
         old.thread.close()
 
 
-async def _others(node: Node, *, before: PeerId | None = None) -> list[ServingPeer]:
+async def _look_around(node: Node, *, before: PeerId | None = None) -> _Others:
     """Who else serves the model, of whom this machine's clients have not found out."""
     liars = await trio.to_thread.run_sync(AuditBook(node.settings.paths.audits).liars, time.time())
     # Those of other exactness, too: a route that promises none may go over all of them.
     model = PlacedModel(node.model.shape, node.engine.numerics.loose, ())
-    return serving_peers(model, node.member, before=before, liars=liars)
+    return _Others(
+        serving_peers(model, node.member, before=before, liars=liars),
+        keeping_peers(model, node.member, before=before, liars=liars),
+    )
 
 
 def _room(node: Node) -> int:

@@ -190,3 +190,18 @@ class ScaleNode:
             elif word.placed is not None:
                 found.append(word.placed)
         return found
+
+    def keeping(self, now: float, before: PeerId | None = None) -> list[ServingPeer]:
+        """Who else serves its model now where it is to stay, by what it heard last.
+
+        Args:
+            before: of those that are going, only the ones with a smaller peer id leave.
+        """
+        return [
+            word.placed
+            for word in self.heard.values()
+            if word.model == self.model
+            and word.until > now
+            and word.placed is not None
+            and not (word.there is not None and (before is None or word.peer < before))
+        ]

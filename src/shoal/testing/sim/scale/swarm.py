@@ -370,9 +370,16 @@ class ScaleSwarm:
 
     def _better(self, node: ScaleNode, claimed: Span | None = None) -> Span | None:
         here = ServingPeer(node.span, node.speed, node.fits, node.carries)
-        others = node.placed(self.events.now, None if claimed is None else node.peer)
-        peers = len(self.of_model[node.model])
-        move = choose_move(others, here, node.n_blocks, chance=self.chance, peers=peers, claimed=claimed)
+        before = None if claimed is None else node.peer
+        move = choose_move(
+            node.placed(self.events.now, before),
+            here,
+            node.n_blocks,
+            chance=self.chance,
+            peers=len(self.of_model[node.model]),
+            claimed=claimed,
+            keeping=node.keeping(self.events.now, before),
+        )
         return None if move is None or move.span == node.span else move.span
 
     def _claim(self, node: ScaleNode, span: Span) -> None:
@@ -388,7 +395,7 @@ class ScaleSwarm:
     def _moved(self, node: ScaleNode, span: Span) -> None:
         if not node.alive:
             return
-        if uncovered_by(node.placed(self.events.now), node.span, span):
+        if uncovered_by(node.keeping(self.events.now), node.span, span):
             node.going = None  # while it loaded, others have gone
             self._say(node)
             return
