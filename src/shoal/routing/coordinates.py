@@ -6,15 +6,18 @@ other is of its own (Vivaldi: Dabek, Cox, Kaashoek and Morris, 2004, sections 3.
 theirs). The height is the way from a machine to the net, which every way of it takes.
 
 It is a peer's own word where it is. So an estimate counts only until the way is measured, what nobody could
-have is not read, and one round trip moves nobody far.
+have is not read, one round trip moves nobody farther than it took, and one that is off by far more than usual
+does not count: most tell the truth.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from statistics import median
 
 DIMENSIONS = 3
 UNIT_S = 1e-5
@@ -30,6 +33,14 @@ SURE = 0.5
 """Peers that are less sure of where they are say nothing about a way."""
 SHARE = 0.25
 """Of what an estimate was wrong by, and of how wrong they are as a rule, one round trip changes so much."""
+REMEMBERED = 32
+"""Round trips by which a peer knows how far its estimates usually are off."""
+FEWEST = 8
+"""So many it must have measured to tell."""
+ODD = 6.0
+"""Times as far from its estimate as usual that a round trip is which does not count."""
+ODD_LEAST_S = 0.005
+"""By which it must be wrong, then: ways are not the same all day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +92,9 @@ def move(own: Coordinates, other: Coordinates, rtt_s: float, chance: Random) -> 
         return own
     expected_s = estimate_s(own, other)
     weight = own.error / (own.error + other.error)
-    wrong = abs(expected_s - rtt_s) / rtt_s
+    wrong = min(1.0, abs(expected_s - rtt_s) / rtt_s)
     error = wrong * SHARE * weight + own.error * (1 - SHARE * weight)
-    force_s = SHARE * weight * (rtt_s - expected_s)
+    force_s = max(SHARE * weight * (rtt_s - expected_s), -rtt_s)  # whatever the other says
     ways = [a - b for a, b in zip(own.point, other.point, strict=True)]
     apart_s = math.hypot(*ways)
     if apart_s < LEAST_HEIGHT_S:
@@ -91,10 +102,32 @@ def move(own: Coordinates, other: Coordinates, rtt_s: float, chance: Random) -> 
         apart_s = math.hypot(*ways)
         height_s = own.height_s
     else:
-        height_s = max(LEAST_HEIGHT_S, own.height_s + (own.height_s + other.height_s) * force_s / apart_s)
+        share = min(1.0, (own.height_s + other.height_s) / apart_s)
+        height_s = max(LEAST_HEIGHT_S, own.height_s + share * force_s)
     x, y, z = (_bounded(a + force_s * way / apart_s) for a, way in zip(own.point, ways, strict=True))
     return Coordinates((x, y, z), min(height_s, FARTHEST_S), min(max(error, LEAST_ERROR), MOST_ERROR))
 
 
 def _bounded(value: float) -> float:
     return min(max(value, -FARTHEST_S), FARTHEST_S)
+
+
+class Position:
+    """Where one peer is, as it measures round trips to others."""
+
+    def __init__(self) -> None:
+        self.coordinates = Coordinates()
+        self._wrong_s: deque[float] = deque(maxlen=REMEMBERED)
+
+    def measured(self, other: Coordinates, rtt_s: float, chance: Random) -> None:
+        """Move by a round trip, unless what the other says of itself is too far from it.
+
+        When this peer's own way has changed, most round trips are: then they count again.
+        """
+        if not 0 < rtt_s < 2 * FARTHEST_S:
+            return
+        wrong_s = abs(estimate_s(self.coordinates, other) - rtt_s)
+        usual_s = median(self._wrong_s) if len(self._wrong_s) >= FEWEST else math.inf
+        self._wrong_s.append(wrong_s)
+        if wrong_s <= max(ODD_LEAST_S, ODD * usual_s):
+            self.coordinates = move(self.coordinates, other, rtt_s, chance)

@@ -237,7 +237,7 @@ class Member:
     @property
     def coordinates(self) -> Coordinates:
         """Where this member is, as far as round trips tell."""
-        return self._probe.coordinates
+        return self._probe.position.coordinates
 
     async def announce(self) -> None:
         """Say now what this node serves."""

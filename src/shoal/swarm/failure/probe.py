@@ -16,7 +16,7 @@ import trio
 
 from shoal.errors import ShoalError
 from shoal.net.network import Network
-from shoal.routing.coordinates import Coordinates, move, read_coordinates
+from shoal.routing.coordinates import Position, read_coordinates
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import Directory
 from shoal.types import PeerId
@@ -63,7 +63,7 @@ class NeighbourProbe:
         self._suspected: dict[PeerId, int] = {}
         self._in_peace: dict[PeerId, float] = {}
         self._random = chance
-        self.coordinates = Coordinates()
+        self.position = Position()
         """Where this member is, by the round trips to its neighbours."""
 
     async def run(self) -> None:
@@ -114,7 +114,7 @@ class NeighbourProbe:
         said = self._directory.get(peer)
         other = read_coordinates(said.served.coordinates) if said is not None and said.served else None
         if other is not None:
-            self.coordinates = move(self.coordinates, other, rtt_s, self._random)
+            self.position.measured(other, rtt_s, self._random)
 
     def _settle(self) -> None:
         """See what became of those whom we suspected."""

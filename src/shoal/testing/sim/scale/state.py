@@ -6,7 +6,7 @@ import itertools
 from random import Random
 
 from shoal.planning.throughput import ServingPeer
-from shoal.routing.coordinates import Coordinates
+from shoal.routing.coordinates import Coordinates, Position
 from shoal.swarm.announcement import Served
 from shoal.testing.sim.scale import rules
 from shoal.types import PeerId, Span
@@ -108,7 +108,6 @@ class ScaleNode:
     __slots__ = (
         "alive",
         "carries",
-        "coordinates",
         "fits",
         "going",
         "heard",
@@ -118,6 +117,7 @@ class ScaleNode:
         "n_blocks",
         "peer",
         "place",
+        "position",
         "rests_until",
         "sequence",
         "serving",
@@ -151,7 +151,12 @@ class ScaleNode:
         self.sessions = 0
         self.moves = 0
         self.rests_until = 0.0
-        self.coordinates = Coordinates()
+        self.position = Position()
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Where it takes itself to be."""
+        return self.position.coordinates
 
     def hear(self, word: HeardWord, chance: Random) -> None:
         """A word has come."""

@@ -14,7 +14,7 @@ from shoal.node.placing.placement import LOOK_EVERY_S, REST_S, SETTLE_S
 from shoal.planning.level import HELPERS, look_period_s
 from shoal.planning.placement import choose_move, choose_span, uncovered_by
 from shoal.planning.throughput import ServingPeer
-from shoal.routing.coordinates import LEAST_ERROR, Coordinates, move
+from shoal.routing.coordinates import LEAST_ERROR, Coordinates
 from shoal.routing.shortest_path import IndexArray
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
 from shoal.testing.sim.peers import EPOCH
@@ -202,7 +202,7 @@ class ScaleSwarm:
             there = LIED if self.population.kind[other.index] == FAST_LIAR else other.coordinates
             rtt_s = 2 * float(self.population.way_s(node.index, other.index))
             rtt_s *= self.chance.uniform(0.95, 1.15)
-            node.coordinates = move(node.coordinates, there, rtt_s, self.chance)
+            node.position.measured(there, rtt_s, self.chance)
 
     def _loaded(self, node: ScaleNode) -> None:
         if not node.alive:
