@@ -15,6 +15,7 @@ from shoal.errors import OutOfResources, UsageError
 from shoal.planning.fleet.commands import FleetModel, fleet_steps
 from shoal.planning.fleet.dealing import FleetPlan, place_fleet
 from shoal.planning.fleet.machines import Described, read_fleet
+from shoal.planning.level import MANY
 from shoal.planning.pipeline import Workload
 from shoal.planning.roofline import Machine, PartCost, SpanCost
 from shoal.testing.checkpoints import FAMILIES
@@ -61,6 +62,13 @@ def test_fifty_machines_are_dealt_to_as_many_routes_as_find_room() -> None:
     # Ten hold the model alone, and of the other thirty two or three do together.
     assert len(plan.routes) >= 20
     assert max(len(route.machines) for route in plan.routes) <= 3
+
+
+def test_a_plan_of_many_machines_is_the_same_each_time() -> None:
+    machines = [replace(PLAIN, name=f"m{i}", memory=9_000) for i in range(100)]
+    plans = [place_fleet(machines, MODEL, replace(LOAD, sessions=3)) for _ in range(2)]
+    assert sum(place.route is None for place in plans[0].places) > MANY
+    assert plans[0].places == plans[1].places
 
 
 def test_more_routes_are_faster_than_one_over_all_machines() -> None:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from random import Random
 
 from shoal.errors import OutOfResources
 from shoal.planning.assign import MOST_WORK
@@ -229,9 +230,10 @@ class _Dealt:
         left = [one for one, fits in enumerate(self._fits) if max(fits) and one not in used]
         n_blocks = len(self._cost.blocks)
         every = Span(0, n_blocks)
+        chance = Random(0)  # the same machines have the same plan each time
         for machine in sorted(left, key=lambda one: -self._peer(one, every).speed):
             speed = self._peer(machine, every).speed
-            span = choose_span(placed, n_blocks, self._fits[machine], speed)
+            span = choose_span(placed, n_blocks, self._fits[machine], speed, chance=chance)
             placed.append(self._peer(machine, span))
             yield self._place(machine, span, None)
 
