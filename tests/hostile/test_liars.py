@@ -46,14 +46,15 @@ def alike(monkeypatch):
     """Honest peers are alike but for their names: on a busy machine those that answer are slower than they
     say. What liars claim stays as it is."""
 
-    def offer(peer, served, rtt_s):
+    def offer(peer, served, rtt_s, here):
         if served.speed >= BOAST:
-            return candidate(peer, served, rtt_s)
+            return candidate(peer, served, rtt_s, here)
         known = candidate(peer, served, 0.001)
         return replace(known, step_s=0.001 * len(served.span), wait_s=0.0, sending_s=0.0)
 
     monkeypatch.setattr(route_finder, "candidate", offer)
-    monkeypatch.setattr(reputation.Reputation, "paced", lambda self, peer, block_s: None)
+    paced = reputation.Reputation.paced
+    monkeypatch.setattr(reputation.Reputation, "paced", lambda self, peer, _: paced(self, peer, 0.001))
     stay = ReplaceDecision(None, "all are alike")
     monkeypatch.setattr(route_finder.RouteFinder, "weigh", lambda *_, **__: stay)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shoal.errors import NoCoverage
@@ -51,6 +53,12 @@ TOO_GOOD = {
 @pytest.mark.parametrize("what", TOO_GOOD)
 def test_no_announcement_comes_before_peers_that_have_answered(what):
     assert chosen(proven(), [*honest(), TOO_GOOD[what]]) == [A, B]
+
+
+@pytest.mark.parametrize("what", TOO_GOOD)
+def test_nor_do_three_announcements_where_sessions_were_too_short_to_be_timed(what):
+    crowd = [replace(TOO_GOOD[what], peer=PeerId(f"liar {number}")) for number in range(3)]
+    assert chosen(proven(), [*honest(), *crowd]) == [A, B]
 
 
 def test_what_a_newcomer_announces_is_all_there_is_where_nobody_else_covers():

@@ -170,8 +170,11 @@ class Reputation:
         seen = [min(r.block_s) for c in candidates if (r := self._records.get(c.peer)) and r.block_s]
         if seen:
             return median(seen)
-        told = [c.step_s / worth[c.peer] for c in candidates if c.step_s]
-        return median(told) / BELIEVED if told else 0.0
+        told = {c.peer: c.step_s / worth[c.peer] for c in candidates if c.step_s}
+        proven = [block_s for peer, block_s in told.items() if self.proven(peer)]
+        if proven:  # in sessions too short to be timed
+            return median(proven)
+        return median(told.values()) / BELIEVED if told else 0.0
 
     def _record(self, peer: PeerId) -> _Record:
         record = self._records.get(peer)
