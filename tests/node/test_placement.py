@@ -104,6 +104,21 @@ async def test_a_lost_block_is_not_left_until_the_next_look(home, checkpoint, mo
         nursery.cancel_scope.cancel()
 
 
+async def test_blocks_that_only_a_liar_serves_are_not_left_until_the_next_look(home, checkpoint, monkeypatch):
+    monkeypatch.setattr("shoal.node.placing.placement.HOLES_EVERY_S", 0.1)
+    spans = [LEFT, LEFT, RIGHT]
+    async with memory_swarm(home, checkpoint, spans) as swarm, trio.open_nursery() as nursery:
+        liars = frozenset({swarm.nodes[2].member.network.peer})
+        monkeypatch.setattr("shoal.node.placing.placement.AuditBook.liars", lambda *_: liars)
+        done = trio.Event()
+        rarely = {"look_every_s": 1e4, "settle_s": 0.3, "rest_s": 60.0}
+        nursery.start_soon(lambda: keep_place(swarm.nodes[0], lambda _: done.set(), **rarely))
+        with trio.fail_after(20):
+            await done.wait()
+        assert swarm.nodes[0].span == RIGHT
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("coming", [False, True])
 async def test_a_node_stays_when_those_went_meanwhile_who_served_its_blocks_too(
     home, checkpoint, monkeypatch, coming

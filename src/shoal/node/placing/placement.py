@@ -53,6 +53,11 @@ class _Others:
     keeping: list[ServingPeer]
     """Those alone who serve now where they are to stay."""
 
+    @property
+    def peers(self) -> int:
+        """How many serve it: all are known, as far as the directory reaches."""
+        return len(self.placed)
+
 
 def pick_span(
     model: LocalModel, numerics: Numerics, memory: int, member: Member, liars: Collection[PeerId] = ()
@@ -114,17 +119,16 @@ async def keep_place(
 
 async def _wait_look(node: Node, every_s: float, chance: random.Random) -> None:
     """Wait until it is time to look again; less long where a block stays without anybody who serves it."""
-    model = PlacedModel(node.model.shape, node.engine.numerics.loose, ())
-    period_s = look_period_s(every_s, len(serving_peers(model, node.member)))
-    until = trio.current_time() + period_s * chance.uniform(0.5, 1.5)
+    others = await _look_around(node)
+    until = trio.current_time() + look_period_s(every_s, others.peers) * chance.uniform(0.5, 1.5)
     holes = False
     while (left := until - trio.current_time()) > 0:
         await trio.sleep(min(left, HOLES_EVERY_S * chance.uniform(0.8, 1.2)))
-        others = serving_peers(model, node.member)
-        spans = [peer.span for peer in others]
+        others = await _look_around(node)
+        spans = [peer.span for peer in others.placed]
         before, holes = holes, bool(gaps([*spans, node.span], node.model.shape.n_blocks))
         # One that has just gone may be back in a moment; of the others not all are to go there.
-        if before and holes and looks_at_once(len(others), chance):
+        if before and holes and looks_at_once(others.peers, chance):
             return
 
 
@@ -155,6 +159,7 @@ async def _choose(node: Node, others: _Others, claimed: Span | None = None) -> M
         others.placed,
         here,
         node.model.shape.n_blocks,
+        peers=others.peers,
         claimed=claimed,
         keeping=others.keeping,
     )
@@ -199,10 +204,9 @@ async def _look_around(node: Node, *, before: PeerId | None = None) -> _Others:
     liars = await trio.to_thread.run_sync(AuditBook(node.settings.paths.audits).liars, time.time())
     # Those of other exactness, too: a route that promises none may go over all of them.
     model = PlacedModel(node.model.shape, node.engine.numerics.loose, ())
-    return _Others(
-        serving_peers(model, node.member, before=before, liars=liars),
-        keeping_peers(model, node.member, before=before, liars=liars),
-    )
+    placed = serving_peers(model, node.member, before=before, liars=liars)
+    keeping = keeping_peers(model, node.member, before=before, liars=liars)
+    return _Others(placed, keeping)
 
 
 def _room(node: Node) -> int:
