@@ -75,11 +75,36 @@ def test_a_plan_of_others_is_none():
     members = tuple(PlannedMember(peer, 1) for peer in PEERS[:3])
     plan = RoundPlan(RUN, PEERS[1], 3, A, members)
     snapshot = known([])
-    assert plan_fault(plan, snapshot) == ""
-    assert "of round 4" in plan_fault(structs.replace(plan, round=4), snapshot)
-    assert "another adapter" in plan_fault(structs.replace(plan, state=B), snapshot)
-    assert "convened" in plan_fault(structs.replace(plan, peer=PEERS[4]), snapshot)
-    assert "not in it" in plan_fault(structs.replace(plan, members=members[1:]), snapshot)
+    assert plan_fault(plan, snapshot, 2) == ""
+    assert "of round 4" in plan_fault(structs.replace(plan, round=4), snapshot, 2)
+    assert "another adapter" in plan_fault(structs.replace(plan, state=B), snapshot, 2)
+    assert "convened" in plan_fault(structs.replace(plan, peer=PEERS[4]), snapshot, 2)
+    assert "not in it" in plan_fault(structs.replace(plan, members=members[1:]), snapshot, 2)
+
+
+def test_a_plan_of_so_few_that_one_would_know_what_another_adds_is_none():
+    """Whoever is ready may convene, also who wants to be alone with a member."""
+    pair = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 10) for peer in PEERS[:2]))
+    ready = [standing(peer, 3) for peer in PEERS]
+    assert "the terms ask for 4" in plan_fault(pair, known(ready[:2]), 4)
+    assert "most of those who are ready" in plan_fault(pair, known(ready), 2)
+    three = structs.replace(pair, members=tuple(PlannedMember(peer, 10) for peer in PEERS[:3]))
+    assert plan_fault(three, known(ready), 3) == ""
+    heavy = structs.replace(pair, members=(PlannedMember(PEERS[0], 1), PlannedMember(PEERS[1], 10)))
+    assert "another number of examples" in plan_fault(heavy, known(ready[:2]), 2)
+    made = board(least=4)
+    for said in ready:
+        made.take(said, b"s" + said.peer.encode(), 5.0)
+    made.take(pair, b"pair", 6.0)
+    assert made.accepted is None
+    # Who is gone fills no plan up, unless it has said that it is ready.
+    made = board(least=4)
+    for said in ready[:2]:
+        made.take(said, b"s" + said.peer.encode(), 5.0)
+    made.gone |= set(PEERS[2:])
+    four = structs.replace(pair, members=tuple(PlannedMember(peer, 10) for peer in PEERS[:4]))
+    made.take(four, b"four", 6.0)
+    assert made.accepted is None
 
 
 def test_who_has_another_adapter_than_most_takes_theirs():
@@ -132,8 +157,8 @@ def test_what_is_not_signed_by_whom_it_is_of_is_refused():
         read_statement(bytes(1 << 20), verify)
 
 
-def board(members=PEERS):
-    made = RunBoard(RUN, PEERS[0], 400)
+def board(members=PEERS, least=2):
+    made = RunBoard(RUN, PEERS[0], 400, least)
     for peer in members:
         made.take(MemberCard(RUN, peer, (), (), 1), b"card" + peer.encode(), 0.0)
     made.begin(3, A, 0.0)
@@ -161,7 +186,7 @@ def test_a_board_keeps_so_much_and_no_more():
 
 def test_a_plan_holds_when_all_in_it_are_known_to_be_ready():
     made = board()
-    plan = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 1) for peer in PEERS[:3]))
+    plan = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 10) for peer in PEERS[:3]))
     for peer in PEERS[:2]:
         made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
     assert made.first_ready == 5.0

@@ -94,6 +94,22 @@ def test_no_member_and_no_pair_of_members_learns_the_update_of_another():
     assert (taken_off(one, masked, 0, range(1, count)) == one.plain[0]).all()
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_two_or_three_there_is_no_sum_whatever_the_plan_says(count):
+    """The other one would take its own part off, and have the update of the third."""
+    with pytest.raises(RemoteProtocolError, match="4 are needed"):
+        Round(count)
+    spy = Round(5)
+    with pytest.raises(RemoteProtocolError, match="4 are needed"):
+        spy.members[0].masked(spy.plain[0], 0, frozenset(range(count)))
+    with pytest.raises(RemoteProtocolError, match="at least 4 must count"):
+        spy.members[0].show(spy.all, frozenset(range(count)))
+    keys = [*spy.keys[:count], *[b""] * (5 - count)]
+    member = SecretMember(CONTEXT, 0, keys, X25519PrivateKey.generate())
+    with pytest.raises(RemoteProtocolError, match="4 are needed"):
+        member.shares()
+
+
 def _public(raw):
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 

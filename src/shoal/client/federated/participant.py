@@ -97,7 +97,7 @@ class Participant:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.terms, self.learner = terms, learner
-        self.board = RunBoard(run_of(raw), network.peer, 4 * terms.size)
+        self.board = RunBoard(run_of(raw), network.peer, 4 * terms.size, terms.least)
         self.peers = RunPeers(network, clock, self.board, raw, self._state_of)
         self._clock, self._number = clock, 0
         self._save, self._patience_s = save, patience_s

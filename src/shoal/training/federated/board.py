@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.training.federated.decide import RunSnapshot, plan_fault, ready_members
 from shoal.training.federated.statements import (
@@ -48,11 +48,13 @@ class RunBoard:
     Args:
         own: itself.
         size: bytes of a vector as it travels.
+        least: members without whom there is no round.
     """
 
     run: bytes
     own: PeerId
     size: int
+    least: int
     round: int = 0
     state: bytes = b""
     cards: dict[PeerId, MemberCard] = field(default_factory=dict[PeerId, MemberCard])
@@ -145,8 +147,11 @@ class RunBoard:
         )
 
     def unknown(self, plan: RoundPlan) -> list[PeerId]:
-        """Who is in a plan without this member knowing where it is, or that it is ready."""
-        ready = set(ready_members(self.snapshot())) | {peer for peer in plan.peers if peer in self.gone}
+        """Who is in a plan without this member knowing where it is, or that it is ready.
+
+        Who cannot be reached from here alone may be in it, but it must have said that it is ready.
+        """
+        ready = set(ready_members(replace(self.snapshot(), gone=frozenset())))
         return [peer for peer in plan.peers if peer not in self.cards or peer not in ready]
 
     @property
@@ -209,5 +214,5 @@ class RunBoard:
         if self.first_ready is None and ready:
             self.first_ready = now
         if self.accepted is None and self.own in ready:
-            valid = (made for made in self._plans if not plan_fault(made.plan, known))
+            valid = (made for made in self._plans if not plan_fault(made.plan, known, self.least))
             self.accepted = next((made for made in valid if not self.unknown(made.plan)), None)

@@ -62,15 +62,35 @@ def convenes_at(known: RunSnapshot, least: int, gather_s: float) -> float | None
     return known.first_ready + waits_s + GRACE_S * ready.index(known.own)
 
 
-def plan_fault(plan: RoundPlan, known: RunSnapshot) -> str:
-    """Why a plan does not concern this member, or cannot be; empty where it holds."""
+def has_enough(plan: RoundPlan, known: RunSnapshot) -> bool:
+    """Whether at least half of those who are known to be ready are in a plan: a smaller one is no round."""
+    ready = ready_members(known)
+    return 2 * len(set(plan.peers) & set(ready)) >= len(ready)
+
+
+def plan_fault(plan: RoundPlan, known: RunSnapshot, least: int) -> str:
+    """Why a plan does not concern this member, or cannot be; empty where it holds.
+
+    Whoever convenes is not believed: with a plan of few members it would know what each of them has added.
+    """
     if plan.round != known.round:
         return f"it is of round {plan.round}"
     if plan.state != known.state:
         return "its round begins with another adapter"
     if PeerId(plan.peer) not in plan.peers:
         return "who convened it is not in it"
-    return "" if known.own in plan.peers else "this member is not in it"
+    if known.own not in plan.peers:
+        return "this member is not in it"
+    if len(plan.members) < least:
+        return f"it has {len(plan.members)} members, and the terms ask for {least}"
+    if not has_enough(plan, known):
+        return "it is without most of those who are ready"
+    for member in plan.members:
+        said = known.standings.get(PeerId(member.peer))
+        if said is not None and (said.round, said.state) == (plan.round, plan.state):
+            if said.ready and said.examples != member.examples:
+                return f"{member.peer} has another number of examples in it than it says"
+    return ""
 
 
 def ahead(known: RunSnapshot) -> tuple[int, bytes] | None:

@@ -14,7 +14,7 @@ whatever lists the convener gives to whom, as long as ``members + curious < 2 ·
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -37,8 +37,11 @@ CURIOUS = 2
 
 
 def threshold_of(members: int) -> int:
-    """How many members must show a share: more than two thirds, and enough against ``CURIOUS`` ones."""
-    return min(members, max(2 * members // 3 + 1, (members + CURIOUS) // 2 + 1, LEAST_COUNTED))
+    """How many members must show a share: more than two thirds, and enough against ``CURIOUS`` ones.
+
+    Never fewer than ``LEAST_COUNTED``: of fewer members there is no sum.
+    """
+    return max(2 * members // 3 + 1, (members + CURIOUS) // 2 + 1, LEAST_COUNTED)
 
 
 class SecretMember:
@@ -61,7 +64,12 @@ class SecretMember:
         self._shown: tuple[frozenset[int], frozenset[int]] | None = None
 
     def shares(self) -> list[bytes]:
-        """64 bytes for each member, in order: a share of the key, and one of the seed. Its own are kept."""
+        """64 bytes for each member, in order: a share of the key, and one of the seed. Its own are kept.
+
+        Raises:
+            RemoteProtocolError: too few members have a key.
+        """
+        self._check_keys(range(self.members))
         of_key = split_secret(self._private.private_bytes_raw(), self.threshold, self.members)
         of_seed = split_secret(self._seed, self.threshold, self.members)
         found = [key + seed for key, seed in zip(of_key, of_seed, strict=True)]
@@ -86,13 +94,20 @@ class SecretMember:
             among: with whom it has masks in common: all whose shares enough members hold.
 
         Raises:
-            RemoteProtocolError: a member's key is none.
+            RemoteProtocolError: a member's key is none, or too few have one.
         """
+        self._check_keys(among)
         found = values + stretch(self._seed, self._context, part, values.size)
         for other in sorted(among - {self._index}):
             mask = stretch(self._secret_with(other), self._context, part, values.size)
             found = found + mask if self._index < other else found - mask
         return found
+
+    def _check_keys(self, members: Iterable[int]) -> None:
+        """Raises RemoteProtocolError: so few have keys of their own that their sum would tell of each."""
+        keys = {self._keys[member] for member in members if self._keys[member]}
+        if len(keys) < LEAST_COUNTED:
+            raise RemoteProtocolError(f"a sum of {len(keys)} members with keys: {LEAST_COUNTED} are needed")
 
     def _secret_with(self, other: int) -> bytes:
         """What only another member knows, too. Raises RemoteProtocolError: it has no key."""
