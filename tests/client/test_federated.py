@@ -13,7 +13,7 @@ from shoal.errors import NotRunning, UsageError
 from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
 from shoal.training.federated.decide import ready_members
 from shoal.training.federated.private import spent_epsilon
-from shoal.training.federated.statements import MemberStanding
+from shoal.training.federated.statements import MemberStanding, PlannedMember, RoundPlan
 from shoal.training.federated.terms import FederatedTerms
 from shoal.wire.federating import UpdatePart
 
@@ -166,6 +166,24 @@ async def test_an_owner_whose_mean_cannot_be_is_not_followed(autojump_clock):
         await run.finished([0, 2], 300)
         assert same_adapter(run, [0, 2])
         assert "no mean of updates" in run.reports[0][0].missing[bad.board.own]
+
+
+async def test_nobody_is_drawn_into_a_round_of_two_by_who_convenes_it(autojump_clock):
+    async with memory_run(terms(rounds=2, least=4)) as run:
+        await run.together(learners(5))
+        bad, victim = run.members[4], run.members[0].board.own
+        say = bad.peers.say
+
+        def convene_with_one(statement):
+            say(statement)
+            if isinstance(statement, MemberStanding) and statement.ready:
+                pair = tuple(PlannedMember(peer, statement.examples) for peer in (victim, bad.board.own))
+                say(RoundPlan(bad.board.run, bad.board.own, bad.round, bad.state.digest, pair))
+
+        bad.peers.say = convene_with_one
+        await run.finished(range(4), 300)
+        assert same_adapter(run, range(4))
+        assert all(len(report.members) >= 4 for report in run.reports[0])
 
 
 async def test_who_comes_late_has_the_adapter_from_the_others(autojump_clock):

@@ -198,6 +198,25 @@ def test_a_plan_holds_when_all_in_it_are_known_to_be_ready():
     assert not made.take(structs.replace(plan, members=plan.members[:2]), b"other", 8.0)  # one a member
 
 
+def test_plans_of_others_leave_room_for_every_member_and_for_the_own_one():
+    made = board()
+    for peer in PEERS:
+        made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
+    everybody = tuple(PlannedMember(peer, 10) for peer in PEERS)
+    for peer in PEERS[1:]:
+        for round in (3, 4):
+            assert made.take(RoundPlan(RUN, peer, round, B, everybody), f"{peer} {round}".encode(), 6.0)
+    assert made.accepted is None
+    # Of a member that has begun the round anew, as with the adapter of most, the later plan holds.
+    assert made.take(RoundPlan(RUN, PEERS[1], 3, A, (everybody[1], everybody[2])), b"anew", 7.0)
+    assert not made.take(RoundPlan(RUN, PEERS[1], 3, A, everybody), b"once more", 7.0)
+    assert made.take(RoundPlan(RUN, PEERS[0], 3, A, everybody[:1]), b"own", 8.0)
+    assert made.accepted is None
+    assert made.take(RoundPlan(RUN, PEERS[0], 3, A, everybody), b"own again", 9.0)
+    assert made.accepted is not None
+    assert made.accepted.plan.peer == PEERS[0]
+
+
 def test_a_round_that_goes_on_without_a_member_is_not_convened_by_it():
     made = board()
     for peer in PEERS:

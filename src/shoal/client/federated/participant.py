@@ -203,22 +203,22 @@ class Participant:
             now = trio.current_time()
             passed = self.board.passed_over
             at = None if passed else convenes_at(known, self.terms.least, self.terms.gather_s)
-            if at is not None and now >= at:
-                self._convene()
+            if at is not None and now >= at and self._convene():
                 continue
             if now >= until:
                 raise self._too_few()
-            look = now + LOOK_S if at is None else min(at, now + LOOK_S)
+            look = min(at, now + LOOK_S) if at is not None and at > now else now + LOOK_S
             await self.peers.wait_news(min(until, look))
         return accepted
 
-    def _convene(self) -> None:
-        """Publish a plan with everybody who is ready."""
+    def _convene(self) -> bool:
+        """Publish a plan with everybody who is ready. Returns whether this member keeps to it."""
         known = self.board.snapshot()
         ready = sorted(ready_members(known))
         members = tuple(PlannedMember(peer, known.standings[peer].examples) for peer in ready)
         plan = RoundPlan(self.board.run, self.board.own, self.round, self.state.digest, members)
         self.peers.say(plan)
+        return self.board.accepted is not None
 
     async def _finish(self, reduced: ReducedRound) -> None:
         """Go on to the next round, and hear what the others have come to."""

@@ -17,8 +17,6 @@ from shoal.training.federated.statements import (
 from shoal.types import PeerId
 from shoal.wire.federating import MAX_MEMBERS, SecretList, SecretMessage, UpdatePart
 
-PLANS_KEPT = 4
-"""Of one round: each member that convenes makes one at most."""
 MOST_SECRETS = 8 * MAX_MEMBERS
 """Messages of secret sums that are kept."""
 EARLY_TIMES = 2
@@ -31,6 +29,14 @@ class AcceptedPlan:
 
     plan: RoundPlan
     hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeardPlan:
+    """A plan, whether it holds or not, and when it was heard."""
+
+    made: AcceptedPlan
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class RunBoard:
     gone: set[PeerId] = field(default_factory=set[PeerId])
     accepted: AcceptedPlan | None = None
     first_ready: float | None = None
-    _plans: list[AcceptedPlan] = field(default_factory=list[AcceptedPlan])
+    _plans: dict[tuple[int, PeerId], HeardPlan] = field(default_factory=dict[tuple[int, PeerId], HeardPlan])
+    """Of this round and the next, one of each member."""
     _parts: dict[tuple[bytes, str, PeerId], ReceivedPart] = field(
         default_factory=dict[tuple[bytes, str, PeerId], ReceivedPart]
     )
@@ -84,7 +91,7 @@ class RunBoard:
             case MemberStanding():
                 news = self._take_standing(peer, statement, raw)
             case RoundPlan():
-                news = self._take_plan(peer, statement, raw)
+                news = self._take_plan(peer, statement, raw, now)
         self._look(now)
         return news
 
@@ -128,7 +135,7 @@ class RunBoard:
             self.round, self.state = round, state
             self.accepted, self.first_ready = None, None
             # A plan, and parts, of the next round may have come from who was sooner.
-            self._plans = [plan for plan in self._plans if plan.plan.round >= round]
+            self._plans = {key: heard for key, heard in self._plans.items() if key[0] >= round}
             self._parts = {key: part for key, part in self._parts.items() if part.message.round >= round}
             self._secrets = {key: said for key, said in self._secrets.items() if said.round >= round}
         self._look(now)
@@ -164,7 +171,7 @@ class RunBoard:
             and self.own not in plan.peers
             and PeerId(plan.peer) in plan.peers
             and 2 * len(plan.members) >= ready
-            for plan in (made.plan for made in self._plans)
+            for plan in (heard.made.plan for heard in self._plans.values())
         )
 
     def statements(self) -> list[bytes]:
@@ -187,6 +194,7 @@ class RunBoard:
                 del self.cards[peer]
                 self.standings.pop(peer, None)
                 self.raw = {key: raw for key, raw in self.raw.items() if key[0] != peer}
+                self._plans = {key: heard for key, heard in self._plans.items() if key[1] != peer}
                 return True
         return False
 
@@ -197,14 +205,17 @@ class RunBoard:
         self.standings[peer], self.raw[peer, "standing"] = standing, raw
         return True
 
-    def _take_plan(self, peer: PeerId, plan: RoundPlan, raw: bytes) -> bool:
+    def _take_plan(self, peer: PeerId, plan: RoundPlan, raw: bytes, now: float) -> bool:
+        """One plan of a member in a round: nobody's takes the place of another's. The own one always holds,
+        and so does a later one of a member that has begun the round anew, with another adapter than ours.
+        """
         if peer not in self.cards or not self.round <= plan.round <= self.round + 1:
             return False
-        made = AcceptedPlan(plan, statement_hash(raw))
-        of_peer = any(PeerId(old.plan.peer) == peer for old in self._plans if old.plan.round == plan.round)
-        if of_peer or len(self._plans) >= 2 * PLANS_KEPT:
+        known = self._plans.get((plan.round, peer))
+        beside = known is not None and plan.round == self.round and known.made.plan.state != self.state
+        if known is not None and peer != self.own and not beside:
             return False
-        self._plans.append(made)
+        self._plans[plan.round, peer] = HeardPlan(AcceptedPlan(plan, statement_hash(raw)), now)
         return True
 
     def _look(self, now: float) -> None:
@@ -214,5 +225,6 @@ class RunBoard:
         if self.first_ready is None and ready:
             self.first_ready = now
         if self.accepted is None and self.own in ready:
-            valid = (made for made in self._plans if not plan_fault(made.plan, known, self.least))
+            heard = (heard.made for heard in self._plans.values())
+            valid = (made for made in heard if not plan_fault(made.plan, known, self.least))
             self.accepted = next((made for made in valid if not self.unknown(made.plan)), None)
