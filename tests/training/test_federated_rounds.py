@@ -223,10 +223,25 @@ def test_a_round_that_goes_on_without_a_member_is_not_convened_by_it():
         made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
     few = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 1) for peer in PEERS[1:3]))
     made.take(few, b"few", 6.0)
-    assert not made.passed_over  # two of five ready ones are no round that is to be waited for
+    assert not made.passed_over(8.0, 40.0)  # two of five ready ones are no round that is to be waited for
     most = structs.replace(few, peer=PEERS[2], members=tuple(PlannedMember(peer, 1) for peer in PEERS[1:]))
     made.take(most, b"most", 7.0)
-    assert made.passed_over
+    assert made.passed_over(8.0, 40.0)
+    assert made.passed_over(46.0, 40.0)
+    assert not made.passed_over(47.0, 40.0)  # as long as a round may take, and nobody has gone on
+
+
+def test_invented_members_of_a_plan_keep_nobody_from_convening():
+    made = board()
+    for peer in PEERS:
+        made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
+    invented = tuple(PlannedMember(f"nobody{number}", 1) for number in range(9))
+    made.take(RoundPlan(RUN, PEERS[1], 3, A, (PlannedMember(PEERS[1], 1), *invented)), b"plan", 6.0)
+    assert not made.passed_over(7.0, 40.0)
+    made.take(MemberCard(RUN, "outsider", (), (), 1), b"card", 6.0)
+    all_others = tuple(PlannedMember(peer, 10) for peer in (*PEERS[1:], PeerId("outsider")))
+    made.take(RoundPlan(RUN, "outsider", 3, A, all_others), b"outside", 6.0)
+    assert not made.passed_over(7.0, 40.0)  # who is not ready convenes nothing
 
 
 def test_of_two_standings_of_a_member_the_later_one_holds():

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shoal.client.federated.learner import Learner
 from shoal.client.federated.reduce import ReducedRound, RoundReduction
-from shoal.client.federated.reduce_secret import SecretReduction
+from shoal.client.federated.reduce_secret import STAGES, SecretReduction
 from shoal.client.federated.run_peers import RunPeers
 from shoal.errors import DeadlineExceeded, NotRunning, StepFailed
 from shoal.net.network import Network
@@ -196,12 +196,13 @@ class Participant:
     async def _await_plan(self) -> AcceptedPlan | None:
         """Wait for a plan, or make one when it is our turn; ``None`` where the others have gone on."""
         until = trio.current_time() + self._patience_s + self.terms.gather_s
+        lapse_s = (2 + STAGES * self.terms.secret) * self.terms.part_s  # what a round of others may take
         while (accepted := self.board.accepted) is None:
             known = self.board.snapshot()
             if ahead(known) is not None:
                 return None
             now = trio.current_time()
-            passed = self.board.passed_over
+            passed = self.board.passed_over(now, lapse_s)
             at = None if passed else convenes_at(known, self.terms.least, self.terms.gather_s)
             if at is not None and now >= at and self._convene():
                 continue

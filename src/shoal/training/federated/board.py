@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from shoal.training.federated.decide import RunSnapshot, plan_fault, ready_members
+from shoal.training.federated.decide import RunSnapshot, has_enough, plan_fault, ready_members
 from shoal.training.federated.statements import (
     MemberCard,
     MemberStanding,
@@ -161,17 +161,24 @@ class RunBoard:
         ready = set(ready_members(replace(self.snapshot(), gone=frozenset())))
         return [peer for peer in plan.peers if peer not in self.cards or peer not in ready]
 
-    @property
-    def passed_over(self) -> bool:
-        """Whether a round goes on without this member: at least half of those who are ready are in it."""
+    def passed_over(self, now: float, lapse_s: float) -> bool:
+        """Whether a round goes on without this member: at least half of those who are ready are in it.
+
+        A plan tells that for ``lapse_s``: a round that is over by then has taken its members along, or was
+        none. Only who has said that it is ready counts, whatever names are in it.
+        """
         known = self.snapshot()
-        ready = len(ready_members(known))
+        ready = ready_members(known)
         return any(
-            (plan.round, plan.state) == (self.round, self.state)
+            now < heard.at + lapse_s
+            and (plan.round, plan.state) == (self.round, self.state)
             and self.own not in plan.peers
+            and PeerId(plan.peer) in ready
             and PeerId(plan.peer) in plan.peers
-            and 2 * len(plan.members) >= ready
-            for plan in (heard.made.plan for heard in self._plans.values())
+            and len(set(plan.peers) & set(ready)) >= self.least
+            and has_enough(plan, known)
+            for heard in self._plans.values()
+            for plan in (heard.made.plan,)
         )
 
     def statements(self) -> list[bytes]:
