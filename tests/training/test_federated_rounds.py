@@ -9,7 +9,7 @@ from msgspec import structs
 
 from shoal.errors import RemoteProtocolError
 from shoal.net.identity import Identity, verify
-from shoal.training.federated.board import EARLY_TIMES, RunBoard
+from shoal.training.federated.board import RunBoard
 from shoal.training.federated.decide import (
     GRACE_S,
     RunSnapshot,
@@ -25,6 +25,7 @@ from shoal.training.federated.statements import (
     RoundPlan,
     read_statement,
     sign_statement,
+    statement_hash,
 )
 from shoal.types import PeerId
 from shoal.wire.federating import MAX_MEMBERS, SecretShare, UpdatePart
@@ -158,7 +159,7 @@ def test_what_is_not_signed_by_whom_it_is_of_is_refused():
 
 
 def board(members=PEERS, least=2):
-    made = RunBoard(RUN, PEERS[0], 400, least)
+    made = RunBoard(RUN, PEERS[0], 100, least)
     for peer in members:
         made.take(MemberCard(RUN, peer, (), (), 1), b"card" + peer.encode(), 0.0)
     made.begin(3, A, 0.0)
@@ -172,16 +173,60 @@ def test_a_board_keeps_so_much_and_no_more():
     made.take(MemberCard(RUN, "newcomer", (), (), 1), b"x", 0.0)
     assert "newcomer" in made.cards
     assert "member3" not in made.cards
-    part = UpdatePart(RUN, 3, b"p" * 32, 0, "update", 400)
-    kept = sum(made.take_part(PeerId(f"member{n}"), part, bytes(400)) for n in range(10, 20))
-    assert kept == EARLY_TIMES  # before there is a plan
+
+
+def ready_board(**options):
+    made = board(**options)
+    for peer in PEERS:
+        made.take(standing(peer, 3), b"s" + peer.encode(), 5.0)
+    return made
+
+
+def test_parts_before_their_plan_have_a_share_for_each_sender_and_nobody_has_that_of_another():
+    made = ready_board()
+    part = UpdatePart(RUN, 3, b"p" * 32, 0, "update", 136)
+    longest = bytes(4 * 34)  # of 100 elements, with three of five ready members at least
+    assert not made.take_part(PEERS[1], part, longest + bytes(4))
+    assert not made.take_part(PEERS[1], structs.replace(part, round=4), b"")
     assert not made.take_part(PeerId("stranger"), part, b"")
-    assert not made.take_part(PeerId("member20"), part, bytes(404))
-    assert not made.take_part(PeerId("member20"), structs.replace(part, round=4), b"")
+    assert not made.take_part(PEERS[1], structs.replace(part, left_out=(("peer3", "why"),)), b"")
+    for number in range(50):  # one member, with plans that it invents
+        made.take_part(PEERS[1], structs.replace(part, plan=bytes([number]) * 32), longest)
+        made.take_secret(PEERS[1], SecretShare(RUN, 3, bytes([number]) * 32, bytes(64)))
+    assert all(made.take_part(peer, part, longest) for peer in PEERS[2:])
+    assert len(made._received._parts) == 4
     share = SecretShare(RUN, 3, b"p" * 32, bytes(64))
-    assert made.take_secret(PeerId("member9"), share)
-    assert not made.take_secret(PeerId("member9"), structs.replace(share, share=b"x" * 64))
+    assert all(made.take_secret(peer, share) for peer in PEERS[2:])
+    assert not made.take_secret(PEERS[2], structs.replace(share, share=b"x" * 64))
     assert not made.take_secret(PeerId("stranger"), share)
+    assert len(made._received._secrets) == 4
+    made.take(standing(PEERS[2], 3, ready=False, number=2), b"not", 6.0)
+    assert len(made._received._parts) == 3
+
+
+def test_by_a_plan_its_members_send_their_parts_and_no_more():
+    made = ready_board()
+    made.take(MemberCard(RUN, "outsider", (), (), 1), b"card", 6.0)
+    plan = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 10) for peer in PEERS[:4]))
+    by_plan = UpdatePart(RUN, 3, statement_hash(b"plan"), 0, "update", 100)
+    assert made.take_part(PEERS[2], by_plan, bytes(100))  # before the plan
+    assert made.take_part(PEERS[1], structs.replace(by_plan, plan=b"p" * 32), bytes(100))  # by none
+    assert made.take_secret(PEERS[1], SecretShare(RUN, 3, b"p" * 32, bytes(64)))
+    made.take(plan, b"plan", 6.0)
+    assert made.accepted is not None
+    assert list(made.parts("update")) == [PEERS[2]]
+    assert made.secret("SecretShare") == {}
+    assert not made.take_part(PEERS[2], by_plan, bytes(100))  # once
+    assert not made.take_part(PEERS[4], by_plan, bytes(100))
+    assert not made.take_part(PEERS[1], structs.replace(by_plan, index=1), bytes(100))
+    assert not made.take_part(PEERS[1], by_plan, bytes(104))
+    assert not made.take_part(PEERS[1], structs.replace(by_plan, kind="mean"), bytes(100))
+    assert made.take_part(PEERS[1], by_plan, bytes(100))
+    assert made.take_part(PEERS[1], structs.replace(by_plan, kind="mean", index=1), bytes(100))
+    share = SecretShare(RUN, 3, statement_hash(b"plan"), bytes(64))
+    assert made.take_secret(PEERS[1], share)
+    assert not made.take_secret(PEERS[4], share)
+    assert not made.take_secret(PEERS[2], structs.replace(share, plan=b"p" * 32))
 
 
 def test_a_plan_holds_when_all_in_it_are_known_to_be_ready():

@@ -18,11 +18,12 @@ from shoal.errors import DeadlineExceeded, NotRunning, StepFailed
 from shoal.net.network import Network
 from shoal.swarm.clock import Clock
 from shoal.tasks import one_error
-from shoal.training.federated.board import AcceptedPlan, RunBoard
+from shoal.training.federated.board import RunBoard
 from shoal.training.federated.decide import ahead, convenes_at, ready_members
 from shoal.training.federated.means import UpdateVector
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.private import noisy_update, spent_epsilon
+from shoal.training.federated.received import AcceptedPlan
 from shoal.training.federated.statements import MemberStanding, PlannedMember, RoundPlan
 from shoal.training.federated.terms import FederatedTerms, run_of
 from shoal.types import PeerId
@@ -97,7 +98,7 @@ class Participant:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.terms, self.learner = terms, learner
-        self.board = RunBoard(run_of(raw), network.peer, 4 * terms.size, terms.least)
+        self.board = RunBoard(run_of(raw), network.peer, terms.size, terms.least, terms.secret)
         self.peers = RunPeers(network, clock, self.board, raw, self._state_of)
         self._clock, self._number = clock, 0
         self._save, self._patience_s = save, patience_s

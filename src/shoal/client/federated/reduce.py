@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from shoal.client.federated.run_peers import RunPeers
-from shoal.training.federated.board import AcceptedPlan
 from shoal.training.federated.layout import part_bounds
 from shoal.training.federated.means import UpdateVector, mean_fault, part_radius, robust_mean, update_fault
+from shoal.training.federated.received import AcceptedPlan
 from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
 from shoal.wire.federating import UpdatePart

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from shoal.client.federated.reduce import RoundReduction
 from shoal.client.federated.run_peers import RunPeers
 from shoal.errors import RemoteProtocolError
-from shoal.training.federated.board import AcceptedPlan
 from shoal.training.federated.means import UpdateVector, bounded_weights, clip_norm, mean_fault, part_radius
+from shoal.training.federated.received import AcceptedPlan
 from shoal.training.federated.secret.fixed_point import FixedPoint, decode_fixed, encode_fixed
 from shoal.training.federated.secret.secret_sum import SecretMember, threshold_of, unmasked_sum
 from shoal.training.federated.terms import FederatedTerms

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from shoal.training.federated.decide import RunSnapshot, has_enough, plan_fault, ready_members
+from shoal.training.federated.received import AcceptedPlan, ReceivedMessages, ReceivedPart
 from shoal.training.federated.statements import (
     MemberCard,
     MemberStanding,
@@ -15,20 +16,7 @@ from shoal.training.federated.statements import (
     statement_hash,
 )
 from shoal.types import PeerId
-from shoal.wire.federating import MAX_MEMBERS, SecretList, SecretMessage, UpdatePart
-
-MOST_SECRETS = 8 * MAX_MEMBERS
-"""Messages of secret sums that are kept."""
-EARLY_TIMES = 2
-"""Parts that come before their plan: in vectors."""
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptedPlan:
-    """The plan that a member keeps to in a round."""
-
-    plan: RoundPlan
-    hash: bytes
+from shoal.wire.federating import MAX_MEMBERS, SecretMessage, UpdatePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +27,22 @@ class HeardPlan:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedPart:
-    """What came of a part, from whom."""
-
-    message: UpdatePart
-    payload: bytes
-
-
 @dataclass
 class RunBoard:
     """One member's knowledge of one run.
 
     Args:
         own: itself.
-        size: bytes of a vector as it travels.
+        size: elements of the adapter.
         least: members without whom there is no round.
+        secret_sums: whether updates are added up without anybody seeing one.
     """
 
     run: bytes
     own: PeerId
     size: int
     least: int
+    secret_sums: bool = False
     round: int = 0
     state: bytes = b""
     cards: dict[PeerId, MemberCard] = field(default_factory=dict[PeerId, MemberCard])
@@ -68,17 +50,13 @@ class RunBoard:
     raw: dict[tuple[PeerId, str], bytes] = field(default_factory=dict[tuple[PeerId, str], bytes])
     """The last card and standing of each member, as they are passed on."""
     gone: set[PeerId] = field(default_factory=set[PeerId])
-    accepted: AcceptedPlan | None = None
     first_ready: float | None = None
     _plans: dict[tuple[int, PeerId], HeardPlan] = field(default_factory=dict[tuple[int, PeerId], HeardPlan])
     """Of this round and the next, one of each member."""
-    _parts: dict[tuple[bytes, str, PeerId], ReceivedPart] = field(
-        default_factory=dict[tuple[bytes, str, PeerId], ReceivedPart]
-    )
+    _received: ReceivedMessages = field(init=False)
 
-    _secrets: dict[tuple[bytes, str, PeerId], SecretMessage] = field(
-        default_factory=dict[tuple[bytes, str, PeerId], SecretMessage]
-    )
+    def __post_init__(self) -> None:
+        self._received = self._nothing_received()
 
     def take(self, statement: Said, raw: bytes, now: float) -> bool:
         """Take a statement in that its signer has signed. Returns whether it says something new."""
@@ -96,48 +74,43 @@ class RunBoard:
         return news
 
     def take_part(self, sender: PeerId, message: UpdatePart, payload: bytes) -> bool:
-        """Keep a part of this round until its plan is over. Returns whether it is kept."""
-        if sender not in self.cards or message.round != self.round or len(payload) > self.size:
+        """Keep a part of this round until it is over. Returns whether it is kept.
+
+        Before its plan is known, of those alone who are ready, and no longer than a part can be of a plan
+        that has enough of them. So all of these together are at most four vectors, six where sums are secret.
+        """
+        ready = ready_members(self.snapshot())
+        if message.round != self.round or (self.accepted is None and sender not in ready):
             return False
-        key = (message.plan, message.kind, sender)
-        accepted = self.accepted.hash if self.accepted is not None else b""
-        early = sum(len(part.payload) for (plan, _, _), part in self._parts.items() if plan != accepted)
-        known = message.plan == accepted
-        if key in self._parts or (not known and early + len(payload) > EARLY_TIMES * self.size):
-            return False
-        self._parts[key] = ReceivedPart(message, payload)
-        return True
+        return self._received.take_part(sender, message, payload, max(self.least, -(-len(ready) // 2)))
 
     def take_secret(self, sender: PeerId, message: SecretMessage) -> bool:
         """Keep what a secret sum needs until the round is over. Returns whether it is kept."""
-        if sender not in self.cards or message.round != self.round or len(self._secrets) >= MOST_SECRETS:
+        if sender not in self.cards or message.round != self.round:
             return False
-        stage = message.stage if isinstance(message, SecretList) else type(message).__name__
-        return self._secrets.setdefault((message.plan, stage, sender), message) is message
+        return self._received.take_secret(sender, message)
 
     def secret(self, stage: str) -> Mapping[PeerId, SecretMessage]:
         """What has come of a stage, a list's name or the name of a message's type, by sender."""
-        if self.accepted is None:
-            return {}
-        wanted = (self.accepted.hash, stage)
-        return {peer: said for (plan, what, peer), said in self._secrets.items() if (plan, what) == wanted}
+        return self._received.secret_messages(stage)
 
     def parts(self, kind: str) -> Mapping[PeerId, ReceivedPart]:
         """What has come by the accepted plan, by sender."""
-        if self.accepted is None:
-            return {}
-        wanted = (self.accepted.hash, kind)
-        return {sender: part for (plan, what, sender), part in self._parts.items() if (plan, what) == wanted}
+        return self._received.parts(kind)
+
+    @property
+    def accepted(self) -> AcceptedPlan | None:
+        """The plan of this round; ``None`` before one holds."""
+        return self._received.accepted
 
     def begin(self, round: int, state: bytes, now: float) -> None:
         """This member is in a round now, with the state of this digest. What was of others is forgotten."""
         if (round, state) != (self.round, self.state):
             self.round, self.state = round, state
-            self.accepted, self.first_ready = None, None
-            # A plan, and parts, of the next round may have come from who was sooner.
+            self.first_ready = None
+            self._received = self._nothing_received()
+            # A plan of the next round may have come from who was sooner.
             self._plans = {key: heard for key, heard in self._plans.items() if key[0] >= round}
-            self._parts = {key: part for key, part in self._parts.items() if part.message.round >= round}
-            self._secrets = {key: said for key, said in self._secrets.items() if said.round >= round}
         self._look(now)
 
     def snapshot(self) -> RunSnapshot:
@@ -202,6 +175,7 @@ class RunBoard:
                 self.standings.pop(peer, None)
                 self.raw = {key: raw for key, raw in self.raw.items() if key[0] != peer}
                 self._plans = {key: heard for key, heard in self._plans.items() if key[1] != peer}
+                self._received.forget_early(peer)
                 return True
         return False
 
@@ -210,6 +184,8 @@ class RunBoard:
         if peer not in self.cards or (known is not None and known.number >= standing.number):
             return False
         self.standings[peer], self.raw[peer, "standing"] = standing, raw
+        if not standing.ready:
+            self._received.forget_early(peer)
         return True
 
     def _take_plan(self, peer: PeerId, plan: RoundPlan, raw: bytes, now: float) -> bool:
@@ -234,4 +210,9 @@ class RunBoard:
         if self.accepted is None and self.own in ready:
             heard = (heard.made for heard in self._plans.values())
             valid = (made for made in heard if not plan_fault(made.plan, known, self.least))
-            self.accepted = next((made for made in valid if not self.unknown(made.plan)), None)
+            accepted = next((made for made in valid if not self.unknown(made.plan)), None)
+            if accepted is not None:
+                self._received.accept(accepted)
+
+    def _nothing_received(self) -> ReceivedMessages:
+        return ReceivedMessages(self.own, self.size, self.secret_sums)

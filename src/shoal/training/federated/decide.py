@@ -81,15 +81,20 @@ def plan_fault(plan: RoundPlan, known: RunSnapshot, least: int) -> str:
         return "who convened it is not in it"
     if known.own not in plan.peers:
         return "this member is not in it"
+    return _share_fault(plan, known, least)
+
+
+def _share_fault(plan: RoundPlan, known: RunSnapshot, least: int) -> str:
+    """Why a plan gives its members other shares of the round than they should have."""
     if len(plan.members) < least:
         return f"it has {len(plan.members)} members, and the terms ask for {least}"
     if not has_enough(plan, known):
         return "it is without most of those who are ready"
     for member in plan.members:
         said = known.standings.get(PeerId(member.peer))
-        if said is not None and (said.round, said.state) == (plan.round, plan.state):
-            if said.ready and said.examples != member.examples:
-                return f"{member.peer} has another number of examples in it than it says"
+        ready = said is not None and said.ready and (said.round, said.state) == (plan.round, plan.state)
+        if said is not None and ready and said.examples != member.examples:
+            return f"{member.peer} has another number of examples in it than it says"
     return ""
 
 
