@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import trio
 from msgspec import structs
 from trio.testing import MockClock
 
@@ -197,6 +198,33 @@ async def test_who_comes_late_has_the_adapter_from_the_others(autojump_clock):
         assert same_adapter(run, range(4))
         assert run.reports[3][0].members == ()  # the first it came to had been without it
         assert len(run.reports[3][-1].members) == 4
+
+
+async def test_the_adapter_is_asked_of_others_when_one_is_forgotten_or_says_nothing(autojump_clock):
+    async with memory_run(terms(rounds=6)) as run:
+        await run.together(learners(4))
+        await run.reached(0, 2, 300)
+        one = run.members[0]
+        digest, peers = b"d" * 32, [member.board.own for member in run.members[1:]]
+        asked = []
+
+        async def ask(peer, digest):
+            asked.append(peer)
+            if (
+                len(asked) == 1
+            ):  # the first says nothing, and meanwhile the second has made place for a newcomer
+                for other in set(peers) - {peer}:
+                    del one.board.cards[other]
+                await trio.sleep_forever()
+            return await type(one.peers)._ask_state(one.peers, peer, digest)
+
+        one.peers._ask_state = ask
+        said = MemberStanding(one.board.run, "", 2, digest)
+        one.board.standings = {peer: structs.replace(said, peer=peer) for peer in peers}
+        begun = trio.current_time()
+        assert await one.peers.fetch_state(digest, SIZE, 9.0) is None
+        assert len(asked) == 3
+        assert trio.current_time() - begun <= 9.0
 
 
 async def test_a_slow_member_is_left_out_of_a_round_and_goes_on_with_the_others(autojump_clock):

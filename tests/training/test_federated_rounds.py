@@ -173,6 +173,7 @@ def test_a_board_keeps_so_much_and_no_more():
     made.take(MemberCard(RUN, "newcomer", (), (), 1), b"x", 0.0)
     assert "newcomer" in made.cards
     assert "member3" not in made.cards
+    assert made.gone == set()
 
 
 def ready_board(**options):

@@ -225,7 +225,7 @@ class Participant:
     async def _finish(self, reduced: ReducedRound) -> None:
         """Go on to the next round, and hear what the others have come to."""
         state = self.state.step(reduced.mean, self.terms.outer_rate, self.terms.outer_momentum)
-        self.board.gone |= {peer for peer in reduced.missing if peer != self.board.own}
+        self.board.gone |= (reduced.missing.keys() & self.board.cards.keys()) - {self.board.own}
         await self._reach(self.round + 1, state)
         those = [peer for peer in reduced.members if peer not in reduced.missing]
         await self.peers.wait(trio.current_time() + SETTLE_S, lambda: self._settled(those))

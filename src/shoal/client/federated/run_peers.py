@@ -44,6 +44,8 @@ PROVIDE_S = 600.0
 FIND_S = 10.0
 CHECKED_PER_S = 100
 CHECKED_AT_ONCE = 1024
+HOLDERS_IN_TIME = 3
+"""Of those who say to have the adapter, at least so many are asked."""
 STATES_AT_ONCE = 2
 """Members to whom the adapter is being sent."""
 TELLING_AT_ONCE = 4
@@ -188,15 +190,23 @@ class RunPeers:
     async def fetch_state(self, digest: bytes, size: int, within_s: float) -> SharedState | None:
         """The shared state with this digest, from one of those who say that they have it.
 
+        Args:
+            within_s: for all of them together.
+
         Returns:
             ``None`` where nobody gives it in time.
         """
-        holders = [peer for peer, said in self.board.standings.items() if said.state == digest]
+        until = trio.current_time() + within_s
+        standings = self.board.standings.items()
+        holders = [peer for peer, said in standings if said.state == digest and peer != self.board.own]
         random.shuffle(holders)
-        for peer in holders:
-            if peer == self.board.own:
-                continue
-            with trio.move_on_after(within_s), suppress(ShoalError):
+        for asked, peer in enumerate(holders):
+            left_s = until - trio.current_time()
+            if left_s <= 0:
+                break
+            # One that says nothing does not take all the time away from the next ones.
+            share_s = left_s / min(HOLDERS_IN_TIME, len(holders) - asked)
+            with trio.move_on_after(share_s), suppress(ShoalError):
                 payload = await self._ask_state(peer, digest)
                 state = SharedState.read(payload, size) if payload else None
                 if state is not None and state.digest == digest:
@@ -205,7 +215,9 @@ class RunPeers:
         return None
 
     async def _ask_state(self, peer: PeerId, digest: bytes) -> bytes:
-        card = self.board.cards[peer]
+        card = self.board.cards.get(peer)
+        if card is None:
+            raise ChannelClosed(f"{peer} is not known here any more")
         channel = await self._pool.get(card.address(), deadline_s=REACH_S)
         self._numbers += 1
         number = self._numbers

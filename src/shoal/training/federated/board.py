@@ -176,6 +176,7 @@ class RunBoard:
                 self.raw = {key: raw for key, raw in self.raw.items() if key[0] != peer}
                 self._plans = {key: heard for key, heard in self._plans.items() if key[1] != peer}
                 self._received.forget_early(peer)
+                self.gone.discard(peer)
                 return True
         return False
 
