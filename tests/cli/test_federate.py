@@ -41,8 +41,14 @@ def test_each_round_is_told_and_who_was_left_out_is_named(capsys):
     ]
     out, err = capsys.readouterr()
     assert "round 3: b is left out: it has NaN" in err
+    assert "no update counts" not in err
     said = json.loads(out)
     assert (said["left_out"], said["epsilon"], said["loss"]) == ({"b": "it has NaN"}, 2.5, 0.5)
+
+
+def test_it_is_said_when_no_update_counts(capsys):
+    told.tell_round(report(left_out={"a": "its norm is 9", "b": "it has NaN"}), lambda *what: None, False)
+    assert "round 3: no update counts in whole" in capsys.readouterr().err
 
 
 def test_a_run_is_shown_with_how_far_each_member_is(capsys):

@@ -124,6 +124,11 @@ async def test_who_sends_too_much_or_the_wrong_way_is_bounded(autojump_clock):
         made[5] = Poison(made[5].inputs, made[5].labels, CLASSES)
         made[5].times = -4  # within the norm that is allowed: nobody can tell, but the rule bears it
         await run.together(made)
+
+        async def unclipped(update):
+            return update
+
+        run.members[4]._private = unclipped
         await run.finished(range(6), 600)
         assert same_adapter(run, range(6))
         huge, turned = (run.members[index].board.own for index in (4, 5))
@@ -132,6 +137,14 @@ async def test_who_sends_too_much_or_the_wrong_way_is_bounded(autojump_clock):
         whole, expected = central(6, 8, 5, 200)
         whole.flat = run.members[0].state.weights
         assert whole.loss(whole.inputs, whole.labels) <= 1.2 * expected  # by the mean, more than twice
+
+
+async def test_a_norm_far_below_the_updates_slows_the_adapter_and_leaves_nobody_out(autojump_clock):
+    async with memory_run(terms(rounds=3, radius=0.01, least=3)) as run:
+        await run.together(learners(3))
+        await run.finished(range(3), 300)
+        assert [report.left_out for report in run.reports[0]] == [{}, {}, {}]
+        assert 0.01 < np.linalg.norm(run.members[0].state.weights) <= 0.0301
 
 
 async def test_a_part_of_another_size_is_left_out_and_its_sender_named(autojump_clock):

@@ -29,6 +29,8 @@ def tell_round(done: RoundReport, report: Progress, as_json: bool) -> None:
     report(line, done.round, done.rounds)
     for peer, why in {**done.left_out, **done.missing}.items():
         say(f"round {done.round}: {peer} is left out: {why}")
+    if done.members and set(done.members) <= done.left_out.keys() | done.missing.keys():
+        say(f"round {done.round}: no update counts in whole, and the adapter moves little or not at all")
     if as_json:
         sys.stdout.write(json.dumps(round_fields(done), allow_nan=False) + "\n")
         sys.stdout.flush()

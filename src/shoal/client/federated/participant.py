@@ -20,7 +20,7 @@ from shoal.swarm.clock import Clock
 from shoal.tasks import one_error
 from shoal.training.federated.board import RunBoard
 from shoal.training.federated.decide import ahead, convenes_at, ready_members
-from shoal.training.federated.means import UpdateVector
+from shoal.training.federated.means import UpdateVector, clip_norm
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.private import noisy_update, spent_epsilon
 from shoal.training.federated.received import AcceptedPlan
@@ -141,9 +141,10 @@ class Participant:
         self.learner.put(self.state.weights)
 
     async def _private(self, update: UpdateVector) -> UpdateVector:
-        """The update as others may see it: with noise, where the terms want that."""
+        """The update as others may see it: clipped, and with noise, where the terms want that."""
         if not self.terms.noise:
-            return update
+            # Here, since one far beyond the norm that is allowed is left out by the others.
+            return clip_norm(update, self.terms.radius)
         self._spent += 1
         if self._keep_spent is not None:
             await self._keep_spent(self._spent)
