@@ -14,7 +14,13 @@ from shoal.errors import NotRunning, UsageError
 from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
 from shoal.training.federated.decide import ready_members
 from shoal.training.federated.private import spent_epsilon
-from shoal.training.federated.statements import MemberStanding, PlannedMember, RoundPlan
+from shoal.training.federated.statements import (
+    MemberCard,
+    MemberStanding,
+    PlannedMember,
+    RoundPlan,
+    sign_statement,
+)
 from shoal.training.federated.terms import FederatedTerms
 from shoal.wire.federating import UpdatePart
 
@@ -238,6 +244,24 @@ async def test_the_adapter_is_asked_of_others_when_one_is_forgotten_or_says_noth
         assert await one.peers.fetch_state(digest, SIZE, 9.0) is None
         assert len(asked) == 3
         assert trio.current_time() - begun <= 9.0
+
+
+async def test_a_member_whose_clock_was_set_back_goes_above_what_it_said_before(autojump_clock):
+    async with memory_run(terms(rounds=3, least=3)) as run:
+        run.begun = trio.Event()
+        for learner in learners(3):
+            run.add(learner)
+        network, member = run.networks[2], run.members[2]
+        before = 10**9  # of its clock before
+        old = MemberStanding(member.board.run, network.peer, 0, b"o" * 32, False, 0, before)
+        card = MemberCard(member.board.run, network.peer, (), (), before)
+        for said in (card, old):
+            run.members[0].peers._hear(network.peer, sign_statement(said, network.sign))
+        run.begun.set()
+        await run.finished(range(3), 300)
+        assert same_adapter(run, range(3))
+        assert len(run.reports[0][0].members) == 3
+        assert run.members[0].board.standings[network.peer].number > before
 
 
 async def test_a_slow_member_is_left_out_of_a_round_and_goes_on_with_the_others(autojump_clock):

@@ -124,3 +124,12 @@ async def test_a_run_that_nobody_takes_part_in_is_not_found(tmp_path, fish, auto
     async with memory_swarm(tmp_path / "home", fish, []) as swarm:
         with pytest.raises(NotRunning, match="nobody who takes part"):
             await look_at_run(swarm.client.network, b"r" * 32)
+
+
+def test_one_process_at_a_time_takes_part_from_a_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    refused = pytest.raises(UsageError, match="another process takes part")
+    with folder.held(), refused, RunFolder(folder.path).held():
+        pass
+    with RunFolder(folder.path).held():
+        pass

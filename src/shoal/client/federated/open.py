@@ -207,6 +207,21 @@ async def _taking_part(
     folder: RunFolder,
     patience_s: float,
 ) -> AsyncGenerator[Participant]:
+    with folder.held():
+        async with _going_on(swarm, terms, raw, learner, folder, patience_s) as participant:
+            yield participant
+
+
+@asynccontextmanager
+async def _going_on(
+    swarm: Swarm,
+    terms: FederatedTerms,
+    raw: bytes,
+    learner: TunerLearner,
+    folder: RunFolder,
+    patience_s: float,
+) -> AsyncGenerator[Participant]:
+    """From what the folder holds."""
     await learner.tuner.resume()
     kept = await trio.to_thread.run_sync(folder.state, terms.size)
     round, state = kept or (0, None)

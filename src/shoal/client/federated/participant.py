@@ -100,7 +100,6 @@ class Participant:
         self.terms, self.learner = terms, learner
         self.board = RunBoard(run_of(raw), network.peer, terms.size, terms.least, terms.secret)
         self.peers = RunPeers(network, clock, self.board, raw, self._state_of)
-        self._clock, self._number = clock, 0
         self._save, self._patience_s = save, patience_s
         self._spent, self._keep_spent = spent, keep_spent
         self._mask_key = X25519PrivateKey.generate()
@@ -251,8 +250,8 @@ class Participant:
     def _say(self, *, ready: bool, examples: int = 0) -> None:
         key = self._mask_key.public_key().public_bytes_raw() if self.terms.secret and ready else b""
         digest, run, own = self.state.digest, self.board.run, self.board.own
-        self._number = max(self._number + 1, int(self._clock.wall() * 1000))
-        self.peers.say(MemberStanding(run, own, self.round, digest, ready, examples, self._number, key))
+        number = self.peers.next_number()
+        self.peers.say(MemberStanding(run, own, self.round, digest, ready, examples, number, key))
 
     def _state_of(self, digest: bytes) -> SharedState | None:
         return self._states.get(digest)

@@ -3,15 +3,19 @@
 ``member.key`` is its identity in the run, ``run.terms`` what the starter has signed, ``shared.safetensors``
 weights and momentum with the round that they begin, and ``adapter/`` the adapter as PEFT reads it, with the
 checkpoint of its optimizer. ``updates.sent`` counts updates with noise, for epsilon. Each is written whole.
+One process at a time takes part from it: two with one identity would count the updates of both as one's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -24,7 +28,7 @@ from shoal.whole_file import write_whole
 from shoal.wire.federating import MAX_ROUNDS
 
 KEY, TERMS, SHARED, ADAPTER = "member.key", "run.terms", "shared.safetensors", "adapter"
-SPENT = "updates.sent"
+SPENT, LOCK = "updates.sent", ".member.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,33 @@ class RunFolder:
         """The member's key, made if there is none. Raises NotAllowed, ShoalError: it cannot be used."""
         self._check()
         return Identity.load_or_create(self.path / KEY)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process take part from this folder until the block ends.
+
+        Raises:
+            UsageError: another one does, or the folder cannot be written.
+        """
+        self._check()
+        lock = FileLock(self.path / LOCK, blocking=False, thread_local=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"another process takes part from {self.path}",
+                check="wait for it, or name another folder with --out: each member has its own",
+            ) from error
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} cannot be written: {error.strerror or error}",
+                check="name another folder with --out",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def terms(self) -> bytes | None:
         """The run's signed terms; ``None`` where none are kept."""

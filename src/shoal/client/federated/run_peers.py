@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
+from msgspec import structs
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
 from shoal.net.channel import Channel
@@ -19,7 +21,14 @@ from shoal.swarm.clock import Clock
 from shoal.tasks import ends_alone
 from shoal.training.federated.board import RunBoard
 from shoal.training.federated.outer import SharedState
-from shoal.training.federated.statements import MemberCard, RoundPlan, Said, read_statement, sign_statement
+from shoal.training.federated.statements import (
+    MemberCard,
+    MemberStanding,
+    RoundPlan,
+    Said,
+    read_statement,
+    sign_statement,
+)
 from shoal.types import PeerAddress, PeerId
 from shoal.wire.federating import (
     FederatedStatement,
@@ -82,6 +91,9 @@ class RunPeers:
         self._telling: set[PeerId] = set()
         self._wanted: dict[int, tuple[Channel, trio.Event, list[bytes]]] = {}
         self._numbers = 0
+        self._said = 0
+        """The largest number of a card or standing of this member, of an earlier process of it, too."""
+        self._renewed = -math.inf
         self._pool = ChannelPool(
             network,
             self._handle,
@@ -120,9 +132,14 @@ class RunPeers:
             self._network.peer,
             address.libp2p[:16],
             address.direct[:16],
-            max(0, round(self._clock.wall() * 1000)),
+            self.next_number(),
         )
         self.say(card)
+
+    def next_number(self) -> int:
+        """Of this member's next card or standing: above all before, also where the clock was set back."""
+        self._said = max(self._said + 1, round(self._clock.wall() * 1000))
+        return self._said
 
     def say(self, statement: Said) -> None:
         """Sign a statement, keep it, and have it sent to every member."""
@@ -335,8 +352,25 @@ class RunPeers:
         if not self._checked.take(teller, trio.current_time()):
             return  # the next exchange brings it
         statement = read_statement(raw, verify)
-        if statement.run == self.board.run:
+        if statement.run != self.board.run:
+            return
+        if statement.peer == self.board.own:
+            self._go_above(statement)
+        else:
             self._take(statement, raw)
+
+    def _go_above(self, statement: Said) -> None:
+        """Say our card and standing once more where others have one of us with a larger number."""
+        number = statement.number if isinstance(statement, MemberCard | MemberStanding) else 0
+        if number <= self._said:
+            return
+        self._said = number
+        if trio.current_time() < self._renewed + SPREAD_S:
+            return  # another process has our identity; the others bring it up again
+        self._renewed = trio.current_time()
+        for own in (self.board.cards.get(self.board.own), self.board.standings.get(self.board.own)):
+            if own is not None:
+                self.say(structs.replace(own, number=self.next_number()))
 
     def _take(self, statement: Said, raw: bytes) -> None:
         newcomer = isinstance(statement, MemberCard) and statement.peer not in self.board.cards
