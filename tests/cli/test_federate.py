@@ -46,6 +46,11 @@ def test_each_round_is_told_and_who_was_left_out_is_named(capsys):
     assert (said["left_out"], said["epsilon"], said["loss"]) == ({"b": "it has NaN"}, 2.5, 0.5)
 
 
+def test_no_noise_and_too_little_of_it_are_told_apart():
+    assert told.round_fields(report(epsilon=float("inf")))["epsilon"] == "infinite"
+    assert told.round_fields(report(epsilon=None))["epsilon"] is None
+
+
 def test_it_is_said_when_no_update_counts(capsys):
     told.tell_round(report(left_out={"a": "its norm is 9", "b": "it has NaN"}), lambda *what: None, False)
     assert "round 3: no update counts in whole" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def tell_round(done: RoundReport, report: Progress, as_json: bool) -> None:
 
 
 def round_fields(done: RoundReport) -> dict[str, Any]:
-    """A round as JSON has it."""
+    """A round as JSON has it; ``epsilon`` is null without noise, and "infinite" with too little of it."""
     return {
         "round": done.round,
         "members": list(done.members),
@@ -47,7 +47,7 @@ def round_fields(done: RoundReport) -> dict[str, Any]:
         "agreed": done.agreed,
         "loss": done.loss if math.isfinite(done.loss) else None,
         "sent": done.sent,
-        "epsilon": done.epsilon if done.epsilon is not None and math.isfinite(done.epsilon) else None,
+        "epsilon": "infinite" if done.epsilon == math.inf else done.epsilon,
     }
 
 

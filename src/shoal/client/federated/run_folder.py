@@ -8,7 +8,7 @@ One process at a time takes part from it: two with one identity would count the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class RunFolder:
         return Identity.load_or_create(self.path / KEY)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None]:
         """Let no other process take part from this folder until the block ends.
 
         Raises:
