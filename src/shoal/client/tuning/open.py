@@ -79,7 +79,7 @@ async def open_tuner(
         if own_blocks:
             await swarm.weights.fetch_all(local)
             module = await thread.run(partial(load_own_blocks, local))
-            blocks = OwnBlocks(module, local.shape, adapter, thread, within_s=STEP_S)
+            blocks = OwnBlocks(module, local.shape, adapter, thread)
         else:
             resume_s = swarm.settings.resume_s
             blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)

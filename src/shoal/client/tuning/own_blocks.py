@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -36,11 +37,7 @@ def load_own_blocks(local: LocalModel) -> SpanModule:
 
 
 class OwnBlocks:
-    """As :class:`~shoal.client.tuning.remote.RemoteBlocks`, without any node.
-
-    Args:
-        within_s: how long one question may take.
-    """
+    """As :class:`~shoal.client.tuning.remote.RemoteBlocks`, without any node, and for as long as it takes."""
 
     def __init__(
         self,
@@ -48,11 +45,8 @@ class OwnBlocks:
         shape: ModelShape,
         adapter: TunedAdapter,
         thread: ComputeThread,
-        *,
-        within_s: float,
     ) -> None:
         self._module, self._shape, self._adapter, self._thread = module, shape, adapter, thread
-        self._within_s = within_s
         self._whole = Span(0, shape.n_blocks)
         self.replaced = 0
 
@@ -86,9 +80,7 @@ class OwnBlocks:
         message, payload = train_question(
             0, self._shape, self._adapter, self._whole, lengths, hidden, gradients
         )
-        run = await self._thread.run(
-            lambda: TrainingRun(self._module, read_work(message, payload, self._within_s))
-        )
+        run = await self._thread.run(lambda: TrainingRun(self._module, read_work(message, payload, math.inf)))
         while not await self._thread.run(run.advance):
             pass  # a sequence at a time, so that the thread is free in between
         return await self._thread.run(partial(run.result))
