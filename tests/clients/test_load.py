@@ -82,7 +82,7 @@ def memory(served: Served) -> dict[int, int]:
 async def test_two_hundred_streams_are_neither_lost_nor_mixed_up_and_leave_no_memory(exact: Served) -> None:
     found = await all_at_once(exact, prompts(1))
     for prompt, expected in references(exact.checkpoint, prompts(1)).items():
-        assert found[prompt] == pytest.approx(expected, abs=1e-5), prompt
+        assert found[prompt] == pytest.approx(expected, abs=1e-4), prompt
     assert len({tuple(scores) for scores in found.values()}) == STREAMS
     before = memory(exact)
     assert len(await all_at_once(exact, prompts(2))) == STREAMS
