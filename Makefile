@@ -28,8 +28,7 @@ test: setup
 	@scripts/check.sh tests
 	@scripts/pytest.sh -n 3 -m "not swarm"
 	@scripts/pytest.sh -n 2 --dist loadfile --no-loadscope-reorder -m "swarm and not alone"
-	@scripts/pytest.sh -m alone --ignore tests/natlab
-	@scripts/pytest.sh -m alone tests/natlab
+	@scripts/pytest.sh -m alone
 
 lock:
 	@KEEP="$(KEEP)" scripts/lock.sh

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from shoal.testing.natlab.lab import NatLab
 from shoal.testing.natlab.sites import parse_sites
@@ -77,3 +79,25 @@ def test_what_a_command_prints_on_a_host_comes_back(nat_lab: type[NatLab]) -> No
         assert "192.168.7.2" in lab.host("a").run(["ip", "-br", "addr"]).stdout
         with pytest.raises(subprocess.CalledProcessError):
             lab.host("a").run(["false"])
+
+
+def test_programs_that_are_started_after_a_lab_are_in_the_network_of_this_process(
+    nat_lab: type[NatLab],
+) -> None:
+    async def network_of_programs() -> list[str]:
+        found: list[str] = []
+
+        async def start() -> None:
+            done = await trio.run_process(["readlink", "/proc/self/ns/net"], capture_stdout=True)
+            found.append(done.stdout.decode().strip())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(start)
+        return found
+
+    own = str(Path("/proc/self/ns/net").readlink())
+    with nat_lab(parse_sites("public")) as lab:
+        inside = lab.host("a").namespace.call(partial(trio.run, network_of_programs))
+        assert own not in inside
+    assert trio.run(network_of_programs) == [own] * 3

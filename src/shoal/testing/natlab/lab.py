@@ -20,7 +20,7 @@ import msgspec
 
 from shoal.errors import ShoalError, UsageError
 from shoal.testing.natlab.gateway.firewall import drop_mappings
-from shoal.testing.natlab.namespaces import Namespace, end_processes
+from shoal.testing.natlab.namespaces import Namespace, bring_workers_home, end_processes
 from shoal.testing.natlab.programs import check_programs
 from shoal.testing.natlab.router import (
     Carried,
@@ -170,6 +170,7 @@ class NatLab:
         trace: TracebackType | None,
     ) -> None:
         self._undo.close()
+        bring_workers_home()
 
     @property
     def hosts(self) -> Mapping[str, LabHost]:

@@ -9,12 +9,15 @@ import ctypes
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+
+import trio
 
 CLONE_NEWNET = 0x40000000
 END_WITHIN_S = 5.0
@@ -73,6 +76,35 @@ def end_processes(namespaces: Iterable[int]) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def bring_workers_home() -> None:
+    """Take the idle threads that trio keeps out of namespaces of labs, into that of this process.
+
+    trio starts programs on threads that it keeps for ten seconds after their work. One that began inside a
+    namespace is still there when the next loop of the process, which has nothing to do with the lab, uses it.
+    """
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        away = sum(_is_away(task, _key(home)) for task in Path("/proc/self/task").iterdir())
+        all_back = threading.Barrier(away + 1)  # so that each of them gets one of the calls
+
+        def come_back() -> None:
+            _check(_libc.setns(home, CLONE_NEWNET))
+            all_back.wait(END_WITHIN_S)
+
+        for _ in range(away):
+            trio.lowlevel.start_thread_soon(come_back, lambda outcome: outcome.unwrap())
+        all_back.wait(END_WITHIN_S)
+    finally:
+        os.close(home)
+
+
+def _is_away(task: Path, home: tuple[int, int]) -> bool:
+    try:
+        return _key(task / "ns/net") != home
+    except OSError:  # it has just ended
+        return False
 
 
 def _processes_in(namespaces: set[tuple[int, int]]) -> Iterable[int]:
