@@ -6,7 +6,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,9 @@ def test_its_panels_have_words_and_lie_side_by_side() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     for panel in PANELS:
         assert panel["title"] and panel["description"], panel["title"]
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-    for one, next_one in pairwise(panel["gridPos"] for panel in DASHBOARD["panels"]):
-        assert (one["y"], one["x"]) < (next_one["y"], next_one["x"])
+    places: set[tuple[int, int]] = set()
+    for place in (panel["gridPos"] for panel in DASHBOARD["panels"]):
+        taken = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not taken & places
+        assert max(taken)[0] < 24
+        places |= taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 
 import openai
@@ -143,6 +144,17 @@ async def test_a_tower_of_which_no_file_says_how_it_looks_is_no_fault_of_the_swa
     assert image.json()["error"]["param"] == "messages.0.content.0"
     assert text.status_code == 200
     assert show.json()["capabilities"] == ["completion", "tools"]
+
+
+async def test_nor_is_a_file_that_says_what_cannot_be(tmp_path, seeing):
+    copy = tmp_path / "looks"
+    shutil.copytree(seeing, copy)
+    file = next(copy / name for name in PICTURE_FILES if (copy / name).exists())
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": 1 << 30, "width": 8}}))
+    async with served(tmp_path, copy, [Span(0, 6)]) as gateway:
+        image = await gateway.post("/v1/chat/completions", messages=[shown()])
+    assert (image.status_code, image.json()["error"]["param"]) == (400, "messages.0.content.0")
+    assert "pictures whose size is" in image.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

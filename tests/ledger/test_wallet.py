@@ -21,7 +21,7 @@ from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
-from shoal.ledger.wallet import create_wallet, open_wallet, wallet_address
+from shoal.ledger.wallet import MAX_FILE, create_wallet, open_wallet, read_password, wallet_address
 from shoal.option_values import parse_coins, show_coins
 from tests.cli.conftest import Shoal, home, shoal
 from tests.ledger.engines import Engine, anvil
@@ -341,3 +341,12 @@ def contracts_of(home: Path) -> Any:
 def module_terms(payer: Any, payee: str) -> Any:
     to = parse_address(payee)
     return PaymentTerms(payer=payer.address, payer_signer=payer.address, payee=to, payee_signer=to)
+
+
+def test_a_file_with_a_password_is_read_whole_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "word"
+    file.write_text("a word of mine\n")
+    assert read_password(file) == "a word of mine"
+    file.write_bytes(b"a" * (MAX_FILE + 1))
+    with pytest.raises(UsageError, match="more than"):
+        read_password(file)

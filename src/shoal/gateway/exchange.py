@@ -200,6 +200,8 @@ class _Answer:
             if not events.started:
                 await error_response(error, scope)(scope, receive, send)
                 return
+            if trace := scope.get("trace"):
+                trace.error = error.code  # the status that it has is that of an answer that began well
             await events.write(*self._form.fail(error))
         if self._stream:
             await events.end()

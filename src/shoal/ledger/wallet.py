@@ -110,16 +110,18 @@ def read_password(path: Path) -> str:
     """The password that a file of one line says.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or has more than ``MAX_FILE`` bytes.
     """
+    check = "give a file of one line, with the password of the wallet"
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_FILE).decode().rstrip("\r\n")
+            data = stream.read(MAX_FILE + 1)
+        password = data.decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path} cannot be read: {error}",
-            check="give a file of one line, with the password of the wallet",
-        ) from error
+        raise UsageError(f"{path} cannot be read: {error}", check=check) from error
+    if len(data) > MAX_FILE:
+        raise UsageError(f"{path} has more than {MAX_FILE} bytes: it is no password", check=check)
+    return password
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _serving(node: Node) -> Iterable[Reading]:
     yield Reading("shoal_sessions", "Sessions that are open here.", engine.sessions)
     yield Reading("shoal_queue_steps", "Steps that wait here or are being computed.", node.server.waiting)
     tokens = "Tokens of KV, by what they are."
-    free = engine.tokens_free + node.server.kept_tokens
+    free = node.server.unheld_tokens
     yield Reading("shoal_kv_tokens", tokens, free, {"state": "free"})
     yield Reading("shoal_kv_tokens", tokens, engine.tokens - free, {"state": "used"})
     kept = "Sessions' KV that is kept for the next turn of a conversation; its room is free to others."

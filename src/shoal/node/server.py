@@ -154,9 +154,9 @@ class SpanServer:
         return len(self._sessions.kept)
 
     @property
-    def kept_tokens(self) -> int:
-        """Tokens of KV that are reserved for it; whoever needs them has them at once."""
-        return self._sessions.kept.held(self.engine)
+    def unheld_tokens(self) -> int:
+        """Tokens of KV that no session holds: what is kept is among them."""
+        return self._sessions.free(self.engine)
 
     def has_client(self, peer: PeerId) -> bool:
         """Whether a session here is this peer's."""

@@ -30,6 +30,7 @@ class TraceMiddleware:
             above.span if above else b"",
             attributes={"http.request.method": "POST", "url.path": scope["path"]},
         )
+        scope["trace"] = span  # an answer that fails when its head is out says so there
         if request_id := scope.get("request_id"):
             span.attributes["shoal.request_id"] = request_id
 

@@ -13,7 +13,7 @@ import trio
 from shoal.client.sampling import Sampling
 from shoal.client.vision.look import Picture
 from shoal.client.vision.pictures import PlacedPicture
-from shoal.errors import PromptTooLong, UnsupportedModel, UsageError
+from shoal.errors import BadWeights, PromptTooLong, UnsupportedModel, UsageError
 from shoal.gateway.api.images import GivenImage, images_in, together, without_images
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.markup.reader import AnswerSyntax
@@ -241,7 +241,7 @@ async def encoded(
     files = await trio.to_thread.run_sync(lambda: [image.decoded() for image in images])
     try:
         showing = await looking.encoded(model.local, codec, files, encode)
-    except UnsupportedModel as error:  # of text it answers all the same
+    except (BadWeights, UnsupportedModel) as error:  # of text it answers all the same
         raise BadRequest(error.message, check=error.check, param=images[0].where) from error
     made = showing.made
     return RequestPrompt(tuple(made.token_ids), made.own_end, showing.pictures, showing.placed)

@@ -165,6 +165,7 @@ def entries_s(swarm: ScaleSwarm, count: int) -> list[float]:
     """Seconds until machines have heard of the peers of another model from those of it whom they know.
 
     Of these some are dead, and nobody on this machine's topic has said so. In a small swarm all know all.
+    Infinite for a model of which nobody is left.
     """
     if not swarm.partial:
         return [0.0] * count
@@ -175,6 +176,9 @@ def entries_s(swarm: ScaleSwarm, count: int) -> list[float]:
     found: list[float] = []
     for _ in range(count):
         machine, model = swarm.chance.choice(machines), swarm.chance.randrange(swarm.plan.models)
+        if not swarm.of_model[model]:
+            found.append(float("inf"))
+            continue
         waited = 0.0
         while True:
             asked = swarm.chance.sample(met[model], min(rules.ENTRIES_ASKED, len(met[model])))

@@ -53,7 +53,8 @@ class ScaleFigures:
     gone_region_p95_s: float
     """The same, of the machines of the region that is lost at once."""
     lookup_p95_s: float
-    """Until a model is found that was never asked for, by those whom a member knows to enter it."""
+    """Until a model is found that was never asked for, by those whom a member knows to enter it; of models
+    of which somebody is left."""
     lookup_dht_p95_s: float
     """The same by the DHT alone, as far as anybody was found within the deadline."""
     lookup_dht_failed: float
@@ -185,6 +186,7 @@ class _Run:
         before = [one for one in self.clients.sessions if one.began < plan.vanish_at]
         firsts = [one.first_s for one in before if math.isfinite(one.first_s)]
         found = [one for one in self.lookups if math.isfinite(one)]
+        entered = [one for one in self.entered if math.isfinite(one)]
         return ScaleFigures(
             nodes=plan.nodes,
             kilobytes_s=self.bytes_s / 1e3,
@@ -194,7 +196,7 @@ class _Run:
             news_all_p95_s=percentile(each, 0.95),
             gone_p95_s=percentile(gone, 0.95),
             gone_region_p95_s=percentile(region, 0.95),
-            lookup_p95_s=percentile(self.entered, 0.95),
+            lookup_p95_s=percentile(entered, 0.95),
             lookup_dht_p95_s=percentile(found, 0.95),
             lookup_dht_failed=1 - len(found) / max(1, len(self.lookups)),
             route_whole=self.routes.whole,
