@@ -46,7 +46,7 @@ KEPT_DIGESTS = 1024
 TOWER_BYTES = 4 << 30
 """Of towers in memory. One of today takes up to 1.8 GB; the last to look stays, however large it is."""
 READERS = 2
-"""Requests whose pictures are unpacked at once: each takes some ten bytes for a pixel meanwhile."""
+"""Pictures that are unpacked at once: each takes some ten bytes for a pixel meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +147,11 @@ class Looking:
         self, local: LocalModel, settings: VisionSettings, file: PictureFile, number: int
     ) -> Picture:
         name = f"image {number}" if isinstance(file, bytes) else str(file)
-        run = partial(trio.to_thread.run_sync, limiter=self._readers)
-        data, of_file = await run(_file_digest, file, name)
+        data, of_file = await trio.to_thread.run_sync(_file_digest, file, name)
         key = (local.digest, of_file)
         if key not in self._digests:
             make = partial(_pixels_digest, data, name, settings, self._settings.image_pixels)
-            self._digests[key] = await run(make)
+            self._digests[key] = await trio.to_thread.run_sync(make, limiter=self._readers)
         self._digests.move_to_end(key)
         if len(self._digests) > KEPT_DIGESTS:
             self._digests.popitem(last=False)
