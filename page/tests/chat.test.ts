@@ -3,7 +3,9 @@ import { test } from 'node:test'
 import { GatewayError } from '../src/api/errors.ts'
 import type { Model } from '../src/api/types.ts'
 import { readChunk } from '../src/chat/chunks.ts'
-import { checkRoom, MOST_BYTES, MOST_FILES, readText, withFiles } from '../src/chat/attach.ts'
+import {
+  checkPictureRoom, checkRoom, MOST_BYTES, MOST_FILES, MOST_PICTURES, pictures, readText, saidTo, withFiles,
+} from '../src/chat/attach.ts'
 import { forked, has, MOST_WAYS, switched } from '../src/chat/branches.ts'
 import { bounded, DEFAULTS, restored, titleOf, type Conversation, type Message } from '../src/chat/keep.ts'
 import { choose } from '../src/chat/models.ts'
@@ -56,6 +58,24 @@ test('a large one leaves room to others, and loses the ways that are not shown b
   const forks = bounded([{ ...talk('forks', 1), messages }], 50, 600)
   assert.deepEqual([forks.kept[0]?.messages, forks.cut], [[{ role: 'user', content: 'b' }], 1])
   assert.deepEqual(bounded([talk('huge', 2, 'x'.repeat(5000)), talk('old', 1)], 50, 2000), { kept: [talk('old', 1)], cut: 1 })
+})
+
+test('pictures have a part of the room: those of the newest are kept, of the others the words', () => {
+  const picture = `data:image/png;base64,${'A'.repeat(400)}`
+  const shows = (id: string, updated: number): Conversation => ({
+    ...talk(id, updated),
+    messages: forked([{ role: 'user', content: id, pictures: [picture] }], 0, { role: 'user', content: 'b', pictures: [picture] }),
+  })
+  const { kept, cut } = bounded([shows('old', 1), shows('new', 2)], 50, 5000, 1000)
+  assert.equal(cut, 1)
+  assert.deepEqual(kept[0], shows('new', 2))
+  const [old] = kept[1]?.messages ?? []
+  assert.deepEqual([old?.pictures, old?.forgotten, old?.fork?.ways[0]?.[0]?.forgotten], [undefined, 1, 1])
+  assert.deepEqual(restored(JSON.stringify(kept)), kept)
+  const odd = ['data:image/svg+xml;base64,AA', 'https://example.org/a.png', 7].map((one) => ({
+    ...talk('a', 1), messages: [{ role: 'user', content: 'x', pictures: [one] }],
+  }))
+  assert.deepEqual(restored(JSON.stringify(odd)), [])
 })
 
 test('a newest one that alone is too long loses its beginning, question and answer together', () => {
@@ -175,4 +195,19 @@ test('a file goes into the question as text that ends where it should', () => {
   checkRoom([half], 'h', MOST_BYTES / 2)
   assert.throws(() => checkRoom([half], 'big', MOST_BYTES / 2 + 1), /big is too large/)
   assert.throws(() => checkRoom(Array(MOST_FILES).fill({ ...half, bytes: 1 }), 'one', 1), /At most 8 files/)
+})
+
+test('pictures stand before the words about them, and are not among the texts', () => {
+  const drawing = { name: 'a.png', text: '', bytes: MOST_BYTES, picture: 'data:image/png;base64,AA' }
+  assert.equal(withFiles('Read.', [drawing]), 'Read.')
+  assert.deepEqual(pictures([drawing, readText('b', new TextEncoder().encode('x'))]), [drawing.picture])
+  checkRoom([drawing], 'b', MOST_BYTES)
+  checkPictureRoom([drawing])
+  assert.throws(() => checkPictureRoom(Array(MOST_PICTURES).fill(drawing)), /At most 4 pictures/)
+  const shown = { type: 'image_url', image_url: { url: drawing.picture } }
+  const asked = (content: string, all?: string[]) => saidTo({ role: 'user', content, ...(all && { pictures: all }) }).content
+  assert.deepEqual(asked('What?', [drawing.picture]), [shown, { type: 'text', text: 'What?' }])
+  assert.deepEqual(asked('', [drawing.picture]), [shown])
+  assert.equal(asked('What?'), 'What?')
+  assert.equal(titleOf(''), 'A picture')
 })

@@ -4,10 +4,11 @@ import { GatewayError } from '../api/errors.ts'
 import { call } from '../api/http.ts'
 import { events } from '../api/sse.ts'
 import { readChunk, type Piece } from './chunks.ts'
+import type { Said } from './attach.ts'
 
 export interface Question {
   model: string
-  messages: { role: string; content: string }[]
+  messages: Said[]
   max_tokens?: number
   temperature?: number
   top_p?: number

@@ -15,6 +15,10 @@ export interface Answered {
 export interface Message {
   role: 'user' | 'assistant'
   content: string
+  /** What a question shows, as data URLs. */
+  pictures?: string[]
+  /** How many it showed that this browser has no more: the next answers do not see them. */
+  forgotten?: number
   answered?: Answered
   /** Why there is no more of it. */
   error?: string
@@ -62,6 +66,9 @@ export const MOST = 50
 /** Browsers give a page about 5 million characters. */
 export const MOST_CHARACTERS = 2_000_000
 
+/** Of these, what pictures may take: those of the newest conversations are kept. */
+export const MOST_PICTURE_CHARACTERS = 1_000_000
+
 export interface Kept {
   kept: Conversation[]
   /** Conversations that are too large to be kept whole: of some a part is left out, of others all. */
@@ -71,18 +78,26 @@ export interface Kept {
 /**
  * The newest, as many as are kept and have room.
  *
+ * Pictures have a part of the room: of a conversation whose pictures go beyond it only the words are kept.
  * One that has no room loses the ways that are not shown. If that is not enough, the newest loses its beginning, and
  * leaves half of the room to others; an older one is left out, and smaller ones behind it are not.
  */
-export function bounded(all: Conversation[], most = MOST, characters = MOST_CHARACTERS): Kept {
+export function bounded(
+  all: Conversation[], most = MOST, characters = MOST_CHARACTERS, shown = MOST_PICTURE_CHARACTERS,
+): Kept {
   const kept: Conversation[] = []
   let room = characters
   let cut = 0
   for (const [place, whole] of [...all].sort((a, b) => b.updated - a.updated).slice(0, most).entries()) {
+    const seen = shownIn(whole.messages)
     let one = whole
-    if (size(one) > room) {
+    if (seen > shown) {
       cut++
-      one = { ...whole, messages: whole.messages.map(alone) }
+      one = { ...whole, messages: wordsAlone(whole.messages) }
+    } else shown -= seen
+    if (size(one) > room) {
+      if (one === whole) cut++
+      one = { ...one, messages: one.messages.map(alone) }
       if (size(one) > room) {
         if (place > 0) continue
         one = shortened(one, room / 2)
@@ -99,6 +114,25 @@ function size(value: unknown): number {
   return JSON.stringify(value).length
 }
 
+/** Characters of the pictures of all ways. */
+function shownIn(messages: Message[]): number {
+  const of = ({ pictures, fork }: Message): number => size(pictures ?? []) - 2 + sum((fork?.ways ?? []).map(shownIn))
+  return sum(messages.map(of))
+}
+
+function sum(numbers: number[]): number {
+  return numbers.reduce((one, other) => one + other, 0)
+}
+
+/** Without pictures, whichever way a conversation went. */
+function wordsAlone(messages: Message[]): Message[] {
+  return messages.map(({ pictures, ...message }) => ({
+    ...message,
+    ...(pictures && { forgotten: pictures.length + (message.forgotten ?? 0) }),
+    ...(message.fork && { fork: { ...message.fork, ways: message.fork.ways.map(wordsAlone) } }),
+  }))
+}
+
 /** A message without the ways beside it. */
 export function alone({ fork: _, ...message }: Message): Message {
   return message
@@ -106,7 +140,7 @@ export function alone({ fork: _, ...message }: Message): Message {
 
 function shortened(conversation: Conversation, characters: number): Conversation {
   const sizes = conversation.messages.map((message) => size(message) + 1)
-  let left = size({ ...conversation, messages: [] }) + sizes.reduce((sum, one) => sum + one, 0)
+  let left = size({ ...conversation, messages: [] }) + sum(sizes)
   let first = 0
   while (first < sizes.length && left > characters) {
     left -= (sizes[first] ?? 0) + (sizes[first + 1] ?? 0)
@@ -152,9 +186,15 @@ function isMessages(value: unknown, depth: number): value is Message[] {
 }
 
 function isMessage(value: unknown, depth: number): value is Message {
-  const { role, content, fork, answered } = (value ?? {}) as Record<string, unknown>
+  const { role, content, fork, answered, pictures, forgotten } = (value ?? {}) as Record<string, unknown>
   if (!(role === 'user' || role === 'assistant') || typeof content !== 'string') return false
+  if (pictures !== undefined && !(Array.isArray(pictures) && pictures.every(isPicture))) return false
+  if (forgotten !== undefined && !Number.isInteger(forgotten)) return false
   return (answered === undefined || isAnswered(answered)) && (fork === undefined || isFork(fork, depth))
+}
+
+function isPicture(value: unknown): value is string {
+  return typeof value === 'string' && /^data:image\/(png|jpeg);base64,[A-Za-z0-9+/]+=*$/.test(value)
 }
 
 function isAnswered(value: unknown): value is Answered {
@@ -191,6 +231,6 @@ function isFork(value: unknown, depth: number): value is Fork {
 
 /** The first words of the first question. */
 export function titleOf(question: string): string {
-  const line = question.trim().split('\n')[0] ?? ''
+  const line = question.trim().split('\n')[0] || 'A picture'
   return line.length > 60 ? `${line.slice(0, 57).trimEnd()}…` : line
 }

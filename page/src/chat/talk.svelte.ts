@@ -3,9 +3,10 @@
 import type { Hop, Swarm } from '../api/types.ts'
 import { live } from '../state/live.svelte.ts'
 import { ask, type Question } from './ask.ts'
+import { saidTo } from './attach.ts'
 import type { Piece } from './chunks.ts'
 import { forked, switched } from './branches.ts'
-import { bounded, DEFAULTS, restored, titleOf, type Answered, type Conversation, type Message, type Settings } from './keep.ts'
+import { alone, bounded, DEFAULTS, restored, titleOf, type Answered, type Conversation, type Message, type Settings } from './keep.ts'
 import { merged } from './transfer.ts'
 
 const STORED = 'shoal.conversations'
@@ -61,14 +62,14 @@ class Talk {
     this.#save()
   }
 
-  async say(text: string, model: string): Promise<void> {
+  async say(text: string, pictures: string[], model: string): Promise<void> {
     if (this.answeringId !== null) return
     if (!this.open) {
       const id = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`
       this.conversations.unshift({ id, title: titleOf(text), model, updated: Date.now(), messages: [], settings: { ...this.#next } })
       this.openId = id
     }
-    this.open?.messages.push({ role: 'user', content: text })
+    this.open?.messages.push({ role: 'user', content: text, ...(pictures.length > 0 && { pictures }) })
     await this.#answer(model)
   }
 
@@ -90,8 +91,9 @@ class Talk {
 
   /** Asks otherwise than before: the conversation goes another way from there, and the old one is kept. */
   async edit(at: number, text: string, model: string): Promise<void> {
-    if (this.answeringId !== null || this.open?.messages[at]?.role !== 'user') return
-    this.open.messages = forked(this.open.messages, at, { role: 'user', content: text })
+    const before = this.open?.messages[at]
+    if (this.answeringId !== null || !this.open || before?.role !== 'user') return
+    this.open.messages = forked(this.open.messages, at, { ...alone(before), content: text })
     await this.#answer(model)
   }
 
@@ -107,7 +109,7 @@ class Talk {
     const conversation = this.open
     if (!conversation) return
     const asked = beside === null ? conversation.messages : conversation.messages.slice(0, beside)
-    const messages = asked.map(({ role, content }) => ({ role: role as string, content }))
+    const messages = asked.map(saidTo)
     const { system } = this.settings
     if (system.trim()) messages.unshift({ role: 'system', content: system })
     const empty: Message = { role: 'assistant', content: '' }
