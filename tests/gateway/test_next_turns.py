@@ -116,6 +116,19 @@ async def test_the_next_turn_after_a_restart_begins_where_hops_have_kept_it(tmp_
             assert (await asked(gateway, next_turn(text)))[2] >= prompt - 64
 
 
+async def test_a_gateway_that_nobody_has_asked_yet_is_ready_to_answer(tmp_path, checkpoint):
+    async with (
+        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        another(swarm, checkpoint, kept_in(tmp_path)) as gateway,
+    ):
+        local = await gateway.gateway.swarm.resolve(str(checkpoint))
+        with trio.fail_after(10):
+            while not gateway.gateway.swarm.rings.ends:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        codec = await gateway.gateway.swarm.codec(local)
+        assert "end_tokens" in vars(codec)  # for which the tokenizer and the template were asked
+
+
 async def test_what_hops_have_kept_is_for_the_same_key_and_salt_alone(tmp_path, checkpoint):
     database = kept_in(tmp_path)
     mine, yours = [keys.create(database, name, KeyLimits(), admin=False)[0] for name in ("a", "b")]

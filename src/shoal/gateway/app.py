@@ -203,6 +203,10 @@ class Gateway:
         if self.swarm.draft is not None:
             await self.swarm.draft.check(local)
         self.ready = True
+        try:
+            await self.models.prepare()
+        except ShoalError as error:  # whoever asks is told; until then others may have come who serve it
+            log.info("nothing is prepared for the first answer: %s", error.message)
 
     async def _refresh_keys(self) -> None:
         while True:

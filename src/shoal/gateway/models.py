@@ -68,6 +68,24 @@ class Models:
         self._default_model = await self._swarm.resolve(self._default)
         return self._default_model
 
+    async def prepare(self) -> None:
+        """Have what the default model's first answer needs, before somebody waits for it: the processes that
+        read its tokenizer and its template, and its ends.
+
+        Raises:
+            ShoalError: as for an answer; the first one is told the same.
+        """
+        local = await self.load()
+        codec = await self._swarm.codec(local)
+        if codec is not None:
+            await trio.to_thread.run_sync(lambda: codec.end_tokens)  # both processes are asked for these
+        if await self._swarm.encodes_only(local) or await self._swarm.encoder_decoder(local) is not None:
+            return
+        finder, span = self._swarm.rings.finder, self._swarm.routed(local.shape)
+        first, *_ = await finder.served_numerics(local.shape, span)
+        finder.check_served(local.shape, first, span)
+        await self._swarm.prepare(self._default, first.format)
+
     async def listed(self) -> list[LocalModel]:
         """Every model of which the swarm serves some span and whose ends are here, by name.
 
