@@ -35,7 +35,8 @@ async def another(swarm, checkpoint, database, **options):
             url = await nursery.start(partial(serve, gateway.app, "127.0.0.1", 0))
             async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as http:
                 with trio.fail_after(10):
-                    while not gateway.ready:  # noqa: ASYNC110
+                    heard = lambda: sum(a.served is not None for a in client.announcements())  # noqa: E731
+                    while not gateway.ready or heard() < len(swarm.nodes):  # noqa: ASYNC110
                         await trio.sleep(0.01)
                 yield Served(url, gateway, swarm, checkpoint.name, http)
         nursery.cancel_scope.cancel()

@@ -110,19 +110,21 @@ class RunPeers:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hear the members and be found by them until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                await self._nursery.start(self._accept)
-                self.introduce()
-                self._nursery.start_soon(self._provide)
-                self._nursery.start_soon(self._spread)
-                self._nursery.start_soon(self._renew)
-                task_status.started()
-        finally:
-            self._nursery = None
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self._accept)
+            self.introduce()
+            nursery.start_soon(self._provide)
+            nursery.start_soon(self._spread)
+            nursery.start_soon(self._renew)
+            task_status.started()
 
     async def _accept(self, *, task_status: trio.TaskStatus[None]) -> None:
-        await self._pool.run(accept=True, task_status=task_status)
+        try:
+            await self._pool.run(accept=True, task_status=task_status)
+        finally:
+            # Before the nursery is closed, which it is once all in it have ended: who posts then starts nothing.
+            self._nursery = None
 
     def introduce(self) -> None:
         """Tell all members where we are."""
