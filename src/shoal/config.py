@@ -265,6 +265,15 @@ class Settings:
         default=0.05,
         metadata=_about("Share of the compute of audited answers that audits may take, for example 0.05."),
     )
+    canaries: float = field(
+        default=0.0,
+        metadata=_about(
+            "Share of the audit budget that canaries may take, for example 0.5; 0 sends none. A canary is a "
+            "request of nobody that looks like one of this client's, under an identity that is used once; "
+            "every hop of its answer is computed again. So hops are found that are honest to those alone who "
+            "are known to audit. Canaries are sent while a client stays, as a gateway does."
+        ),
+    )
     adapter: tuple[str, ...] = field(
         default=(),
         metadata=_about(

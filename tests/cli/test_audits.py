@@ -30,5 +30,15 @@ def test_what_audits_found_is_shown_and_can_be_taken_back(shoal: Shoal, home: Pa
     assert shoal("audits", "--forget", "nobody").code == 2
     assert NEW in shoal("audits", "--forget", name_of(NEW)).err
     assert [one["peer"] for one in shoal("audits", "--json").data["found"]] == [OLD]
+    assert "canar" not in shoal("audits").out
+    book.change(lambda record: (record.with_account(record.account.pay_canary(6)), None))
+    for result in ("same", "cheat", "failed"):
+        book.change(lambda record, result=result: (record.count_canary(result), None))
+    book.change(lambda record: (record.convict(Conviction(NEW, now, canary=True)), None))
+    data = shoal("audits", "--json").data
+    counts = {"sent": 3, "same": 1, "cheat": 1, "open": 0, "failed": 1, "share": 0.01}
+    assert (data["share"], data["canaries"], data["found"][-1]["canary"]) == (0.05, counts, True)
+    shown = " ".join(shoal("audits").out.split())
+    assert "1.0% of it for canaries; 3 canaries were sent, 1 found somebody out, 1 had no clear end" in shown
     (home / "audits.json").write_text("no")
     assert "delete it" in shoal("audits").err

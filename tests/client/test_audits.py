@@ -16,6 +16,7 @@ import trio
 from shoal.client.answer import Answer
 from shoal.client.audits import auditors
 from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor, whereabouts_of
+from shoal.client.audits.purse import BudgetPurse
 from shoal.client.swarm import Swarm
 from shoal.node import node
 from shoal.node.admission import Admission
@@ -79,7 +80,7 @@ async def asking(
                     patch.setattr(node, "load_runner", cheating(cheats[place]))
                 await swarm.add_node(span, host=(hosts or {}).get(place), format=format)
         client = await swarm.add_client(audit_budget=WHOLE, pin=(swarm.networks[over].peer,))
-        client.audits.chance = lambda: 0.999  # the last hop and window that there are
+        client.audits.purse.chance = lambda: 0.999  # the last hop and window that there are
         yield swarm, client
 
 
@@ -223,8 +224,9 @@ async def test_most_answers_are_not_audited_and_what_audits_cost_stays_within_th
 
 async def client_of(client: Swarm, **options: Any) -> Swarm:
     """The same client with other settings."""
-    client.audits._settings = dataclasses.replace(client.settings, **options)
-    client.audits.chance = lambda: 0.0
+    changed = dataclasses.replace(client.settings, **options)
+    client.audits.purse = BudgetPurse(client.audits.findings.book, changed)
+    client.audits.purse.chance = lambda: 0.0
     return client
 
 

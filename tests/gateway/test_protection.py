@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
 import trio
 
+from shoal.client.audits.canary import canary_prompt, word_tokens
 from shoal.gateway.access import keys
 from shoal.gateway.access.keys import KeyLimits
 from shoal.node import node
 from shoal.swarm.audit_book import AuditBook
 from shoal.testing.cheats import cheating
+from shoal.trust.canary import CanaryTexts
 from shoal.types import Span
 
 from .conftest import served
@@ -44,6 +47,25 @@ async def test_a_request_says_how_its_answer_is_protected_and_the_answer_what_ca
     assert 0 < found["audit_share"] <= found["audit_budget"] == 6.0
     shown = (await audited.chat(protect="perhaps")).json()["error"]
     assert (shown["param"], "audited" in shown["message"]) == ("protect", True)
+
+
+async def test_a_canary_of_a_gateway_begins_as_its_conversations_do_and_is_counted(tmp_path, checkpoint):
+    options = OPTIONS | {"canaries": 0.5}
+    async with served(tmp_path / "home", checkpoint, HALVES, nodes=options) as gateway:
+        swarm, question = gateway.gateway.swarm, "Why is the sea salt, and the river not? " * 3
+        await gateway.chat(question, protect="audited")
+        seen = swarm.audits.recent.draw(lambda: 0.0)
+        local = swarm.store.find(seen.digest)
+        codec = await swarm.codec(local)
+        texts = CanaryTexts(word_tokens(codec, local.shape.vocab_size))
+        prompt = canary_prompt(seen, texts, codec, Random(1).random)
+        real = codec.prompt([{"role": "user", "content": question}]).token_ids
+        assert seen.prompt == len(real)
+        assert prompt[:4] == real[:4] and prompt[-4:] == real[-4:]
+        assert len(real) <= len(prompt) < len(real) + 16
+        found = await swarm.canaries.send_due()
+        assert found.level == "audited" and len(found.audits) == 2
+        assert 'shoal_canaries{result="same"} 1.0' in (await gateway.http.get("/metrics")).text
 
 
 async def test_ollamas_routes_take_it_in_their_bodies(audited):

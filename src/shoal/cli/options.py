@@ -77,6 +77,7 @@ ObjectiveOption = Annotated[str | None, flag("objective", metavar="latency|throu
 SpeculateOption = Annotated[str | None, flag("speculate", metavar="auto|off")]
 ProtectOption = Annotated[str | None, flag("protect", metavar="|".join(("auto", *PROTECTION_LEVELS)))]
 AuditBudgetOption = Annotated[float | None, flag("audit_budget", metavar="SHARE")]
+CanariesOption = Annotated[float | None, flag("canaries", metavar="SHARE")]
 DraftOption = Annotated[str | None, flag("draft", metavar="MODEL", autocompletion=names.models)]
 BootstrapOption = Annotated[list[str] | None, flag("bootstrap", metavar="MULTIADDR")]
 EndWithStdinOption = Annotated[

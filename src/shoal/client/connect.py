@@ -40,6 +40,7 @@ from shoal.net.network import Network
 from shoal.swarm import membership
 from shoal.swarm.invite import read_invite
 from shoal.swarm.join import enter_network, join_swarm
+from shoal.swarm.member import Member
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error
 from shoal.types import PeerId
@@ -88,7 +89,8 @@ async def open_swarm(
         ):
             another = partial(_another_identity, settings, member_of)
             accounts = await accounts_for(network.peer, settings)
-            swarm = Swarm(network, member, settings, store, another, accounts)
+            other = partial(_another_member, settings, member_of)
+            swarm = Swarm(network, member, settings, store, another, accounts, other)
             await nursery.start(swarm.move_messages)
             try:
                 yield swarm
@@ -120,6 +122,14 @@ def _another_identity(settings: Settings, member_of: Membership) -> AbstractAsyn
     """One more place in the swarm, which nobody knows to be ours: whoever is asked for an audit sees this."""
     quiet = replace(settings, mdns=False, port_map=False)
     return enter_network(quiet, member_of, Identity.ephemeral(), listen=False)
+
+
+def _another_member(
+    settings: Settings, member_of: Membership
+) -> AbstractAsyncContextManager[tuple[Network, Member]]:
+    """One more client of the swarm, which nobody knows to be ours: it joins as every other does."""
+    quiet = replace(settings, mdns=False, port_map=False, otlp_endpoint="")
+    return join_swarm(quiet, member_of, Identity.ephemeral(), listen=False)
 
 
 class Connection:

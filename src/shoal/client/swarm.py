@@ -13,6 +13,8 @@ import trio
 from shoal.client.answer import Answer, Messages
 from shoal.client.audits.auditors import OtherIdentity
 from shoal.client.audits.audits import Audits
+from shoal.client.audits.canaries import Canaries, CanaryParts, OtherMember
+from shoal.client.audits.protect import protect_answer
 from shoal.client.embeddings import (
     Embeddings,
     OpenSession,
@@ -27,14 +29,12 @@ from shoal.client.graph.graph_client import GraphClient
 from shoal.client.graph.input_files import GraphInput
 from shoal.client.load_ends import load_ends
 from shoal.client.paying.accounts import HopAccounts
-from shoal.client.receipts.pull import pull_receipts
 from shoal.client.recommended import answer_room, check_answer_options, sampling_for
 from shoal.client.ring.opener import SessionOpener
 from shoal.client.ring.rings import Rings
 from shoal.client.rollouts.open import make_rollouts
 from shoal.client.rollouts.prompts import RolloutPrompts
 from shoal.client.rollouts.run import RolloutsProgress
-from shoal.client.sampling import Sampling
 from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_source, hears_only, source_rows
 from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
@@ -63,7 +63,7 @@ from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.directory import coverage
 from shoal.swarm.member import Member
-from shoal.types import Digest, Format, ModelShape, PeerId, ProtectionLevel, Span
+from shoal.types import Digest, Format, ModelShape, ProtectionLevel, Span
 from shoal.wire.cache_names import Beginning
 
 DEFAULT_TOKENS = 1024
@@ -75,6 +75,7 @@ class Swarm:
     Args:
         identity: under which peers are asked to audit others; without one, only this machine audits.
         accounts: by which hops are told who asks, and are paid.
+        other: as whom canaries are sent; without one, none are.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Swarm:
         store: ModelStore,
         identity: OtherIdentity | None = None,
         accounts: HopAccounts | None = None,
+        other: OtherMember | None = None,
     ) -> None:
         self.network = network
         self.member = member
@@ -105,9 +107,16 @@ class Swarm:
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
         self._own = settings.own_blocks
+        self._opener = partial(
+            SessionOpener, settings=settings, thread=self._thread, load_ends=self._load_ends
+        )
         holder = partial(DraftHolder, settings, self._resolve_draft, self.codec, self._loading)
         self.draft = holder() if settings.draft else None
         """The draft model that guesses for answers, if one is set."""
+        self.canaries: Canaries | None = None
+        if other is not None and settings.canaries:
+            parts = CanaryParts(self._opener, self.codec, self.rings, self.draft)
+            self.canaries = Canaries(settings, self.audits, self.weights, parts, other, identity)
 
     async def move_messages(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in the swarm until cancelled."""
@@ -118,6 +127,8 @@ class Swarm:
                 await nursery.start(self.graphs.run)
                 if self.draft is not None:
                     nursery.start_soon(self.draft.run)
+                if self.canaries is not None:
+                    nursery.start_soon(self.canaries.run)
                 task_status.started()
         finally:
             self._thread.close()
@@ -192,9 +203,14 @@ class Swarm:
                 check="ask for fewer tokens, or shorten the prompt",
             )
         attested = self.settings.attested if attested is None else attested
-        opener = SessionOpener(self.rings, self.settings, self._thread, self._load_ends)
         open_side = partial(
-            opener.over, local, format, attested=attested, begins=begins, background=background, mutual=mutual
+            self._opener(self.rings).over,
+            local,
+            format,
+            attested=attested,
+            begins=begins,
+            background=background,
+            mutual=mutual,
         )
         side = await self._side(local, source, open_side)
         async with open_side(side, tokens) as session:
@@ -268,7 +284,9 @@ class Swarm:
             limit = min(max_tokens, answer_room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
-            drafting = await self._checked_draft(local) if guessing and draft else None
+            drafting = self.draft if guessing and draft else None
+            if drafting is not None:
+                await drafting.check(local)
             source = token_ids if reads else None
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = partial(self.session, model, tokens=room, format=format, attested=strict, source=source)
@@ -291,15 +309,10 @@ class Swarm:
                     if len(answer.reroutes) < len(session.reroutes):
                         answer.follow(session)
                     yield delta
-                await self._protect(answer, session, chosen, protect, receipts=receipts)
+                level = protect or self.settings.protection
+                await protect_answer(self.audits, answer, session, chosen, level, receipts=receipts)
 
         return Answer(prompt if isinstance(prompt, str) else "", stream)
-
-    async def _checked_draft(self, local: LocalModel) -> DraftHolder | None:
-        """The draft model, if one is set. Raises as ``DraftHolder.check``: it does not fit."""
-        if self.draft is not None:
-            await self.draft.check(local)
-        return self.draft
 
     async def _reads_first(self, local: LocalModel) -> bool:
         """Whether an encoder reads a prompt before a decoder answers. Raises UsageError: nothing answers."""
@@ -309,23 +322,6 @@ class Swarm:
         if both is not None and both.input == "audio":
             raise hears_only(local)
         return both is not None
-
-    async def _protect(
-        self,
-        answer: Answer,
-        session: Session,
-        chosen: Sampling,
-        level: ProtectionLevel | None,
-        *,
-        receipts: bool,
-    ) -> None:
-        """Have the hops sign a complete answer, and audit what is due of it, as was asked for."""
-        prompt, said = session.prompt_of(answer.prompt_token_ids), answer.token_ids
-        answer.receipts, answer.protection = await self.audits.protect(
-            session, prompt, said, chosen, level or self.settings.protection, answer.timing.reused
-        )
-        if receipts and answer.receipts is None:
-            answer.receipts = await pull_receipts(session, prompt, said, chosen)
 
     async def embed(
         self,
@@ -461,10 +457,6 @@ class Swarm:
         local = await self.weights.resolve(name)
         await self.weights.fetch_all(local)
         return local
-
-    def round_trips(self) -> dict[PeerId, float | None]:
-        """Seconds to each peer that we have a channel to; ``None`` where it is not measured yet."""
-        return self.rings.round_trips()
 
     async def codec(self, local: LocalModel, *, needed: bool = False) -> TextCodec | None:
         """The model's tokenizer; ``None`` when it has none and none is needed.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
 import trio
 from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
@@ -366,6 +367,10 @@ class Gateway:
             "Of the fullest hop's KV, the part in use",
             [((), max(used))] if used else [],
         )
+        if self.swarm.canaries is not None:
+            counts = msgspec.structs.asdict(self.swarm.canaries.counts)
+            found = [((result,), count) for result, count in counts.items()]
+            yield gauge("canaries", "Canaries that came to their end, by what that was", found, ("result",))
 
 
 @asynccontextmanager

@@ -81,7 +81,7 @@ class MemoryPeers(Generic[NodeT]):
         store = ModelStore(settings.paths.models)
         peer, member = network.peer, await self._member(network)
         found = await accounts_for(peer, settings) if accounts is None else accounts(peer)
-        swarm = Swarm(network, member, settings, store, self._another_identity, found)
+        swarm = Swarm(network, member, settings, store, self._another_identity, found, self._another_member)
         await self.nursery.start(swarm.move_messages)
         return swarm
 
@@ -92,6 +92,14 @@ class MemoryPeers(Generic[NodeT]):
             yield network
         finally:
             self.world.kill(network.peer)
+
+    @asynccontextmanager
+    async def _another_member(self) -> AsyncGenerator[tuple[MemoryNetwork, Member]]:
+        async with self._another_identity() as network, trio.open_nursery() as nursery:
+            member = self._new_member(network)
+            await nursery.start(member.run)
+            yield network, member
+            nursery.cancel_scope.cancel()
 
     async def _add(
         self,
@@ -121,16 +129,19 @@ class MemoryPeers(Generic[NodeT]):
 
     async def _member(self, network: MemoryNetwork) -> Member:
         """A running membership; it joins through the first peer of the world."""
+        member = self._new_member(network)
+        await self.nursery.start(member.run)
+        return member
+
+    def _new_member(self, network: MemoryNetwork) -> Member:
         first = next(iter(self.world.peers))
-        member = Member(
+        return Member(
             network,
             announce_s=self.settings.announce_s,
             expiry_s=self.settings.expiry_s,
             bootstrap=[f"/memory/{first}/p2p/{first}"] if first != network.peer else [],
             clock=Clock(trio.current_time, trio.current_time),
         )
-        await self.nursery.start(member.run)
-        return member
 
 
 @dataclass

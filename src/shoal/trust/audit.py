@@ -8,6 +8,9 @@ by one, so an audit costs less than it counts for.
 Which hop and which window are due is drawn ahead, in secret, and waits until the budget allows it twice, for
 a second auditor too. So no hop knows, while it computes, whether it will be audited. More than the budget is
 spent only where two auditors disagree and a third is asked, until the budget has caught up.
+
+Canaries (:mod:`.canary`) have a share of the budget of their own: what they take is counted apart, so that
+audits, which are due at once, never leave them nothing.
 """
 
 from __future__ import annotations
@@ -49,11 +52,18 @@ class AuditAccount(Struct, frozen=True):
     hop: Share = 0.0
     window: Share = 0.0
     """Where among an answer's hops and windows the next audit is."""
+    canaries: RowBlocks = 0.0
+    """Of what was spent, on canaries: to answer them, and to audit them."""
 
     @property
     def share(self) -> float:
         """Of the compute of answers, what audits took."""
         return self.spent / self.earned if self.earned else 0.0
+
+    @property
+    def canary_share(self) -> float:
+        """Of the compute of answers, what canaries took."""
+        return self.canaries / self.earned if self.earned else 0.0
 
     def answered(self, rows: int, blocks: int) -> AuditAccount:
         """An answer has gone through ``blocks`` blocks."""
@@ -62,6 +72,11 @@ class AuditAccount(Struct, frozen=True):
     def pay(self, cost: float) -> AuditAccount:
         """Something was computed again."""
         return replace(self, spent=self.spent + cost)
+
+    def pay_canary(self, cost: float) -> AuditAccount:
+        """A canary has taken that; below 0: so much less than was set aside for it."""
+        canaries = max(0.0, self.canaries + cost)
+        return replace(self, spent=max(0.0, self.spent + cost), canaries=canaries)
 
     def draw(self, chance: Chance) -> AuditAccount:
         """With another audit due next."""
@@ -141,19 +156,29 @@ def next_target(
 
     Args:
         hops: what :func:`within_reach` leaves of them, without those that were audited already.
-        budget: share of the compute of answers that audits may take.
+        budget: share of the compute of answers that audits may take, beside canaries.
         row_bytes: of one row, as it travels.
     """
-    most = max(1, MAX_AUDIT_BYTES // (row_bytes * WINDOW))
+    target = target_at(account.hop, account.window, answer, hops, row_bytes)
+    if target is None:
+        return None
+    # Twice: for whoever must confirm what is found.
+    fits = account.spent - account.canaries + 2 * target.cost <= budget * account.earned
+    return target if fits else None
+
+
+def target_at(
+    hop: float, window: float, answer: KeptAnswer, hops: Mapping[int, int], row_bytes: int
+) -> AuditTarget | None:
+    """The hop and the window that these shares in [0, 1) are of an answer; ``None`` where it has none."""
     places = sorted(hops)
     if not places:
         return None
-    hop = places[int(account.hop * len(places))]
-    window = int(account.window * min(hops[hop], most))
-    tokens = min((window + 1) * WINDOW, answer.tokens)
-    target = AuditTarget(hop, window, answer.hops[hop].span, tokens)
-    # Twice: for whoever must confirm what is found.
-    return target if account.spent + 2 * target.cost <= budget * account.earned else None
+    most = max(1, MAX_AUDIT_BYTES // (row_bytes * WINDOW))
+    place = places[int(hop * len(places))]
+    number = int(window * min(hops[place], most))
+    tokens = min((number + 1) * WINDOW, answer.tokens)
+    return AuditTarget(place, number, answer.hops[place].span, tokens)
 
 
 def misfit_window(answer: KeptAnswer, target: AuditTarget, given: RowLog) -> int | None:

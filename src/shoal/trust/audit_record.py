@@ -35,6 +35,31 @@ class Conviction(Struct, frozen=True):
     """Of the model."""
     start: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
     end: Annotated[int, Meta(ge=0, le=1 << 14)] = 0
+    canary: bool = False
+    """Whether it was found by a canary."""
+
+
+CanaryResult = Literal["same", "cheat", "open", "failed"]
+"""Every hop that was computed again did what it should; or one was found out; or neither is shown of some
+hop; or the canary got no whole answer."""
+
+
+class CanaryCounts(Struct, frozen=True):
+    """How many canaries came to what."""
+
+    same: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    cheat: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    open: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    failed: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+
+    @property
+    def sent(self) -> int:
+        """All of them."""
+        return self.same + self.cheat + self.open + self.failed
+
+    def count(self, result: CanaryResult) -> CanaryCounts:
+        """With one more."""
+        return replace(self, **{result: getattr(self, result) + 1})
 
 
 class AuditRecord(Struct, frozen=True):
@@ -43,6 +68,7 @@ class AuditRecord(Struct, frozen=True):
     kind: Literal["shoal audits 1"] = "shoal audits 1"
     account: AuditAccount = AuditAccount()
     convictions: Annotated[tuple[Conviction, ...], Meta(max_length=MAX_CONVICTIONS)] = ()
+    canaries: CanaryCounts = CanaryCounts()
 
     def encoded(self) -> bytes:
         """As JSON."""
@@ -51,6 +77,10 @@ class AuditRecord(Struct, frozen=True):
     def with_account(self, account: AuditAccount) -> AuditRecord:
         """With another account."""
         return replace(self, account=account)
+
+    def count_canary(self, result: CanaryResult) -> AuditRecord:
+        """With one more canary that came to its end."""
+        return replace(self, canaries=self.canaries.count(result))
 
     def convict(self, found: Conviction) -> AuditRecord:
         """With one more, the last one of its peer."""

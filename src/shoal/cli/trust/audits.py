@@ -28,11 +28,13 @@ def audits(
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Show what audits have cost on this machine, and who was found out.
+    """Show what audits and canaries have cost on this machine, and who was found out.
 
     A peer that was found out is avoided by this machine's clients, and its nodes place themselves as if it
     served nothing. Clients that run keep to what they know; --forget counts from the next one on.
     """
+    import msgspec
+
     from shoal.swarm.audit_book import AuditBook
 
     book = AuditBook(options.settings().paths.audits)
@@ -43,6 +45,11 @@ def audits(
     record, avoided = book.read(), book.liars(time.time())
     found: dict[str, Any] = {
         "share": round(record.account.share, 4),
+        "canaries": {
+            "sent": record.canaries.sent,
+            **msgspec.structs.asdict(record.canaries),
+            "share": round(record.account.canary_share, 4),
+        },
         "found": [
             {
                 "peer": one.peer,
@@ -50,12 +57,13 @@ def audits(
                 "digest": one.digest,
                 "start": one.start,
                 "end": one.end,
+                "canary": one.canary,
                 "avoided": one.peer in avoided,
             }
             for one in record.convictions
         ],
     }
-    emit(found, as_json, lambda: _table(found) if found["found"] else _spent(found))
+    emit(found, as_json, lambda: _table(found) if found["found"] else f"nobody was found out; {_cost(found)}")
 
 
 def _without(record: AuditRecord, wanted: str) -> tuple[AuditRecord, str]:
@@ -73,8 +81,15 @@ def _without(record: AuditRecord, wanted: str) -> tuple[AuditRecord, str]:
     return record.pardon(meant[0]), meant[0]
 
 
-def _spent(found: dict[str, Any]) -> str:
-    return f"nobody was found out; audits took {found['share']:.1%} of the compute of audited answers"
+def _cost(found: dict[str, Any]) -> str:
+    said = f"audits took {found['share']:.1%} of the compute of audited answers"
+    canaries = found["canaries"]
+    if not canaries["sent"]:
+        return said
+    sent = "1 canary was" if canaries["sent"] == 1 else f"{canaries['sent']} canaries were"
+    without = canaries["open"] + canaries["failed"]
+    named = f"{canaries['cheat']} found somebody out, {without} had no clear end"
+    return f"{said}, {canaries['share']:.1%} of it for canaries; {sent} sent, {named}"
 
 
 def _table(found: dict[str, Any]) -> Table:
@@ -86,13 +101,14 @@ def _table(found: dict[str, Any]) -> Table:
     rows = Table(
         box=None,
         pad_edge=False,
-        caption=f"audits took {found['share']:.1%} of the compute of audited answers",
+        caption=_cost(found),
         caption_justify="left",
     )
-    for heading in ("peer", "found out", "blocks", "avoided", "id"):
+    for heading in ("peer", "found out", "by", "blocks", "avoided", "id"):
         rows.add_column(heading, overflow="fold")
     for one in found["found"]:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["at"]))
-        avoided = "yes" if one["avoided"] else "no longer"
-        rows.add_row(name_of(one["peer"]), when, f"{one['start']}:{one['end']}", avoided, Text(one["peer"]))
+        by, avoided = "canary" if one["canary"] else "audit", "yes" if one["avoided"] else "no longer"
+        blocks = f"{one['start']}:{one['end']}"
+        rows.add_row(name_of(one["peer"]), when, by, blocks, avoided, Text(one["peer"]))
     return rows

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from random import SystemRandom
+from dataclasses import replace
 
 import trio
 
@@ -22,10 +21,12 @@ from shoal.client.audits.auditors import (
     computed,
     fault_share,
 )
+from shoal.client.audits.canary import RecentAnswers, seen_answer
 from shoal.client.audits.consensus import Consensus
 from shoal.client.audits.findings import Findings
 from shoal.client.audits.proofs import Proofs
 from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
+from shoal.client.audits.purse import AuditPurse, BudgetPurse, CanaryPurse
 from shoal.client.audits.residual import residual_norm
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.ring.rings import Rings
@@ -44,7 +45,6 @@ from shoal.trust.answer import KeptAnswer
 from shoal.trust.audit import (
     AuditTarget,
     AuditVerdict,
-    Chance,
     Judgement,
     Opinion,
     auditable,
@@ -53,11 +53,9 @@ from shoal.trust.audit import (
     judge,
     measurable,
     misfit_window,
-    next_target,
     settled,
     within_reach,
 )
-from shoal.trust.audit_record import AuditRecord
 from shoal.trust.rows import WINDOW, RowLog, row_log
 from shoal.types import Numerics, PeerId, ProtectionLevel
 from shoal.wire.payload import encoded_bytes
@@ -83,20 +81,13 @@ MUTUAL = (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """What the record of audits came to with one more answer."""
-
-    target: AuditTarget | None
-    share: float
-
-
 class Audits:
     """See the module.
 
     Args:
         weights: models here, and blocks that proofs need and are not.
         identity: for asking peers; without one, only this machine audits.
+        canary: what was set aside for one, if the answers are of that; else audits have their budget.
     """
 
     def __init__(
@@ -105,12 +96,14 @@ class Audits:
         settings: Settings,
         weights: PeerWeights,
         identity: OtherIdentity | None,
+        canary: CanaryPurse | None = None,
     ) -> None:
-        self._rings = rings
         self._settings = settings
-        self.chance: Chance = SystemRandom().random
-        """Draws what is audited."""
-        self.findings = Findings(AuditBook(settings.paths.audits), rings.finder.reputation)
+        book = AuditBook(settings.paths.audits)
+        self.findings = Findings(book, rings.finder.reputation, canary=canary is not None)
+        self.purse: AuditPurse = canary or BudgetPurse(book, settings)
+        self.recent = RecentAnswers()
+        """What this client's audited answers looked like to hops."""
         self.auditors = AuditorFinder(rings, settings, weights.store, identity)
         self._consensus = Consensus(rings, self.auditors, self.findings)
         self.proofs = Proofs(settings, weights, self.auditors.own, self.findings)
@@ -153,6 +146,8 @@ class Audits:
         except ShoalError as error:
             why = f"no receipts were to be had: {error.message}"
             return None, Protection("audited", "fast", budget=self._settings.audit_budget, faults=(why,))
+        if (seen := seen_answer(session, receipts.kept, sampling)) is not None:
+            self.recent.note(seen)
         return receipts, await self._check(session, receipts, reused, until)
 
     async def _check(
@@ -198,28 +193,13 @@ class Audits:
         hops = within_reach(found, _shown_bytes_s(session, exact=exact), row_bytes)
         rows, share = max(0, kept.tokens - reused), 0.0
         while rows or trio.current_time() < until:
-            drawn = await self._draw(kept, hops, rows, row_bytes)
+            drawn = await self.purse.draw(kept, hops, rows, row_bytes)
             rows, share = 0, drawn.share  # this answer has counted
             if drawn.target is None:
                 break
             audits.append(await self._audit(session, kept, drawn.target, until))
             del hops[drawn.target.hop]
         return tuple(audits), share
-
-    async def _draw(self, kept: KeptAnswer, hops: dict[int, int], rows: int, row_bytes: int) -> _Drawn:
-        blocks = sum(hop.end - hop.start for hop in kept.hops)
-
-        def change(record: AuditRecord) -> tuple[AuditRecord, _Drawn]:
-            account = record.account
-            if not account.earned:
-                account = account.draw(self.chance)
-            account = account.answered(rows, blocks)
-            target = next_target(account, kept, hops, self._settings.audit_budget, row_bytes)
-            if target is not None:
-                account = account.pay(target.cost).draw(self.chance)
-            return record.with_account(account), _Drawn(target, account.share)
-
-        return await trio.to_thread.run_sync(self.findings.book.change, change)
 
     async def _audit(
         self, session: Session, kept: KeptAnswer, target: AuditTarget, until: float
@@ -326,17 +306,11 @@ class Audits:
                     self.findings.hold_against(peer, fault_share(done, left_s))
                 continue
             if opinions:
-                await self._pay(target.cost)
+                await self.purse.pay(target.cost)
             opinions.append(_opinion(kept, target, auditor, row_log(done)))
             if settled(opinions):
                 break
         return opinions, silent
-
-    async def _pay(self, cost: int) -> None:
-        def change(record: AuditRecord) -> tuple[AuditRecord, None]:
-            return record.with_account(record.account.pay(cost)), None
-
-        await trio.to_thread.run_sync(self.findings.book.change, change)
 
     async def _remember(self, kept: KeptAnswer, target: AuditTarget, judgement: Judgement) -> None:
         """Hold against a hop what two auditors found; against an auditor that two others contradict, half of

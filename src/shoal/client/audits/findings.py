@@ -19,11 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class Findings:
-    """Remembers it, in this client's opinion of its peers and in this machine's book."""
+    """Remembers it, in this client's opinion of its peers and in this machine's book.
 
-    def __init__(self, book: AuditBook, reputation: Reputation) -> None:
+    Args:
+        canary: whether a canary finds it.
+    """
+
+    def __init__(self, book: AuditBook, reputation: Reputation, *, canary: bool = False) -> None:
         self.book = book
         self._reputation = reputation
+        self._canary = canary
 
     async def remember(self) -> None:
         """Hold against peers what was found earlier on this machine."""
@@ -58,7 +63,7 @@ class Findings:
         """
         log.warning("audit: %s computes something else than its blocks %s", peer, span)
         self._reputation.lied(PeerId(peer), trio.current_time())
-        found = Conviction(PeerId(peer), time.time(), digest, span.start, span.end)
+        found = Conviction(PeerId(peer), time.time(), digest, span.start, span.end, self._canary)
 
         def change(record: AuditRecord) -> tuple[AuditRecord, None]:
             return record.convict(found), None

@@ -79,13 +79,13 @@ class Feed:
         return self._view
 
     def _look(self) -> dict[str, Any]:
-        member = self.swarm.member
+        member, rtts = self.swarm.member, self.swarm.rings.round_trips()
         return swarm_view(
             self.name,
             self.swarm.network.peer,
             member.directory,
             self.swarm.network.connections(),
-            self._rtt_s | {peer: rtt for peer, rtt in self.swarm.round_trips().items() if rtt is not None},
+            self._rtt_s | {peer: rtt for peer, rtt in rtts.items() if rtt is not None},
             [shown["route"] for shown in self.records.shown()],
             now=member.now(),
             wall=member.clock.wall(),

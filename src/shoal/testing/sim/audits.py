@@ -1,6 +1,6 @@
 """How soon audits name a hop that cheats: real receipts, rows that are hashes alone, no network.
 
-``python -m shoal.testing.sim.audits`` prints the table of docs/trust.md.
+``python -m shoal.testing.sim.audits`` prints the tables of docs/trust.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from shoal.trust.audit import (
     judge,
     misfit_window,
     next_target,
+    target_at,
 )
+from shoal.trust.canary import LAST, is_due
 from shoal.trust.independence import whereabouts
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import HASH, RowLog
@@ -61,13 +63,18 @@ class SimulatedClient:
 
     Args:
         cheats: share of the requests in which the hop cheats.
-        honest: whether nobody does.
+        canaries: share of the budget that canaries may take.
+        spared: whether the hop cheats strangers alone, as canaries are: this client is known to audit.
     """
 
-    def __init__(self, seed: int, cheats: float, budget: float = BUDGET) -> None:
+    def __init__(
+        self, seed: int, cheats: float, budget: float = BUDGET, canaries: float = 0.0, *, spared: bool = False
+    ) -> None:
         self._random = Random(seed)
         self._budget = budget
         self._cheats = cheats
+        self._canaries = canaries
+        self._spared = spared
         self._liar = self._random.randrange(HOPS)
         self._peers = [Identity.from_seed(self._random.randbytes(32)) for _ in range(HOPS)]
         self._account = AuditAccount().draw(self._random.random)
@@ -76,7 +83,7 @@ class SimulatedClient:
         """Ask until the cheat is named, or so often."""
         accused = 0
         for number in range(1, requests + 1):
-            found = self._request()
+            found = self._request() | self._canary()
             accused += len(found - {self._liar})
             if self._liar in found:
                 return SimulatedRun(number, accused, self._account.share)
@@ -84,7 +91,7 @@ class SimulatedClient:
 
     def _request(self) -> set[int]:
         """The hops that are named after one answer."""
-        answer = self._answer(self._random.random() < self._cheats)
+        answer = self._answer(self._random.random() < self._cheats and not self._spared, self._tokens())
         faults = check_answer(answer, verify)
         hops, named = auditable(answer, faults), set[int]()
         self._account = self._account.answered(answer.tokens, BLOCKS)
@@ -94,8 +101,26 @@ class SimulatedClient:
                 named.add(target.hop)
         return named
 
+    def _canary(self) -> set[int]:
+        """The hops that are named by a canary, if one is due."""
+        if not self._canaries:
+            return set()
+        tokens, named = self._tokens(), set[int]()
+        if not is_due(self._account, tokens * BLOCKS, self._budget, self._canaries):
+            return named
+        answer = self._answer(self._random.random() < self._cheats, tokens)
+        self._account = self._account.pay_canary(tokens * BLOCKS)
+        hops = auditable(answer, check_answer(answer, verify))
+        while (target := target_at(self._random.random(), LAST, answer, hops, 2 * WIDTH)) is not None:
+            del hops[target.hop]
+            self._account = self._account.pay_canary(target.cost)
+            if self._audit(answer, target):
+                named.add(target.hop)
+        return named
+
     def _due(self, answer: KeptAnswer, hops: dict[int, int]) -> AuditTarget | None:
-        target = next_target(self._account, answer, hops, self._budget, 2 * WIDTH)
+        budget = self._budget * (1 - self._canaries)
+        target = next_target(self._account, answer, hops, budget, 2 * WIDTH)
         if target is not None:
             self._account = self._account.pay(target.cost).draw(self._random.random)
         return target
@@ -114,8 +139,10 @@ class SimulatedClient:
         opinions = [Opinion(name, window, root, whereabouts([name], [at])) for name, at in hosts.items()]
         return judge(opinions).verdict == "cheat"
 
-    def _answer(self, lie: bool) -> KeptAnswer:
-        tokens = self._random.randint(LEAST_TOKENS, MOST_TOKENS)
+    def _tokens(self) -> int:
+        return self._random.randint(LEAST_TOKENS, MOST_TOKENS)
+
+    def _answer(self, lie: bool, tokens: int) -> KeptAnswer:
         first = RowLog(self._random.randbytes(tokens * HASH))
         self._links = [first]
         for hop in range(HOPS):
@@ -141,15 +168,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--budget", type=float, default=BUDGET)
+    parser.add_argument("--canaries", type=float, nargs="*", default=(), metavar="SHARE")
     asked = parser.parse_args()
     marks = (10, 25, 50, 100, 200, 400)
     lines = [f"| it cheats on | {' | '.join(map(str, marks))} | audits took at most | honest hops accused |"]
-    for cheats in (1.0, 0.5, 0.2, 0.1):
-        runs = [SimulatedClient(seed, cheats, asked.budget).run(marks[-1]) for seed in range(asked.runs)]
+    kinds = {f"{cheats:.0%} of requests": (cheats, 0.0) for cheats in (1.0, 0.5, 0.2, 0.1)}
+    if asked.canaries:
+        kinds = {f"strangers; canaries have {share:.0%}": (1.0, share) for share in asked.canaries}
+    for kind, (cheats, share) in kinds.items():
+        runs = [
+            SimulatedClient(seed, cheats, asked.budget, share, spared=bool(asked.canaries)).run(marks[-1])
+            for seed in range(asked.runs)
+        ]
         most = max(run.share for run in runs)
         cells = " | ".join(str(named_within(runs, mark)) for mark in marks)
         accused = sum(run.accused for run in runs)
-        lines.append(f"| {cheats:.0%} of requests | {cells} | {most:.1%} | {accused} |")
+        lines.append(f"| {kind} | {cells} | {most:.1%} | {accused} |")
     sys.stdout.write("\n".join(lines) + "\n")
 
 
