@@ -13,6 +13,7 @@ const PEERS = [
   '12D3KooWRs2vNp8dKmGwXc5tQfZb9jLh3yEa6uTo4iVxnD',
 ]
 const GATEWAY = '12D3KooWGw7tPz4mVdXnRs9kQcLb2wYf5jEa8uTo3iHxgT'
+const OPERATOR = '12D3KooWLq3vXf8dNbTsRw5mPkYc9jGh2zEa7uHo4iVxtB'
 const HARM = '<img src=x onerror="window.harmed=1">"\'><script>window.harmed=1</script>'
 
 export const ANSWER = `The sea is salty because **rivers carry dissolved minerals** into it, and only the water leaves again.
@@ -51,6 +52,7 @@ function peer(i: number, start: number, end: number, more: Partial<Peer> = {}): 
     tokens_free: 65536 - 800 * i,
     sessions: i % 3,
     step_ms: 3.1 + i * 0.7,
+    operator: i % 3 ? null : OPERATOR,
     ...more,
   }
 }

@@ -222,6 +222,13 @@ class Settings:
             "Show whoever asks what this machine is, by quotes of its hardware: TDX, SGX, SEV-SNP or Nitro."
         ),
     )
+    operator: str = field(
+        default="",
+        metadata=_about(
+            "File in which the operator of this node has signed that it is theirs, as shoal operator sign "
+            "makes it. The node announces that, and counts as one with the operator's other nodes."
+        ),
+    )
     pccs: str = field(
         default="https://api.trustedservices.intel.com",
         metadata=_about(

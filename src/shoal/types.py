@@ -326,6 +326,11 @@ class Paths:
         return self.data / "identity.key"
 
     @property
+    def operator(self) -> Path:
+        """The ed25519 key of whoever runs several machines, mode 0600: not of this machine's node."""
+        return self.data / "operator.key"
+
+    @property
     def swarms(self) -> Path:
         """One file per joined swarm, mode 0600: they hold the secrets."""
         return self.data / "swarms"

@@ -8,8 +8,11 @@ import msgspec
 from rich.console import Console
 
 from shoal.cli.status.overview import Overview, PeerReach, draw, overview, peers_table, status_page
+from shoal.net.identity import Identity
 from shoal.net.network import PeerConnection
 from shoal.swarm.announcement import Announcement, Served
+from shoal.swarm.names import name_of
+from shoal.trust.operator import OperatorStatement
 from shoal.types import Format, PeerId
 from shoal.wire.messages import AGENT
 
@@ -45,6 +48,15 @@ def shown(view: Overview) -> str:
 def test_peers_come_in_the_order_of_their_blocks() -> None:
     view = seen(announced("b", 10, 30), announced("c", 0, 10))
     assert [(peer.peer, peer.start) for peer in view.peers] == [("c", 0), ("b", 10)]
+
+
+def test_whose_machine_a_peer_is_stands_beside_it_where_any_says_so() -> None:
+    operator = Identity.from_seed(bytes(32)).peer
+    mine = OperatorStatement(operator, 0, 1000, bytes(64))
+    view = seen(announced("a", 0, 10, operator=mine), announced("b", 10, 30))
+    assert [peer.operator for peer in view.peers] == [operator, ""]
+    assert "operator" in shown(view) and name_of(operator) in shown(view)
+    assert "operator" not in shown(seen(announced("a", 0, 10)))
 
 
 def test_a_covered_model_is_complete() -> None:

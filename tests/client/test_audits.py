@@ -15,9 +15,10 @@ import trio
 
 from shoal.client.answer import Answer
 from shoal.client.audits import auditors
-from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor, whereabouts_of
+from shoal.client.audits.auditors import HERE, AuditJob, OwnAuditor, PeerAuditor, place_of, whereabouts_of
 from shoal.client.audits.purse import BudgetPurse
 from shoal.client.swarm import Swarm
+from shoal.net.identity import Identity
 from shoal.node import node
 from shoal.node.admission import Admission
 from shoal.node.audits.reveal import RevealDesk
@@ -65,6 +66,7 @@ async def asking(
     over: int = 1,
     format: Format = "int8",
     hosts: dict[int, str] | None = None,
+    operators: dict[int, Identity] | None = None,
 ) -> AsyncGenerator[tuple[MemorySwarm, Swarm]]:
     """Nodes, of which some cheat, and a client that audits whole answers.
 
@@ -72,13 +74,15 @@ async def asking(
         cheats: by the place of their node.
         over: the node that computes the middle, as long as it may.
         hosts: by the place of their node, where that says that it is; each elsewhere by itself.
+        operators: by the place of their node, whose it announces to be.
     """
     async with memory_swarm(home, checkpoint, [], format=format) as swarm:
         for place, span in enumerate(spans):
             with pytest.MonkeyPatch.context() as patch:
                 if cheats and place in cheats:
                     patch.setattr(node, "load_runner", cheating(cheats[place]))
-                await swarm.add_node(span, host=(hosts or {}).get(place), format=format)
+                one, host = (operators or {}).get(place), (hosts or {}).get(place)
+                await swarm.add_node(span, host=host, operator=one, format=format)
         client = await swarm.add_client(audit_budget=WHOLE, pin=(swarm.networks[over].peer,))
         client.audits.purse.chance = lambda: 0.999  # the last hop and window that there are
         yield swarm, client
@@ -248,13 +252,15 @@ async def test_an_auditor_that_accuses_falsely_is_alone_with_it(
         assert AuditBook(client.settings.paths.audits).read().convictions == ()
 
 
-async def test_two_auditors_on_one_host_name_nobody_and_one_elsewhere_is_asked_first(
-    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("one", ["host", "operator"])
+async def test_two_auditors_of_one_host_or_operator_name_nobody_and_one_elsewhere_is_asked_first(
+    home: Path, checkpoint: Path, no_weights: None, monkeypatch: pytest.MonkeyPatch, one: str
 ) -> None:
     spans = [*SPANS, MIDDLE, MIDDLE, MIDDLE]
-    one_host = {3: "192.0.2.7", 4: "192.0.2.7"}
+    hosts, operators = dict.fromkeys((3, 4), "192.0.2.7"), dict.fromkeys((3, 4), Identity.ephemeral())
+    both = {"hosts": hosts} if one == "host" else {"operators": operators}
     cheats = {3: "int4", 4: "int4"}  # the same rows, to the bit
-    async with asking(home, checkpoint, spans, cheats=cheats, hosts=one_host) as (swarm, client):
+    async with asking(home, checkpoint, spans, cheats=cheats, **both) as (swarm, client):
         choose = client.audits.auditors.peer
         asked_in(monkeypatch, client, swarm, iter([3, 4]))
         found = (await answered(client, checkpoint)).protection
@@ -267,7 +273,7 @@ async def test_two_auditors_on_one_host_name_nobody_and_one_elsewhere_is_asked_f
             await session.step([5, 6, 7])
             job = AuditJob(session.shape, session.ring.numerics, session.ring.codec, MIDDLE, [b""])
             tried = {swarm.networks[1].peer, swarm.networks[3].peer}
-            near = [whereabouts_of([swarm.networks[3].address])]
+            near = [place_of(client.rings, swarm.networks[3].address)]
             for _ in range(8):
                 chosen = choose(session, job, tried, near)
                 assert chosen is not None and chosen.name == swarm.networks[5].peer

@@ -47,6 +47,7 @@ from shoal.trust.answer import (
     KeptWindow,
 )
 from shoal.trust.attestation.evidence import Binding
+from shoal.trust.operator import OperatorFile, state
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
 from shoal.wire.arrays import ArraySpec
@@ -156,7 +157,9 @@ HONEST: list[Message] = [
 
 _IDENTITY = Identity.ephemeral()
 _SERVED = Served("fish", "sha256:" + "a" * 64, 6, 64, 512, 300, 0, 6, "fp32", 64, 64, 0, 2.5)
-_SAID = Announcement(_IDENTITY.peer, 1, NOW, NOW + 30, ("/ip4/1.2.3.4/tcp/1",), (), _SERVED, "shoal/0.1")
+_STATEMENT = state(_IDENTITY.peer, _IDENTITY.peer, NOW, 1, _IDENTITY.sign)
+_OURS = msgspec.structs.replace(_SERVED, operator=_STATEMENT)
+_SAID = Announcement(_IDENTITY.peer, 1, NOW, NOW + 30, ("/ip4/1.2.3.4/tcp/1",), (), _OURS, "shoal/0.1")
 PIECES = ["▁a", "<0xC3>", "<0xA9>", "##b", "Ġc", "", " ", "▁", "Ã", "©", "n't", "<0xFF>"]
 HONEST_CONFIG = (
     b'{"model_type": "llama", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 6, "rope_scaling":'
@@ -409,7 +412,7 @@ SEEDS: dict[str, list[bytes]] = {
     "inference": [_inference()],
     "evidence": _evidence(),
     "payment": [_payment("voucher"), _payment("deposit"), _payment("refund")],
-    "receipts": [_receipts()],
+    "receipts": [_receipts(), OperatorFile.of(_IDENTITY.peer, _STATEMENT).encoded()],
     "gguf_header": [_gguf()],
     "bounded": [HONEST_CONFIG, b'["\\u00e9\\"{[", [1e9, -1, null]]'],
     "decoder": [

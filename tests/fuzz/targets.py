@@ -57,6 +57,7 @@ from shoal.trust.answer import (
 )
 from shoal.trust.attestation.evidence import AttestationRefused, read_evidence
 from shoal.trust.attestation.verify import verify_quote
+from shoal.trust.operator import read_operator_statement
 from shoal.types import Span
 from shoal.wire.framing import Assembler
 from shoal.wire.messages import (
@@ -284,7 +285,9 @@ def evidence(data: bytes) -> None:
 
 
 def receipts(data: bytes) -> None:
-    """An answer with receipts, as somebody hands it on."""
+    """An answer with receipts, or an operator's statement, as somebody hands it on."""
+    with suppress(UsageError):
+        read_operator_statement(data, "operator.json", verify)
     with suppress(UsageError):
         answer = read_kept_answer(data, "answer.json")
         if len(answer.hops) * answer.tokens < 1 << 16:

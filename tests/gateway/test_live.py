@@ -9,7 +9,9 @@ import trio
 
 from shoal.gateway.page import feed
 from shoal.gateway.page.apps import APPS, KEY_HINT, GatewayAddress
+from shoal.net.identity import Identity
 from shoal.swarm import member
+from shoal.trust.operator import state
 from shoal.types import Span
 
 from .conftest import served, user
@@ -133,10 +135,24 @@ async def test_this_machine_is_looked_over_once_and_then_only_for_those_who_list
                 await told(lines, "health")
 
 
+async def test_whose_machine_a_peer_is_stands_beside_it(gateway):
+    operator, node = Identity.from_seed(bytes(32)), gateway.swarm.nodes[0].member
+    now = trio.current_time()
+    node._operator = state(operator.peer, node.network.peer, now, 1, operator.sign)
+    await node.announce()
+    async with gateway.http.stream("GET", "/api/events") as answer:
+        lines, owned = answer.aiter_lines(), set()
+        while operator.peer not in owned:
+            owned = {peer["operator"] for peer in (await told(lines, "swarm"))["peers"]}
+    assert owned == {operator.peer, None}
+
+
 async def test_links_go_to_those_whom_we_reach_and_along_the_routes_of_answers(gateway, monkeypatch):
     monkeypatch.setattr(feed, "PING_EVERY_S", 0.1)
     await gateway.chat()
-    peers = [peer["peer"] for peer in (await gateway.http.get("/api/swarm")).json()["peers"]]
+    shown = (await gateway.http.get("/api/swarm")).json()["peers"]
+    peers = [peer["peer"] for peer in shown]
+    assert [peer["operator"] for peer in shown] == [None] * 3
     async with gateway.http.stream("GET", "/api/events") as answer:
         lines, links = answer.aiter_lines(), {}
         ours = gateway.swarm.client.network.peer

@@ -58,6 +58,7 @@ def test_three_hundred_peers_are_found_and_grouped(crowd: Looking) -> None:
     expect(page.get_by_role("img", name="300 peers by round trip")).to_be_visible()
     crowd.until(lambda: dots(page) > 5_000, 10)
     everyone = dots(page)
+    expect(rows.filter(has_text="operator").first).to_be_visible()
     clean(page)
     page.set_viewport_size({"width": 1440, "height": 900})
 

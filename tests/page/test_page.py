@@ -334,7 +334,13 @@ def test_what_peers_and_models_are_called_does_no_harm(looking: Looking, shoal: 
     page = looking.page
     swarm = page.request.get(f"{shoal.gateway.url}api/swarm").json()
     for peer in swarm["peers"]:
-        peer |= {"agent": HARM, "model": HARM, "format": HARM, "peer": peer["peer"][:-4] + HARM}
+        peer |= {
+            "agent": HARM,
+            "model": HARM,
+            "format": HARM,
+            "operator": HARM,
+            "peer": peer["peer"][:-4] + HARM,
+        }
     swarm |= {"swarm": HARM, "models": [model | {"id": HARM} for model in swarm["models"]]}
     told = dict.fromkeys(("name", "message", "check", "next_command"), HARM)
     health = {"ok": False, "checks": [told | {"ok": False, "severity": "error"}]}

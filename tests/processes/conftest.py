@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +24,16 @@ from shoal.local.processes import (
     on_this_machine,
     start,
 )
+from shoal.net.identity import Identity
 from shoal.swarm import membership
+from shoal.swarm.announcement import Announcement, operator_of
 from shoal.swarm.invite import write_invite
 from shoal.testing.checkpoints import write_checkpoint
+from shoal.trust.operator import OperatorFile, state
 from shoal.types import Span
+
+OPERATOR = Identity.from_seed(bytes(32))
+"""Whose the nodes are that :func:`processes_of` boots."""
 
 
 @dataclass
@@ -70,6 +77,19 @@ def processes_of(home: Path, model: str, spans: Sequence[Span], **options):
         yield Processes(local, home, model)
 
 
+def write_statement(home: Path) -> Path:
+    """A file with :data:`OPERATOR`'s statement about the machine that has this home."""
+    peer, file = Identity.load(home / "identity.key").peer, home / "operator.json"
+    statement = state(OPERATOR.peer, peer, time.time(), 1, OPERATOR.sign)
+    file.write_bytes(OperatorFile.of(peer, statement).encoded())
+    return file
+
+
+def operators(announcements: Iterable[Announcement]) -> set[str]:
+    """Whose machines peers are, as they announce."""
+    return {said.operator if (said := operator_of(one)) else "" for one in announcements}
+
+
 @asynccontextmanager
 async def _booted(settings: Settings, spans: Sequence[Span]) -> AsyncGenerator[LocalSwarm]:
     inside = on_this_machine(settings, "demo")
@@ -80,7 +100,8 @@ async def _booted(settings: Settings, spans: Sequence[Span]) -> AsyncGenerator[L
         addresses = [address_of(home, inside.host, port) for home, port in zip(homes, ports, strict=True)]
         async with ended_with_us() as processes:
             for span, home, port in zip(spans, homes, ports, strict=True):
-                own = replace(inside, port=port, bootstrap=tuple(addresses))
+                statement = str(write_statement(home))
+                own = replace(inside, port=port, bootstrap=tuple(addresses), operator=statement)
                 await start(own, swarm, span, home, processes)
             nodes = [await process.event("serving") for process in processes]
             yield LocalSwarm(inside, replace(swarm, bootstrap=tuple(addresses)), tuple(nodes))

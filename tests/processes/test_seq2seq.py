@@ -14,7 +14,7 @@ from tests.client.test_text_to_text import expected as written_by_t5
 from tests.client.test_transcribe import expected as heard_by_whisper
 from tests.client.test_transcribe import said, sound
 
-from .conftest import processes_of
+from .conftest import OPERATOR, operators, processes_of
 
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(40, 70))
@@ -35,6 +35,7 @@ def test_t5_writes_over_three_hops_what_it_writes_in_transformers(tmp_path, home
             quiet = swarm.generate(str(folder), PROMPT, max_tokens=TOKENS)
             list(quiet)
             assert quiet.answer.token_ids == wanted
+            assert operators(swarm.announcements()) == {OPERATOR.peer}
             assert [str(stage.span) for stage in quiet.answer.route] == ["0:6", "6:8", "8:10", "10:12"]
             answer = swarm.generate(str(folder), PROMPT, max_tokens=TOKENS)
             for number, _ in enumerate(answer):

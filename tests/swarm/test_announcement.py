@@ -21,9 +21,11 @@ from shoal.swarm.announcement import (
     ServedAdapter,
     candidate,
     numerics_of,
+    operator_of,
     seal,
     unseal,
 )
+from shoal.trust.operator import OperatorStatement, state
 from shoal.types import Numerics, PeerId
 
 NOW = 1_000_000.0
@@ -88,6 +90,30 @@ def test_a_price_is_part_of_it_and_one_from_before_there_were_prices_asks_nothin
     for broken in (msgspec.structs.replace(asked, amount=0), msgspec.structs.replace(asked, payee=b"short")):
         with pytest.raises(RemoteProtocolError, match="not an announcement"):
             unseal(seal(announcement(served=served(price=broken)), ALICE.sign), NOW, verify)
+
+
+def test_an_operator_is_part_of_it_and_one_from_before_there_were_operators_has_none():
+    operator = Identity.ephemeral()
+    statement = state(operator.peer, ALICE.peer, NOW, 1, operator.sign)
+    raw = seal(announcement(served=served(operator=statement)), ALICE.sign)
+    assert operator_of(unseal(raw, NOW, verify)) == statement
+    assert len(raw) < 700
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(served(operator=statement)))
+    assert msgspec.convert(fields[: Served.__struct_fields__.index("operator")], Served) == served()
+
+
+def test_an_operator_who_has_not_signed_for_that_peer_or_no_more_has_it_refused():
+    operator, bob = Identity.ephemeral(), Identity.ephemeral()
+    refused = {
+        "has not signed for the peer": state(operator.peer, bob.peer, NOW, 1, operator.sign),
+        f"operator {operator.peer} has not signed": state(operator.peer, ALICE.peer, NOW, 1, MALLORY.sign),
+        "expired": state(operator.peer, ALICE.peer, NOW - 2 * 86400, 1, operator.sign),
+        "holds only": state(operator.peer, ALICE.peer, NOW + 86400, 1, operator.sign),
+        "not an announcement": OperatorStatement(operator.peer, 0, 1, b"short"),
+    }
+    for why, statement in refused.items():
+        with pytest.raises(RemoteProtocolError, match=why):
+            unseal(seal(announcement(served=served(operator=statement)), ALICE.sign), NOW, verify)
 
 
 @pytest.mark.parametrize(

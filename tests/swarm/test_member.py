@@ -10,12 +10,14 @@ import trio
 from trio.testing import MockClock
 
 from shoal.errors import DeadlineExceeded, RemoteProtocolError
+from shoal.net.identity import Identity
 from shoal.swarm import member
 from shoal.swarm.announcement import Served
 from shoal.swarm.anti_entropy import EVERYONE, DirectoryQuery, encode, read_difference
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
 from shoal.testing.memory import MemoryNetwork, World
+from shoal.trust.operator import state
 from shoal.types import Digest
 
 DIGEST = Digest("sha256:" + "a" * 64)
@@ -60,6 +62,21 @@ async def test_everyone_hears_what_a_node_announces(autojump_clock):
         await node.announce()
         await trio.sleep(1)
         assert all([a.peer for a in other.alive()] == [node.network.peer] for other in others)
+
+
+async def test_a_node_announces_its_operator_as_long_as_the_statement_holds(autojump_clock, caplog):
+    operator, world = Identity.ephemeral(), World()
+    async with members(world, 2, announce_s=1) as (node, other):
+        node._operator = state(operator.peer, node.network.peer, trio.current_time() + 5, 0, operator.sign)
+        node.served = served
+        await node.announce()
+        await trio.sleep(1)
+        assert other.directory.operator_of(node.network.peer) == operator.peer
+        assert other.directory.operator_of(other.network.peer) == ""
+        await trio.sleep(30)
+        assert [a.peer for a in other.alive()] == [node.network.peer]  # it is there, and nobody's
+        assert other.directory.operator_of(node.network.peer) == ""
+        assert caplog.text.count("announces its operator no more") == 1
 
 
 async def test_a_member_says_once_that_most_others_run_a_newer_release(autojump_clock, monkeypatch, caplog):

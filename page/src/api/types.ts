@@ -28,6 +28,8 @@ export interface Peer {
   tokens_free: number
   sessions: number
   step_ms: number | null
+  /** Whose machine it is, as that operator has signed; null where it does not say. */
+  operator: string | null
 }
 
 export interface Link {

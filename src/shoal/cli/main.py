@@ -61,6 +61,7 @@ class Commands(LazyGroup):
         "credits": Lazy("ledger.credits", "Show what peers of the swarm gave this machine and took from it."),
         "wallet": Lazy("ledger.wallet", "Pay and be paid over a test chain."),
         "identity": Lazy("identity", "Show or create this machine's identity."),
+        "operator": Lazy("trust.operator", "Sign that several machines are yours."),
         "doctor": Lazy("doctor.doctor", "Check this machine's setup."),
         "demo": Lazy("demo.demo", "Try Shoal on this machine."),
         "bench": Lazy("bench", "Measure this machine."),

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from shoal.errors import RemoteProtocolError
 from shoal.routing.coordinates import Coordinates, estimate_of
 from shoal.routing.prices import Candidate
+from shoal.trust.operator import OperatorStatement, Verify
 from shoal.types import (
     NUMERICS_PATTERN,
     AdapterDigest,
@@ -47,7 +48,6 @@ LEAST_BYTES_S = 1e3
 Multiaddr = Annotated[str, Meta(max_length=256)]
 Multiaddrs = Annotated[tuple[Multiaddr, ...], Meta(max_length=16)]
 Coordinate = Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
-Verify = Callable[[PeerId, bytes, bytes], bool]
 
 
 class ServedAdapter(Struct, frozen=True, array_like=True):
@@ -147,6 +147,8 @@ class Served(Struct, frozen=True, array_like=True):
 
     coordinates: Annotated[tuple[Coordinate, ...], Meta(max_length=8)] = ()
     """Where it is, as :mod:`shoal.routing.coordinates` has it; empty where it has not measured any way."""
+    operator: OperatorStatement | None = None
+    """Whose machine it is, as its operator has signed; ``None`` where it does not say."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""
@@ -221,17 +223,21 @@ class Claim:
     _signature: bytes
 
     def check_signature(self, verify: Verify) -> None:
-        """Raises RemoteProtocolError: the peer that it speaks of has not signed it."""
+        """Raises RemoteProtocolError: the peer that it speaks of has not signed it, or the operator that it
+        names has not."""
         peer = PeerId(self.announcement.peer)
         if not verify(peer, CONTEXT + self._body, self._signature):
             raise RemoteProtocolError(f"an announcement that {peer} has not signed")
+        if (statement := operator_of(self.announcement)) is not None:
+            statement.check_signature(peer, verify)
 
 
 def read(data: bytes) -> Claim:
     """Read an announcement and check what costs next to nothing.
 
     Raises:
-        RemoteProtocolError: too long, not an announcement, living too long, or with values that cannot be.
+        RemoteProtocolError: too long, not an announcement, living too long, with values that cannot be, or
+            with an operator's statement that did not hold when it was issued.
     """
     if len(data) > MAX_ANNOUNCEMENT:
         raise RemoteProtocolError(
@@ -244,6 +250,8 @@ def read(data: bytes) -> Claim:
         raise RemoteProtocolError(f"not an announcement: {error}") from error
     _check_lifetime(announcement)
     _check_served(announcement.served)
+    if (statement := operator_of(announcement)) is not None:
+        statement.check_dates(announcement.issued)
     return Claim(announcement, sealed.body, sealed.signature)
 
 
@@ -265,6 +273,11 @@ def check_dates(announcement: Announcement, now: float) -> None:
         raise Misdated(f"an announcement from {announcement.issued - now:.0f} s in the future")
     if announcement.expires <= now:
         raise Misdated(f"an announcement that expired {now - announcement.expires:.0f} s ago")
+
+
+def operator_of(announcement: Announcement) -> OperatorStatement | None:
+    """What a peer announces of its operator."""
+    return announcement.served.operator if announcement.served is not None else None
 
 
 class Misdated(RemoteProtocolError):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
-from shoal.swarm.announcement import Announcement
+from shoal.swarm.announcement import Announcement, operator_of
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
 from shoal.swarm.coverage import runs, shape_of
 from shoal.swarm.eviction import peers_to_evict, stated_network
@@ -228,6 +228,12 @@ class Directory:
         """Where a peer says that it is; ``None`` if nothing is known of it."""
         found = self.get(peer)
         return None if found is None else found.address
+
+    def operator_of(self, peer: PeerId) -> str:
+        """Whose machine a peer is, as it announces and its operator has signed; empty where it does not."""
+        found = self.get(peer)
+        statement = None if found is None else operator_of(found)
+        return "" if statement is None else statement.operator
 
     def peers(self) -> frozenset[PeerId]:
         """Everybody whose announcement is here."""

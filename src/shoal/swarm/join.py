@@ -19,6 +19,7 @@ from shoal.swarm.local_nodes import running_nodes
 from shoal.swarm.member import Member
 from shoal.swarm.membership import Membership
 from shoal.tasks import one_error
+from shoal.trust.operator import OperatorStatement
 
 PUBLIC_NOTICE = (
     "This is the public swarm: every peer can see your address and what you serve, and the nodes of a route "
@@ -33,12 +34,18 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def join_swarm(
-    settings: Settings, membership: Membership, identity: Identity, *, listen: bool
+    settings: Settings,
+    membership: Membership,
+    identity: Identity,
+    *,
+    listen: bool,
+    operator: OperatorStatement | None = None,
 ) -> AsyncGenerator[tuple[Network, Member]]:
     """Take part in a swarm until the block ends.
 
     Args:
         listen: accept connections of other peers, as a node does; a client need not.
+        operator: whose machine a node announces that it is.
 
     Raises:
         NotAllowed: the public swarm, and the ``public`` setting does not allow it.
@@ -60,6 +67,7 @@ async def join_swarm(
                 announce_s=settings.announce_s,
                 expiry_s=settings.expiry_s,
                 bootstrap=(*_here(settings, membership), *membership.bootstrap, *settings.bootstrap),
+                operator=operator,
             )
             await nursery.start(member.run)
             try:

@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+import msgspec
 import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
@@ -34,6 +35,7 @@ from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
 from shoal.swarm.failure.detector import FailureDetector
 from shoal.swarm.failure.probe import NeighbourProbe
+from shoal.trust.operator import OperatorStatement
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.messages import AGENT
 from shoal.wire.versions import behind
@@ -90,8 +92,14 @@ class Member:
         bootstrap: Iterable[str] = (),
         clock: Clock | None = None,
         chance: random.Random | None = None,
+        operator: OperatorStatement | None = None,
     ) -> None:
+        """
+        Args:
+            operator: whose machine it is, if a node is to announce that.
+        """
         self.network = network
+        self._operator = operator
         self.directory = Directory()
         self.directory.neighbours = frozenset((network.peer,))
         self.served: Callable[[], Served] | None = None
@@ -276,6 +284,8 @@ class Member:
         # Milliseconds, so that numbers rise over restarts without a file; and they never go back with the
         # clock.
         self._sequence = max(self._sequence + 1, round(wall * 1000))
+        if served is not None and self._operator is not None:
+            served = self._operated(served, self._operator, wall)
         address = self.network.address
         announcement = Announcement(
             self.network.peer,
@@ -295,6 +305,16 @@ class Member:
             self.directory.drop(self.network.peer, self.now())
         await self.network.publish(TOPIC, raw)
         return raw
+
+    def _operated(self, served: Served, operator: OperatorStatement, wall: float) -> Served:
+        """What is announced, with whose machine it is, as long as that holds: others refuse what is over."""
+        try:
+            operator.check_dates(wall)
+        except RemoteProtocolError as error:
+            log.warning("this node announces its operator no more: %s", error.message)
+            self._operator = None
+            return served
+        return msgspec.structs.replace(served, operator=operator)
 
     def _valid(self, author: PeerId, raw: bytes) -> bool:
         try:

@@ -20,6 +20,7 @@ from shoal.executor.pages import PAGE, PagePool
 from shoal.executor.runner import Runner
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.net.identity import Identity
 from shoal.node.attestation.start import Attesting
 from shoal.node.node import Node, start_node
 from shoal.node.owner.machine import MachineSensors
@@ -29,6 +30,7 @@ from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
+from shoal.trust.operator import state
 from shoal.types import PeerId, Span
 
 NodeT = TypeVar("NodeT")
@@ -107,10 +109,11 @@ class MemoryPeers(Generic[NodeT]):
         options: Mapping[str, Any],
         host: str | None = None,
         home: Path | None = None,
+        operator: Identity | None = None,
     ) -> NodeT:
         network = self.world.network()
         network.says_at = host or f"198.18.{len(self.networks)}.1"
-        member = await self._member(network)
+        member = await self._member(network, operator)
         started: list[NodeT] = []
         if home is not None:
             network.save_identity(home / "identity.key")
@@ -127,20 +130,21 @@ class MemoryPeers(Generic[NodeT]):
         self.networks.append(network)
         return started[0]
 
-    async def _member(self, network: MemoryNetwork) -> Member:
+    async def _member(self, network: MemoryNetwork, operator: Identity | None = None) -> Member:
         """A running membership; it joins through the first peer of the world."""
-        member = self._new_member(network)
+        member = self._new_member(network, operator)
         await self.nursery.start(member.run)
         return member
 
-    def _new_member(self, network: MemoryNetwork) -> Member:
-        first = next(iter(self.world.peers))
+    def _new_member(self, network: MemoryNetwork, operator: Identity | None = None) -> Member:
+        first, now = next(iter(self.world.peers)), trio.current_time()
         return Member(
             network,
             announce_s=self.settings.announce_s,
             expiry_s=self.settings.expiry_s,
             bootstrap=[f"/memory/{first}/p2p/{first}"] if first != network.peer else [],
             clock=Clock(trio.current_time, trio.current_time),
+            operator=state(operator.peer, network.peer, now, 1, operator.sign) if operator else None,
         )
 
 
@@ -159,6 +163,7 @@ class MemorySwarm(MemoryPeers[Node]):
         host: str | None = None,
         home: Path | None = None,
         payments: PaymentDesk | None = None,
+        operator: Identity | None = None,
         **options: Any,
     ) -> Node:
         """One more node, of this model or another version of it, on this machine or a pretended one, which
@@ -167,6 +172,7 @@ class MemorySwarm(MemoryPeers[Node]):
         Args:
             host: where it says that it is; by default on a network of its own.
             payments: what asks for payment there.
+            operator: whose it announces to be.
             home: of its machine, where clients find its identity; by default it has that of the swarm.
         """
 
@@ -186,7 +192,7 @@ class MemorySwarm(MemoryPeers[Node]):
                 measure=measured_once,
             )
 
-        return await self._add(start, options, host, home)
+        return await self._add(start, options, host, home, operator)
 
 
 @asynccontextmanager

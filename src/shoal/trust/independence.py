@@ -1,8 +1,9 @@
 """What can be told of whether two peers are one operator's: hints, and no more. Pure.
 
-A peer is a key, and keys cost nothing; so do, nearly, addresses. Who shares a key or a host with another is
-counted as one with it, and so is who says of no host that it is there: nothing shows that they are two. Who
-shares a network may well be another, and is taken after those who do not.
+A peer is a key, and keys cost nothing; so do, nearly, addresses. Who shares a key or a host with another, or
+announces the same operator (:mod:`.operator`), is counted as one with it, and so is who says of no host that
+it is there: nothing shows that they are two. Who shares a network may well be another, and is taken after
+those who do not.
 
 Where a channel to a peer comes from is known, and what the peer says of its hosts then counts for nothing:
 else it could say that it is where others are, and have them left out. Names count for nothing at all, as
@@ -40,7 +41,8 @@ BRIDGES = ipaddress.ip_network("172.17.0.0/16")
 """Docker's own network: on each machine that has it another one, with the same addresses."""
 
 Closeness = Literal[0, 1, 2]
-"""0: nothing says that they are one; 1: one network; 2: one key or host, or nobody knows where one is."""
+"""0: nothing says that they are one; 1: one network; 2: one key, host or operator, or nobody knows where one
+is."""
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -59,6 +61,8 @@ class Whereabouts:
     """Whether it was seen there; else it says so."""
     own: bool = False
     """Whether it is this machine, which is nobody else's."""
+    operators: frozenset[str] = frozenset()
+    """Whose it is, where that was announced and signed."""
 
     @property
     def known(self) -> bool:
@@ -69,7 +73,9 @@ class Whereabouts:
 OWN = Whereabouts(own=True)
 
 
-def whereabouts(peers: Iterable[str], hosts: Iterable[str], *, seen: bool = False) -> Whereabouts:
+def whereabouts(
+    peers: Iterable[str], hosts: Iterable[str], *, seen: bool = False, operators: Iterable[str] = ()
+) -> Whereabouts:
     """Of peers at these hosts: addresses without a port. Names are left out."""
     found = [address for host in hosts if (address := _address(host)) is not None]
     world = [address for address in found if not _within(address, LOCAL)]
@@ -82,14 +88,16 @@ def whereabouts(peers: Iterable[str], hosts: Iterable[str], *, seen: bool = Fals
         frozenset(str(address) for address in local),
         frozenset(_part(address, NETWORK_BITS) for address in local),
         seen,
+        operators=frozenset(operators),
     )
 
 
 def together(several: Sequence[Whereabouts]) -> Whereabouts:
     """Of peers that did something together: known only where each of them is."""
     peers = frozenset[str]().union(*(one.peers for one in several))
+    operators = frozenset[str]().union(*(one.operators for one in several))
     if not all(one.known for one in several):
-        return Whereabouts(peers)
+        return Whereabouts(peers, operators=operators)
     return Whereabouts(
         peers,
         frozenset[str]().union(*(one.hosts for one in several)),
@@ -97,6 +105,7 @@ def together(several: Sequence[Whereabouts]) -> Whereabouts:
         frozenset[str]().union(*(one.local for one in several)),
         frozenset[str]().union(*(one.local_networks for one in several)),
         all(one.seen for one in several),
+        operators=operators,
     )
 
 
@@ -122,6 +131,8 @@ def closeness(one: Whereabouts, other: Whereabouts) -> Closeness:
     """How much says that two are one operator's."""
     if one.own or other.own:
         return 0
+    if one.operators & other.operators:
+        return 2
     if one.peers & other.peers or not (one.known and other.known):
         return 2
     if one.hosts and other.hosts:

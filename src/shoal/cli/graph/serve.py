@@ -13,6 +13,7 @@ from shoal.cli.node.process import figures_of, until_asked, whole
 from shoal.cli.node.turns import tell
 from shoal.cli.output import say
 from shoal.cli.progress import working
+from shoal.cli.trust.statement_file import own_statement
 from shoal.config import Settings
 from shoal.net.identity import Identity
 from shoal.swarm.join import join_swarm
@@ -32,11 +33,13 @@ async def serve_graph(settings: Settings, span: Span | None, *, as_json: bool) -
     store = GraphStore(settings.paths.graphs)
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
+    operator = own_statement(settings.operator, identity.peer)
     async with AsyncExitStack() as stack:
         if names_graph(settings.model):
             with working(f"reading {settings.model}"):
                 await trio.to_thread.run_sync(store.resolve, settings.model, settings.threads or 1)
-        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
+        joining = join_swarm(settings, swarm, identity, listen=True, operator=operator)
+        network, member = await stack.enter_async_context(joining)
         tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
         if settings.fast:
             say(

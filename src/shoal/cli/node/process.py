@@ -20,6 +20,7 @@ from shoal.cli.gateway.child import beside
 from shoal.cli.node.turns import tell
 from shoal.cli.node.twins import warn_of_twins
 from shoal.cli.progress import working
+from shoal.cli.trust.statement_file import own_statement
 from shoal.config import Settings
 from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.local.ending import how_to_end, stop_signals
@@ -86,8 +87,10 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
     check_name(settings, settings.model)
     swarm = member_of(settings, create=True)
     identity = Identity.load_or_create(settings.paths.identity)
+    operator = own_statement(settings.operator, identity.peer)
     async with AsyncExitStack() as stack:
-        network, member = await stack.enter_async_context(join_swarm(settings, swarm, identity, listen=True))
+        joining = join_swarm(settings, swarm, identity, listen=True, operator=operator)
+        network, member = await stack.enter_async_context(joining)
         tell("listening", as_json, peer=network.peer, addresses=whole(network.address))
         with working(f"loading {settings.model}") as report:
             # Torch takes seconds to import; on a thread, so that others may dial us meanwhile.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shoal.cli.output import printable
 from shoal.net.network import PeerConnection
-from shoal.swarm.announcement import Announcement
+from shoal.swarm.announcement import Announcement, operator_of
 from shoal.swarm.coverage import by_model, in_one_format, in_order, most_relevant, runs
 from shoal.swarm.names import name_of
 from shoal.types import Digest, ModelShape, NatKind, PeerId, Span, Way, gaps
@@ -77,6 +77,8 @@ class PeerView:
     """What it has shown, or why that is not believed; empty where it was not asked."""
     measurements: dict[str, str] = field(default_factory=dict[str, str])
     """What its hardware has signed of its software, by the maker's names; empty where that does not hold."""
+    operator: str = ""
+    """Whose machine it is, as that operator has signed; empty where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ def _peer(
         attests=served.attests if served else "",
         attested=machine.told if machine else "",
         measurements=dict(machine.measurements) if machine else {},
+        operator=statement.operator if (statement := operator_of(a)) else "",
     )
 
 
@@ -311,12 +314,13 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
     share = any(peer.share < 1 for peer in peers)
     asked = any(peer.attested for peer in peers)
     unlike = len({peer.release for peer in peers}) > 1
+    owned = any(peer.operator for peer in peers)
     # Few peers say the first and the second is for some hours: without them, the rest has more room.
     optional = (*(["share"] if share else []), *(["J/token"] if energy else []))
     for heading in ("rtt", "tok/s", *optional, "sessions", "free tokens"):
         rows.add_column(heading, justify="right")
-    last = (*(["release"] if unlike else []), *(["attested"] if asked else []), *(["id"] if ids else []))
-    for heading in last:
+    last = {"release": unlike, "operator": owned, "attested": asked, "id": ids}
+    for heading in (heading for heading, told in last.items() if told):
         rows.add_column(heading, overflow="fold")
     for peer in peers:
         cells = (
@@ -333,6 +337,7 @@ def peers_table(peers: Sequence[PeerView], *, ids: bool = False) -> Table:
             str(peer.sessions),
             str(peer.tokens_free),
             *([peer.release or "-"] if unlike else []),
+            *([name_of(peer.operator) if peer.operator else "-"] if owned else []),
             *([peer.attested or "shows nothing"] if asked else []),
             *([peer.peer] if ids else []),
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from shoal.client.audits.auditors import AuditJob, OtherIdentity, OwnAuditor, PeerAuditor, whereabouts_of
+from shoal.client.audits.auditors import AuditJob, OtherIdentity, OwnAuditor, PeerAuditor, place_of
 from shoal.client.ring.rings import Rings
 from shoal.client.session import Session
 from shoal.config import Settings
@@ -43,18 +43,16 @@ class AuditorFinder:
             return None  # what none but attested peers may see, no other is shown
         finder, shape = self._rings.finder, job.shape
         ring = {hop.address.peer for hop in session.ring.route}
-        seen_at = self._rings.seen_at
-        hops = [whereabouts_of([hop.address], seen_at) for hop in session.ring.route]
+        hops = [place_of(self._rings, hop.address) for hop in session.ring.route]
         now = trio.current_time()
         serving = finder.serving(shape, job.numerics.format)
-        places = {PeerId(a.peer): whereabouts_of([a.address], seen_at) for a in serving}
+        places = {PeerId(a.peer): place_of(self._rings, a.address) for a in serving}
         # The identity under which audits ask pays nobody.
         priced = {PeerId(a.peer) for a in serving if a.served is not None and a.served.price is not None}
         doubtful = {peer for peer in places if finder.reputation.distrusted(peer, now)}
-        # Of whom nobody knows where it is, nobody is known to be beside: it must not push others back.
-        hops, known_near = ([one for one in some if one.known] for some in (hops, near))
-        known = {peer for peer, at in places.items() if at.known and not all(apart(at, hop) for hop in hops)}
-        beside = {peer for peer, at in places.items() if not all(apart(at, one) for one in known_near)}
+        known = {peer for peer, at in places.items() if at.known and _beside(at, hops)}
+        known |= {peer for peer, at in places.items() if _operated(at, hops)}
+        beside = {peer for peer, at in places.items() if _beside(at, near) or _operated(at, near)}
         never = tried | doubtful | priced
         for avoid in (ring | known | beside, ring | beside, beside, ring | known, ring, set[PeerId]()):
             try:
@@ -64,3 +62,16 @@ class AuditorFinder:
             if not {hop.address.peer for hop in route} & (never | avoid):
                 return PeerAuditor(route, self._rings.member, self._settings, self._identity)
         return None
+
+
+def _operated(at: Whereabouts, others: Sequence[Whereabouts]) -> bool:
+    """Whether a peer is announced to be of an operator of the others."""
+    return any(at.operators & one.operators for one in others)
+
+
+def _beside(at: Whereabouts, others: Sequence[Whereabouts]) -> bool:
+    """Whether a peer may be one with some of the others.
+
+    Of whom nobody knows where it is, nobody is known to be beside: it must not push others back.
+    """
+    return not all(apart(at, one) for one in others if one.known)

@@ -199,7 +199,8 @@ class PeerAuditor:
 
     @property
     def at(self) -> Whereabouts:
-        return whereabouts_of((hop.address for hop in self.route), self._seen.get)
+        addresses = (hop.address for hop in self.route)
+        return whereabouts_of(addresses, self._seen.get, self.member.directory.operator_of)
 
     async def compute(self, job: AuditJob) -> list[bytes]:
         """As :meth:`Auditor.compute`."""
@@ -267,14 +268,29 @@ SeenAt = Callable[[PeerId], str | None]
 channel, or it tells no host."""
 
 
-def whereabouts_of(addresses: Iterable[PeerAddress], seen_at: SeenAt = lambda _: None) -> Whereabouts:
+OperatorOf = Callable[[PeerId], str]
+"""Whose machine a peer is, as it announces; empty where it does not."""
+
+
+def place_of(rings: Rings, address: PeerAddress) -> Whereabouts:
+    """Where a peer is, and whose, as far as a client knows by now."""
+    return whereabouts_of([address], rings.seen_at, rings.member.directory.operator_of)
+
+
+def whereabouts_of(
+    addresses: Iterable[PeerAddress],
+    seen_at: SeenAt = lambda _: None,
+    operator_of: OperatorOf = lambda _: "",
+) -> Whereabouts:
     """Where peers are: at the host that they were seen at; else where they say that they can be reached
     without a relay."""
-    return together([_whereabouts(address, seen_at(address.peer)) for address in addresses])
+    return together([_whereabouts(one, seen_at(one.peer), operator_of(one.peer)) for one in addresses])
 
 
-def _whereabouts(address: PeerAddress, seen: str | None) -> Whereabouts:
+def _whereabouts(address: PeerAddress, seen: str | None, operator: str) -> Whereabouts:
+    operators = [operator] if operator else []
     if seen is not None:
-        return whereabouts([address.peer], [seen], seen=True)
+        return whereabouts([address.peer], [seen], seen=True, operators=operators)
     found = (host_and_port(text) for text in (*address.libp2p, *address.direct))
-    return whereabouts([address.peer], [at[0] for at in found if at is not None])
+    hosts = [at[0] for at in found if at is not None]
+    return whereabouts([address.peer], hosts, operators=operators)

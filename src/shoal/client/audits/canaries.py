@@ -42,6 +42,9 @@ from shoal.types import Digest, Span
 CANARY_WITHIN_S = 600.0
 """What a canary may take, from the moment when its identity joins the swarm."""
 
+MOST_MODELS = 8
+"""Whose texts are kept."""
+
 log = logging.getLogger(__name__)
 
 OtherMember = Callable[[], AbstractAsyncContextManager[tuple[Network, Member]]]
@@ -133,6 +136,8 @@ class Canaries:
         """Raises ShoalError: the tokenizer or the template fails."""
         codec = await self._parts.codec(local)
         if local.digest not in self._texts:
+            if len(self._texts) == MOST_MODELS:
+                del self._texts[next(iter(self._texts))]
             words = await trio.to_thread.run_sync(word_tokens, codec, local.shape.vocab_size)
             self._texts[local.digest] = CanaryTexts(words)
         texts = self._texts[local.digest]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from shoal.client.audits.auditor_finder import AuditorFinder
-from shoal.client.audits.auditors import AuditJob, computed, fault_share, whereabouts_of
+from shoal.client.audits.auditors import AuditJob, computed, fault_share, place_of
 from shoal.client.audits.findings import Findings
 from shoal.client.audits.protection import AuditResult, Protection
 from shoal.client.audits.replicas import Replicas
@@ -81,7 +81,7 @@ class Consensus:
 
     def __init__(self, rings: Rings, auditors: AuditorFinder, findings: Findings) -> None:
         self._replicas = Replicas(rings, findings)
-        self._seen_at = rings.seen_at
+        self._rings = rings
         self._auditors = auditors
         self._findings = findings
 
@@ -193,7 +193,7 @@ class Consensus:
                 found.faults.append(f"{hop.peer} shows other receipts than it had committed to")
                 self._findings.hold_against(hop.peer, WHOLE_FAULT)
             else:
-                at = whereabouts_of([ring.route[index].address], self._seen_at)
+                at = place_of(self._rings, ring.route[index].address)
                 came = tuple(one.came for one in hop.receipts)
                 work = ReplicaWork(at, came, tuple(one.went for one in hop.receipts))
             works.append(work)

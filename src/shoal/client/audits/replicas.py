@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from shoal.client.audits.auditors import ENOUGH_S, fault_share, whereabouts_of
+from shoal.client.audits.auditors import ENOUGH_S, fault_share, place_of
 from shoal.client.audits.findings import Findings
 from shoal.client.receipts.pull import AnswerText
 from shoal.client.ring.hop import HopNotAsked, HopRefused, RouteHop
@@ -79,7 +79,7 @@ class Replicas:
     ) -> None:
         """Open as many replicas as there should be and can be, each on all its hops."""
         first, refused = session.ring, set[PeerId]()
-        taken = [[whereabouts_of([hop.address], self._rings.seen_at)] for hop in first.route]
+        taken = [[place_of(self._rings, hop.address)] for hop in first.route]
         for _ in range(OPEN_ROUNDS * (REPLICAS - 1)):
             if len(opened) == REPLICAS - 1 or not seconds_left(until):
                 break
@@ -97,13 +97,15 @@ class Replicas:
                     self._findings.hold_against(peer, fault_share(error.error, within_s))
                 continue
             for places, hop in zip(taken, route, strict=True):
-                places.append(whereabouts_of([hop.address], self._rings.seen_at))
+                places.append(place_of(self._rings, hop.address))
         if len(opened) < REPLICAS - 1:
             faults.append(
                 f"{len(opened) + 1} of {REPLICAS} replicas were to be had: too few others serve its blocks"
             )
         if any(closeness(a, b) == 2 for at in taken for i, a in enumerate(at) for b in at[:i]):
-            faults.append("some replicas share a host, or tell none: they may be one operator's")
+            faults.append(
+                "some replicas share a host or an operator, or tell no host: they may be one operator's"
+            )
 
     def _choose(
         self, session: Session, taken: Sequence[Sequence[Whereabouts]], refused: set[PeerId]
@@ -112,7 +114,7 @@ class Replicas:
         offers = [finder.offers(session.shape, session.ring.numerics, hop.span) for hop in route]
         free = [
             [
-                ReplicaOffer(hop.address.peer, whereabouts_of([hop.address], self._rings.seen_at))
+                ReplicaOffer(hop.address.peer, place_of(self._rings, hop.address))
                 for hop in some
                 if hop.address.peer not in refused
             ]

@@ -88,6 +88,7 @@ def _peer(a: Announcement, me: bool, path: str | None, rtt_s: float | None, left
         "tokens_free": served.tokens_free,
         "sessions": served.sessions,
         "step_ms": round(served.step_ms, 3),
+        "operator": served.operator.operator if served.operator else None,
     }
 
 
