@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shoal.testing.sim.audits import SimulatedClient, named_within
 from shoal.trust.audit import AuditAccount, next_target
 from shoal.trust.audit_record import CanaryCounts
-from shoal.trust.canary import CANARY_COST, KEPT_TEXTS, MOST_PAUSE_S, CanaryTexts, is_due, pause_s
+from shoal.trust.canary import CANARY_COST, KEPT_TEXTS, MOST_PAUSE_S, CanaryTexts, canary_pause_s, is_due
 
 from .test_audit import ALL, BLOCKS, ROW
 from .test_receipts import HONEST, TOKENS
@@ -57,9 +57,9 @@ def test_audits_and_canaries_together_never_take_more_than_the_budget(
 
 def test_the_pause_is_drawn_by_chance_and_has_an_end() -> None:
     chance = Random(1).random
-    pauses = [pause_s(chance) for _ in range(2000)]
+    pauses = [canary_pause_s(chance) for _ in range(2000)]
     assert 55 < sum(pauses) / len(pauses) < 65
-    assert pause_s(lambda: 1 - 2**-53) == MOST_PAUSE_S
+    assert canary_pause_s(lambda: 1 - 2**-53) == MOST_PAUSE_S
 
 
 # ---- what they say ----

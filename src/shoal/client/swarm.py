@@ -284,9 +284,7 @@ class Swarm:
             limit = min(max_tokens, answer_room(local.shape, len(token_ids)))
             chosen = sampling_for(local.sampling, sampling, otherwise)
             guessing = self.settings.speculate == "auto" if speculate is None else speculate
-            drafting = self.draft if guessing and draft else None
-            if drafting is not None:
-                await drafting.check(local)
+            drafting = await self._checked_draft(local) if guessing and draft else None
             source = token_ids if reads else None
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = partial(self.session, model, tokens=room, format=format, attested=strict, source=source)
@@ -313,6 +311,12 @@ class Swarm:
                 await protect_answer(self.audits, answer, session, chosen, level, receipts=receipts)
 
         return Answer(prompt if isinstance(prompt, str) else "", stream)
+
+    async def _checked_draft(self, local: LocalModel) -> DraftHolder | None:
+        """The draft model, if one is set. Raises as ``DraftHolder.check``: it does not fit."""
+        if self.draft is not None:
+            await self.draft.check(local)
+        return self.draft
 
     async def _reads_first(self, local: LocalModel) -> bool:
         """Whether an encoder reads a prompt before a decoder answers. Raises UsageError: nothing answers."""

@@ -30,7 +30,7 @@ PASSAGE = (16, 96)
 """Tokens of one passage that is taken out of a text."""
 
 
-def pause_s(chance: Chance) -> float:
+def canary_pause_s(chance: Chance) -> float:
     """How long until it is looked whether a canary is due: by chance, so that nothing comes before one."""
     return min(MOST_PAUSE_S, -MEAN_PAUSE_S * math.log(1 - chance()))
 

@@ -30,7 +30,7 @@ EARLY_S = 3600
 
 OperatorId = Annotated[str, Meta(min_length=1, max_length=128)]
 """An operator's public key, as a peer's is written."""
-Seconds = Annotated[int, Meta(ge=0, le=1 << 40)]
+EpochSeconds = Annotated[int, Meta(ge=0, le=1 << 40)]
 Verify = Callable[[PeerId, bytes, bytes], bool]
 
 _encode = msgspec.msgpack.encode
@@ -40,8 +40,8 @@ class OperatorStatement(Struct, frozen=True, array_like=True):
     """As a node announces it. Of which peer it is, the announcement says."""
 
     operator: OperatorId
-    not_before: Seconds
-    not_after: Seconds
+    not_before: EpochSeconds
+    not_after: EpochSeconds
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
     def check_dates(self, at: float) -> None:
@@ -87,8 +87,8 @@ class OperatorFile(Struct, frozen=True):
 
     operator: OperatorId
     peer: Annotated[str, Meta(min_length=1, max_length=128)]
-    not_before: Seconds
-    not_after: Seconds
+    not_before: EpochSeconds
+    not_after: EpochSeconds
     signature: Annotated[str, Meta(pattern="^[0-9a-f]{128}$")]
     kind: Literal["shoal operator 1"] = "shoal operator 1"
 

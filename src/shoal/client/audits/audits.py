@@ -27,7 +27,7 @@ from shoal.client.audits.findings import Findings
 from shoal.client.audits.proofs import Proofs
 from shoal.client.audits.protection import FAST, AuditResult, Protection, attested_protection
 from shoal.client.audits.purse import AuditPurse, BudgetPurse, CanaryPurse
-from shoal.client.audits.residual import residual_norm
+from shoal.client.audits.residual import row_distance
 from shoal.client.receipts.pull import AnswerReceipts, pull_receipts
 from shoal.client.ring.rings import Rings
 from shoal.client.sampling import Sampling
@@ -271,9 +271,16 @@ class Audits:
             why = f": {ours.message}" if isinstance(ours, ShoalError) else ""
             return _result(kept, target, "open", (), f"{who} could not be audited{why}")
         width = kept.width
-        apart = await trio.to_thread.run_sync(residual_norm, ours, theirs, kept.codec, width)
-        what = f"{who} differs from {auditor.name} by {apart:.1e} of the norm of its rows at most"
-        return replace(_result(kept, target, "open", (auditor.name,), what), residual=apart)
+        apart = await trio.to_thread.run_sync(row_distance, ours, theirs, kept.codec, width)
+        points = apart.fingerprint
+        what = (
+            f"{who} differs from {auditor.name} by {apart.residual:.1e} of the norm of its rows at most; of "
+            f"the {points.points} largest elements of 32 rows {points.exponents} have another exponent, "
+            f"and mantissas of the rest are {points.mean:.2f} of 128 steps apart"
+        )
+        return replace(
+            _result(kept, target, "open", (auditor.name,), what), residual=apart.residual, fingerprint=points
+        )
 
     async def _opinions(
         self, session: Session, kept: KeptAnswer, target: AuditTarget, job: AuditJob, until: float

@@ -36,7 +36,7 @@ from shoal.swarm.member import Member
 from shoal.tasks import ends_alone, one_error
 from shoal.trust.audit import Chance
 from shoal.trust.audit_record import AuditRecord, CanaryCounts, CanaryResult
-from shoal.trust.canary import CANARY_COST, CanaryTexts, is_due, pause_s
+from shoal.trust.canary import CANARY_COST, CanaryTexts, canary_pause_s, is_due
 from shoal.types import Digest, Span
 
 CANARY_WITHIN_S = 600.0
@@ -95,7 +95,7 @@ class Canaries:
     async def run(self) -> None:
         """Look by chance, again and again, whether one is due, until cancelled."""
         while True:
-            await trio.sleep(pause_s(self.chance))
+            await trio.sleep(canary_pause_s(self.chance))
             with ends_alone(log, "a canary"):
                 await self.send_due()
 

@@ -10,11 +10,12 @@ which machine and with which software they run (:mod:`shoal.client.attestation`)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoal.client.ring.hop import RouteHop
 from shoal.trust.audit import AuditVerdict
+from shoal.trust.fingerprint import FingerprintDistance
 from shoal.types import ProtectionLevel, Span
 
 PROVED = "proofs are sound, not zero-knowledge, and of linear layers only"
@@ -36,6 +37,8 @@ class AuditResult:
     """In a sentence."""
     residual: float | None = None
     """Where bits are no promise: how far its rows are from an auditor's, relative to their norm."""
+    fingerprint: FingerprintDistance | None = None
+    """The same by TOPLOC's fingerprints (:mod:`shoal.trust.fingerprint`)."""
     replica: int = 0
     """Of which replica the hop is; 0: of those that gave the answer."""
     block: int | None = None
@@ -53,6 +56,7 @@ class AuditResult:
             "by": list(self.by),
             "what": self.what,
             "residual": self.residual,
+            "fingerprint": None if self.fingerprint is None else asdict(self.fingerprint),
             "replica": self.replica,
             "block": self.block,
         }

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from shoal.executor.codecs import decode
+from shoal.trust.fingerprint import FingerprintDistance, fingerprint_distance, take_fingerprint
 from shoal.trust.rows import WINDOW
 from shoal.types import Codec
 
 
-def residual_norm(ours: Sequence[bytes], theirs: Sequence[bytes], codec: Codec, width: int) -> float:
-    """The norm of the difference in 32 rows, relative to that of our rows; of all windows the most.
+@dataclass(frozen=True, slots=True)
+class RowDistance:
+    """Of all windows of 32 rows, in each number the most."""
+
+    residual: float
+    """The norm of the difference, relative to that of our rows."""
+    fingerprint: FingerprintDistance
+    """How far our rows are from the fingerprint of theirs."""
+
+
+def row_distance(ours: Sequence[bytes], theirs: Sequence[bytes], codec: Codec, width: int) -> RowDistance:
+    """How far rows that a hop shows are from those that an auditor has.
 
     Args:
-        ours: encoded rows, each by itself; as many as of ``theirs``.
+        ours: encoded rows, each by itself; as many as of ``theirs``, and at least one.
 
     Raises:
         StepFailed: a row holds NaN or infinity.
     """
-    most = 0.0
+    found = RowDistance(0.0, FingerprintDistance(0, 0, 0.0, 0.0))
     for first in range(0, len(ours), WINDOW):
-        pairs = zip(ours[first : first + WINDOW], theirs[first : first + WINDOW], strict=True)
-        norm = apart = 0.0
-        for one, other in pairs:
-            mine = decode(one, codec, 1, width).astype(np.float64)
-            norm += float(np.square(mine).sum())
-            apart += float(np.square(mine - decode(other, codec, 1, width)).sum())
-        most = max(most, (apart / norm) ** 0.5 if norm else float(apart > 0))
-    return most
+        mine, shown = (
+            np.concatenate(
+                [decode(one, codec, 1, width).astype(np.float64) for one in rows[first : first + WINDOW]]
+            )
+            for rows in (ours, theirs)
+        )
+        norm, apart = float(np.linalg.norm(mine)), float(np.linalg.norm(mine - shown))
+        distance = fingerprint_distance(take_fingerprint(shown), mine)
+        found = RowDistance(
+            max(found.residual, apart / norm if norm else float(apart > 0)),
+            found.fingerprint.worse(distance),
+        )
+    return found
