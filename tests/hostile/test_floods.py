@@ -27,8 +27,8 @@ from shoal.gateway.serve import serve
 from shoal.net.identity import Identity
 from shoal.swarm.announcement import Announcement, Served, seal
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryDifference, encode
-from shoal.swarm.member import CHECKED_AT_ONCE, CHECKED_PER_S, DIRECTORY_PROTOCOL
 from shoal.swarm.membership import create
+from shoal.swarm.taking_part.comparison import CHECKED_AT_ONCE, CHECKED_PER_S, DIRECTORY_PROTOCOL
 from shoal.testing.memory import MemoryNetwork
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span
