@@ -49,7 +49,7 @@ class ViewRules:
     """Below which it is a small one again."""
     view_peers: int = 256
     """Of each of its models, kept because they are unlike."""
-    drawn_peers: int = 256
+    drawn_peers: int = 512
     """Of each of its models, drawn from all by nothing but chance."""
     entry_peers: int = 8
     """Of each other model."""
