@@ -13,7 +13,7 @@ from shoal.swarm.directory import Directory
 from shoal.swarm.taking_part.neighbours import CONNECTIONS_MOST, MODEL_CONNECTIONS, STRANGERS, whom_to_dial
 from shoal.swarm.views import rules
 from shoal.swarm.views.census import take_census
-from shoal.swarm.views.model_view import ModelView, SecretRank, ViewedPeer, public_network
+from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, public_network
 from shoal.swarm.views.rules import MODELS_KNOWN, SwarmCount, ViewRules, is_partial
 from shoal.swarm.views.size import SwarmSize
 from shoal.types import Digest, PeerAddress, PeerId
@@ -138,13 +138,13 @@ def viewed(name: str, part: int = 0, network: str = "") -> ViewedPeer:
 
 
 def test_a_view_keeps_all_there_are_while_there_is_a_place() -> None:
-    view = ModelView(8, 8)
+    view = PeerSample(8, 8)
     assert [view.offer(viewed(f"p{number}")) for number in range(8)] == [[]] * 8
     assert len(view) == view.estimate == 8
 
 
 def test_peers_of_a_rare_part_find_a_place_and_one_that_moves_keeps_its_own() -> None:
-    view = ModelView(32)
+    view = PeerSample(32)
     for number in range(400):
         view.offer(viewed(f"p{number}"))
     for number in range(8):
@@ -156,7 +156,7 @@ def test_peers_of_a_rare_part_find_a_place_and_one_that_moves_keeps_its_own() ->
 
 
 def test_one_network_has_some_places_and_no_more() -> None:
-    view = ModelView(64)
+    view = PeerSample(64)
     for number in range(64):
         view.offer(viewed(f"p{number}", part=number % 8, network=f"n{number}"))
     for number in range(1000):
@@ -168,7 +168,7 @@ def test_one_network_has_some_places_and_no_more() -> None:
 def test_a_flood_from_everywhere_takes_no_place_of_the_older_half_nor_of_proven_peers(
     evil_parts: int,
 ) -> None:
-    view, proven = ModelView(64), {PeerId(f"honest{number}") for number in range(40, 60)}
+    view, proven = PeerSample(64), {PeerId(f"honest{number}") for number in range(40, 60)}
     for number in range(64):
         view.offer(viewed(f"honest{number}", number % 8, f"h{number}"))
     for number in range(5000):
@@ -182,7 +182,7 @@ def test_a_flood_from_everywhere_takes_no_place_of_the_older_half_nor_of_proven_
 
 
 def test_connections_alone_fill_no_more_than_half_of_the_places() -> None:
-    view = ModelView(64)
+    view = PeerSample(64)
     for number in range(64):
         view.offer(viewed(f"honest{number}", number % 8))
     evil = {PeerId(f"evil{number}") for number in range(300)}
@@ -194,7 +194,7 @@ def test_connections_alone_fill_no_more_than_half_of_the_places() -> None:
 def test_who_is_drawn_is_drawn_by_chance_and_tells_how_many_there_are() -> None:
     estimates = []
     for seed in range(4):
-        rank, view = SecretRank(b"%d" % seed), ModelView(1, 256)
+        rank, view = SecretRank(b"%d" % seed), PeerSample(1, 256)
         for number in range(3000):
             for name in {f"p{number}", f"p{number // 20}"}:  # some speak twenty times as often
                 if PeerId(name) not in view:
@@ -206,7 +206,7 @@ def test_who_is_drawn_is_drawn_by_chance_and_tells_how_many_there_are() -> None:
 
 
 def test_what_is_drawn_stays_so_while_some_come_and_go() -> None:
-    view, chance = ModelView(1, 256), Random(1)
+    view, chance = PeerSample(1, 256), Random(1)
     there = [f"p{number}" for number in range(1000)]
     for name in there:
         view.offer(viewed(name))
@@ -266,7 +266,7 @@ def test_models_that_nobody_serves_push_out_no_model_that_was_there_before() -> 
 
 
 def test_a_majority_of_identities_does_not_decide_whom_a_member_knows() -> None:
-    """Three times as many as there are honest ones, in every part and network, of ours and of another model."""
+    """Three times as many as are honest, in every part and network, of ours and of another model."""
     directory = a_directory(ViewRules())
     for number in range(300):
         host, start = f"20.{number % 200}.{number // 200}.1", number % 28
@@ -279,7 +279,7 @@ def test_a_majority_of_identities_does_not_decide_whom_a_member_knows() -> None:
     names = kept(directory)
     assert sum(name.startswith("honest") for name in names) >= 128
     assert sum(name.startswith("other") for name in names) >= 4
-    assert len(names) <= 512 + 8
+    assert len(names) <= 256 + 512 + 8
     honest = {
         a.served.start for a in directory.serving(OURS, NOW) if a.peer.startswith("honest") and a.served
     }

@@ -12,7 +12,7 @@ import trio
 from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError
 from shoal.net.network import Network
 from shoal.swarm.directory import Directory
-from shoal.swarm.views.model_view import public_network
+from shoal.swarm.views.peer_sample import public_network
 from shoal.swarm.views.rules import ENTRIES_ASKED, LOOK_UP_WITHIN_S, VIEW_WITHIN_S
 from shoal.types import Digest, PeerAddress, PeerId
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 
 from shoal.swarm.announcement import Announcement, Served
-from shoal.swarm.views.model_view import (
+from shoal.swarm.views.peer_sample import (
     OLD_SHARE,
     ChanceDraw,
-    ModelView,
+    PeerSample,
     SecretRank,
     ViewedPeer,
     part_of,
@@ -32,14 +32,14 @@ class PartialView:
     def __init__(self, rules: ViewRules, key: bytes) -> None:
         self._rules = rules
         self._rank = SecretRank(key)
-        self._models: dict[str, ModelView] = {}
+        self._models: dict[str, PeerSample] = {}
         """In the order in which they were heard of."""
         self._joined: frozenset[str] = frozenset()
         self._heard = ChanceDraw(HEARD_DRAWN)
         self._until: dict[PeerId, float] = {}
         """Of those drawn from all who are heard, when their words are over."""
 
-    def of(self, digest: str) -> ModelView | None:
+    def of(self, digest: str) -> PeerSample | None:
         """Whom it keeps of a model, if anybody."""
         return self._models.get(digest)
 
@@ -137,8 +137,8 @@ class PartialView:
         among = newer if newcomer in self._joined else [*newer, newcomer]
         return max(among, key=self._rank, default=newcomer)
 
-    def _new(self, digest: str) -> ModelView:
+    def _new(self, digest: str) -> PeerSample:
         rules = self._rules
         if digest in self._joined:
-            return ModelView(rules.view_peers, rules.drawn_peers)
-        return ModelView(rules.entry_peers)
+            return PeerSample(rules.view_peers, rules.drawn_peers)
+        return PeerSample(rules.entry_peers)

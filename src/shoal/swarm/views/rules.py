@@ -2,7 +2,7 @@
 
 A small swarm is one: everybody hears of everybody (:mod:`shoal.swarm.gossip_rate`). In a large one each model
 has a topic of its own. A member listens to those of the models that it serves or asks for, keeps a part of
-their peers (:mod:`.model_view`), and knows a few peers of each other model, which it asks when it needs more.
+their peers (:mod:`.peer_sample`), and knows a few of each other model, which it asks when it needs more.
 So what it hears, keeps and says goes by its models, and not by the swarm.
 
 Words of each model come on the swarm's topic, too, a few in a while: by them others know those few. While

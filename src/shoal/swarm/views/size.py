@@ -68,6 +68,14 @@ class SwarmSize:
         """Peers of a model, as far as is known; at least one."""
         return self._census.of(digest)
 
+    def knows(self, digest: Digest) -> bool:
+        """Whether this member knows who serves a model, and not only a few of them."""
+        return not self.partial or digest in self.joined
+
+    def may_join(self, digest: Digest) -> bool:
+        """Whether it may ask for one more model, and none goes for it."""
+        return digest not in self._asked and len(self._asked) < MODELS_JOINED - 1
+
     def asks(self, digest: Digest) -> bool:
         """This machine asks for a model, or serves it soon; whether more of its peers are to be looked up."""
         fresh = digest not in self._asked and digest != self.serves

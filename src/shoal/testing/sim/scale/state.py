@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from shoal.planning.throughput import ServingPeer
 from shoal.routing.coordinates import Coordinates, Position
 from shoal.swarm.announcement import Served
-from shoal.swarm.views.model_view import ModelView, SecretRank, ViewedPeer, part_of
+from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, part_of
 from shoal.swarm.views.rules import ViewRules
 from shoal.types import PeerId, Span
 
@@ -64,7 +64,7 @@ class KeptWords:
     def __init__(self, key: bytes | None) -> None:
         self.words: dict[PeerId, HeardWord] = {}
         self._rank = SecretRank(key or b"")
-        self.view = ModelView(RULES.view_peers, RULES.drawn_peers) if key is not None else None
+        self.view = PeerSample(RULES.view_peers, RULES.drawn_peers) if key is not None else None
 
     @property
     def drawn(self) -> Iterable[HeardWord]:

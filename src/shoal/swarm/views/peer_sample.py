@@ -138,7 +138,7 @@ class ChanceDraw:
             self._threshold = min(1.0, self._threshold * GROWN)
 
 
-class ModelView:
+class PeerSample:
     """The peers of one model.
 
     Args:
