@@ -16,7 +16,14 @@ from trio.testing import MockClock
 from shoal.errors import ChannelClosed
 from shoal.net.identity import Identity
 from shoal.swarm.announcement import Announcement, Served, seal
-from shoal.swarm.anti_entropy import DirectoryDifference, encode
+from shoal.swarm.anti_entropy import (
+    DirectoryDifference,
+    DirectoryPart,
+    DirectoryQuery,
+    encode,
+    key_of,
+    read_difference,
+)
 from shoal.swarm.clock import Clock
 from shoal.swarm.failure.detector import TOPIC as SUSPICION_TOPIC
 from shoal.swarm.member import Member
@@ -250,3 +257,20 @@ async def test_a_flood_of_identities_pushes_no_honest_peer_of_ones_model_out(aut
         assert len(knows(victim, ONE) & peers(swarm.of(ONE))) >= 4
         await trio.sleep(10)
         assert len(knows(victim, ONE) & peers(swarm.of(ONE))) >= 4
+
+
+async def test_a_comparison_brings_what_was_asked_for_though_a_peer_knows_many_itself(autojump_clock):
+    member = Member(World().network(), announce_s=1, expiry_s=3, clock=Clock(trio.current_time, lambda: 1e9))
+    for number in range(60):
+        served = Served("m", (ONE, TWO)[number % 3 == 0], 32, 576, 2048, 49152, 0, 4, "fp32", 9, 9, 0, 2.5)
+        said = Announcement(f"p{number}", 1, 1e9, 1e9 + 30, (), (), served)
+        member.directory.take(said, said.peer.encode(), member.now(), 1e9)
+    member.directory.neighbours = frozenset(PeerId(f"p{number}") for number in range(40))
+    part = DirectoryPart(2, 0)
+    question = encode(DirectoryQuery(part, {}, (manifest_key(ONE),), 12))
+    told = [
+        raw.decode() for raw in read_difference(await member._comparison.tell(PeerId("a"), question)).news
+    ]
+    assert len(told) == 12
+    assert not any(int(name[1:]) % 3 == 0 for name in told)  # of that model alone
+    assert sum(part.has(key_of(PeerId(name))) for name in told) >= 9

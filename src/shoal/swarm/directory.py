@@ -451,6 +451,11 @@ class Directory:
         few = kept is None or not kept.drawn
         return (a for a in self.serving(digest, now, format) if few or PeerId(a.peer) in kept.drawn)
 
+    def unlike(self, digest: Digest) -> frozenset[PeerId]:
+        """Who serves a model of a large swarm and was not kept by chance alone."""
+        kept = self.view.of(digest) if self.view is not None else None
+        return frozenset(kept.unlike) if kept is not None else frozenset()
+
     def is_served(self, digest: Digest, now: float) -> bool:
         """Whether anybody serves a span of the model."""
         return next(self.serving(digest, now), None) is not None

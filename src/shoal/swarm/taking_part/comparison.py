@@ -130,5 +130,6 @@ class DirectoryComparison:
         raws.sort(key=lambda raw: raw not in friends)
         if asked.part.of > 1:
             others = [raw for raw in friends if not asked.part.has(friends[raw])]
-            raws = [*self._random.sample(others, min(FRIENDS_TOLD, len(others))), *raws]
+            told = min(FRIENDS_TOLD, asked.most // 4, len(others))
+            raws = [*self._random.sample(others, told), *raws]
         return raws

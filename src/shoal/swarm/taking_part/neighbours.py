@@ -130,12 +130,11 @@ class Neighbours:
             strangers = [announcement for peer, announcement in known.items() if peer not in connected]
             self._random.shuffle(strangers)
             return strangers[: max(0, CONNECTIONS - len(connected))]
-        by_model: dict[str, set[PeerId]] = {digest: set() for digest in sorted(self._size.joined)}
-        others: set[PeerId] = set()
-        for peer, announcement in known.items():
-            by_model.get(announcement.served.digest if announcement.served else "", others).add(peer)
-        chosen = whom_to_dial(list(by_model.values()), others, connected, self._random)
-        return [known[peer] for peer in chosen]
+        joined = sorted(self._size.joined)
+        # Not those drawn by chance: most of them may be of one with many names.
+        ours = [{peer for peer in directory.unlike(digest) if peer in known} for digest in joined]
+        others = {peer for peer, said in known.items() if said.served and said.served.digest not in joined}
+        return [known[peer] for peer in whom_to_dial(ours, others, connected, self._random)]
 
     async def _compare(self, peer: PeerId) -> None:
         """Compare a part of the directory, chosen at random, with a neighbour's."""

@@ -61,8 +61,7 @@ class SwarmSize:
         """The models of whose topics this member is, of a large swarm."""
         if not self.partial:
             return frozenset()
-        asked = list(self._asked)[-(MODELS_JOINED - 1) :]
-        return frozenset([*asked, *([self.serves] if self.serves else [])])
+        return frozenset([*self._asked, *([self.serves] if self.serves else [])])
 
     def of(self, digest: str) -> int:
         """Peers of a model, as far as is known; at least one."""
