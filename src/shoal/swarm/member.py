@@ -129,15 +129,7 @@ class Member:
             take=self._take,
             ask=self._failure_detector.ask,
         )
-        self._announcements = ModelTopics(
-            network, partial(self._topic_of, TOPIC), self._valid_of_model, self._hear
-        )
-        self._suspicions = ModelTopics(
-            network,
-            partial(self._topic_of, SUSPICION_TOPIC),
-            lambda _, accuser, raw: self._failure_detector.valid_of_model(accuser, raw),
-            self._failure_detector.hear,
-        )
+        self._announcements, self._suspicions = self._model_topics()
         self._look_up = ModelLookUp(network, self.directory, self.now, self._ask_of_model, self._random)
         self._neighbours = Neighbours(
             network,
@@ -151,6 +143,19 @@ class Member:
         )
         self._dates = Dates(network, self.clock, rest_s=announce_s, ask=self._meet, take=self._take)
         self._probe = NeighbourProbe(network, self.directory, self.now, expiry_s, self.suspect, self._random)
+
+    def _model_topics(self) -> tuple[ModelTopics, ModelTopics]:
+        """Those on which a model's peers speak, and those on which they suspect one another."""
+        detector = self._failure_detector
+        return (
+            ModelTopics(self.network, partial(self._topic_of, TOPIC), self._valid_of_model, self._hear),
+            ModelTopics(
+                self.network,
+                partial(self._topic_of, SUSPICION_TOPIC),
+                lambda _, accuser, raw: detector.valid_of_model(accuser, raw),
+                detector.hear,
+            ),
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled. Started once a bootstrap peer has told what it knows, if one answers."""
