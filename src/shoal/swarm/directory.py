@@ -448,8 +448,8 @@ class Directory:
         Whom a part of a swarm keeps else must not be counted to see what a model lacks: it has of all alike.
         """
         kept = self.view.of(digest) if self.view is not None else None
-        few = kept is None or not kept.drawn
-        return (a for a in self.serving(digest, now, format) if few or PeerId(a.peer) in kept.drawn)
+        drawn = kept.drawn if kept is not None else ()
+        return (a for a in self.serving(digest, now, format) if not drawn or PeerId(a.peer) in drawn)
 
     def unlike(self, digest: Digest) -> frozenset[PeerId]:
         """Who serves a model of a large swarm and was not kept by chance alone."""

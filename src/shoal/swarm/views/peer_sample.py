@@ -197,7 +197,7 @@ class PeerSample:
             self._add(one)
         else:
             left.append(self._replace(one, proven, neighbours))
-        return [peer for peer in left if peer not in (None, one.peer) and peer not in self]
+        return [peer for peer in left if peer is not None and peer != one.peer and peer not in self]
 
     def update(self, one: ViewedPeer) -> None:
         """Somebody who is here serves another part, or says that it is elsewhere."""
