@@ -188,6 +188,14 @@ def test_clocks_that_differ_are_told() -> None:
     assert "note: the clock of X is wrong" in shown(view)
 
 
+def test_of_a_large_swarm_it_says_that_this_machine_knows_a_part() -> None:
+    some = [announced("a", 0, 10)]
+    text = shown(overview("home", PeerId("me"), some, [], {}, now=1.0, estimated=4000))
+    assert "a large swarm, of about 4000 peers" in text
+    assert "missing" not in text  # others may serve what those few do not
+    assert "missing" in shown(overview("home", PeerId("me"), some, [], {}, now=1.0))
+
+
 def test_releases_are_told_where_they_differ_and_that_this_machine_is_behind() -> None:
     def of(agent: str, *names: str) -> list[Announcement]:
         return [msgspec.structs.replace(announced(name, 0, 30), agent=agent) for name in names]

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from shoal.swarm.announcement import Announcement, seal
-from shoal.swarm.member import TOPIC
+from shoal.swarm.taking_part.speaker import TOPIC
 from shoal.testing.memory import MemoryNetwork
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import PeerId, Span

@@ -18,7 +18,8 @@ from shoal.sharing.weight_server import ADDRESS_PROTOCOL, answer_address
 from shoal.sharing.wrong_peers import FILE, KEPT_S, LIMIT, WrongPeers
 from shoal.swarm.announcement import Served
 from shoal.swarm.clock import Clock
-from shoal.swarm.member import Member, manifest_key
+from shoal.swarm.member import Member
+from shoal.swarm.views.look_up import manifest_key
 from shoal.testing.memory import World
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.fields import NextHop

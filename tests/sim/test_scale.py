@@ -13,7 +13,6 @@ from shoal.planning.throughput import ServingPeer
 from shoal.routing.route import Stage
 from shoal.swarm.announcement import Served
 from shoal.testing.sim.__main__ import main
-from shoal.testing.sim.scale import rules
 from shoal.testing.sim.scale.command import demands_of
 from shoal.testing.sim.scale.deaths import believed_after_s, noticed_s
 from shoal.testing.sim.scale.events import Events
@@ -30,7 +29,7 @@ from shoal.testing.sim.scale.population import (
     make_population,
 )
 from shoal.testing.sim.scale.run import ScaleFigures, simulate_scale
-from shoal.testing.sim.scale.state import HeardWord, View
+from shoal.testing.sim.scale.state import RULES, HeardWord, KeptWords
 from shoal.testing.sim.scale.swarm import ScaleSwarm
 from shoal.testing.sim.scale.truth import least_s, route_s
 from shoal.types import PeerId, Span
@@ -83,7 +82,7 @@ def test_a_region_that_vanishes_is_made_up_for():
     living = {node.index for node in nodes} - {node.index for node in gone}
     swarm.events.run(began + EXPIRY_S + 15)
     for index in living:
-        assert not swarm.nodes[index].view.words.keys() & {node.index for node in gone}
+        assert not swarm.nodes[index].kept.words.keys() & {node.peer for node in gone}
 
 
 def test_a_population_is_what_it_says():
@@ -147,21 +146,22 @@ def a_word(index: int, start: int = 0, sequence: int = 1) -> HeardWord:
     return HeardWord(index, PeerId(f"p{index}"), 0, served, sequence, 400, 1e9)
 
 
-def test_a_full_view_keeps_peers_of_every_part_of_a_model():
-    chance, view = Random(1), View(32)
-    for index in range(400):
-        view.take(a_word(index), chance)
-    rare = [a_word(1000 + number, 28) for number in range(4)]
+def test_of_a_large_swarm_words_are_kept_as_the_product_keeps_them():
+    kept, places = KeptWords(b"a key"), RULES.view_peers + RULES.drawn_peers
+    for index in range(2 * places):
+        kept.take(a_word(index))
+    rare = [a_word(10**6 + number, 28) for number in range(4)]
     for word in rare:
-        view.take(word, chance)
-    assert len(view.words) == 32
-    assert all(word.index in view.words for word in rare)
+        kept.take(word)
+    assert len(list(kept.drawn)) == RULES.drawn_peers < len(kept.words) <= places
+    assert kept.peers == pytest.approx(2 * places, rel=0.2)
+    assert all(word.peer in kept.words for word in rare)
     newer = a_word(rare[0].index, 12, sequence=2)
-    view.take(newer, chance)
-    view.take(rare[0], chance)
-    assert view.words[newer.index] is newer
-    assert view.drop(newer.index, 1) is False
-    assert view.drop(newer.index, 2) is True
+    kept.take(newer)
+    kept.take(rare[0])
+    assert kept.words[newer.peer] is newer
+    assert kept.drop(newer.peer, 1) is False
+    assert kept.drop(newer.peer, 2) is True
 
 
 def test_a_death_is_noticed_and_believed_within_an_expiry():
@@ -183,15 +183,6 @@ def test_no_route_costs_less_than_the_least():
     by_peer = {node.peer: node for node in nodes}
     each = [route_s(swarm.population, 49, [Stage(node.peer, whole.span)], by_peer) for node in nodes[:6]]
     assert 0 < least <= min(each) + 1e-9
-
-
-def test_a_large_swarm_hears_no_more_than_a_small_one():
-    def words_s(peers: int, *, partial: bool) -> float:
-        return peers / rules.speaking_period_s(peers, partial=partial)
-
-    assert words_s(100, partial=False) == pytest.approx(1.6)
-    assert words_s(500, partial=True) == pytest.approx(1.2)
-    assert words_s(5000, partial=True) == pytest.approx(1.2)
 
 
 def test_the_command_says_what_held(monkeypatch, capsys):

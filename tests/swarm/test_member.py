@@ -11,11 +11,13 @@ from trio.testing import MockClock
 
 from shoal.errors import DeadlineExceeded, RemoteProtocolError
 from shoal.net.identity import Identity
-from shoal.swarm import member
 from shoal.swarm.announcement import Served
 from shoal.swarm.anti_entropy import EVERYONE, DirectoryQuery, encode, read_difference
 from shoal.swarm.clock import Clock
-from shoal.swarm.member import DIRECTORY_PROTOCOL, TOPIC, Member
+from shoal.swarm.member import Member
+from shoal.swarm.taking_part import speaker
+from shoal.swarm.taking_part.comparison import DIRECTORY_PROTOCOL
+from shoal.swarm.taking_part.speaker import TOPIC
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.trust.operator import state
 from shoal.types import Digest
@@ -82,7 +84,7 @@ async def test_a_node_announces_its_operator_as_long_as_the_statement_holds(auto
 async def test_a_member_says_once_that_most_others_run_a_newer_release(autojump_clock, monkeypatch, caplog):
     async with members(World(), 3, announce_s=1) as (first, *nodes):
         with monkeypatch.context() as patch:
-            patch.setattr(member, "AGENT", "shoal/99.1")
+            patch.setattr(speaker, "AGENT", "shoal/99.1")
             for node in nodes:
                 node.served = served
                 await node.announce()

@@ -10,6 +10,8 @@ from shoal.net.host import NetworkSettings, open_network
 from shoal.net.identity import Identity
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
+from shoal.swarm.taking_part.speaker import TOPIC
+from shoal.swarm.views.rules import ViewRules
 
 EXPIRY_S = 12.0
 
@@ -19,11 +21,11 @@ def served() -> Served:
 
 
 @asynccontextmanager
-async def member(*bootstrap: str, expiry_s: float = EXPIRY_S):
+async def member(*bootstrap: str, announce_s: float = 4.0, expiry_s: float = EXPIRY_S, **options):
     """A member of the public swarm on this machine, that serves something."""
     settings = NetworkSettings(Identity.ephemeral(), None, host="127.0.0.1")
     async with open_network(settings) as network, trio.open_nursery() as nursery:
-        found = Member(network, announce_s=4.0, expiry_s=expiry_s, bootstrap=bootstrap)
+        found = Member(network, announce_s=announce_s, expiry_s=expiry_s, bootstrap=bootstrap, **options)
         await nursery.start(found.run)
         found.served = served
         await found.announce()
@@ -70,3 +72,30 @@ async def test_a_living_peer_refutes_a_suspicion():
         await until(lambda: first.directory.sequence(peer) > suspected, 0.8 * EXPIRY_S)
         await trio.sleep(0.5 * EXPIRY_S)
         assert peer in {a.peer for a in first.alive()}
+
+
+async def test_in_a_large_swarm_words_come_on_the_topic_of_their_model():
+    rules = ViewRules(partial_from=2, whole_below=1)
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(member(announce_s=1.0, views=rules))
+        address = f"{first.network.address.libp2p[0]}/p2p/{first.network.peer}"
+        second = await stack.enter_async_context(member(address, announce_s=1.0, views=rules))
+        both = (first, second)
+        # Once both have said so, neither speaks on the swarm's topic as often as before.
+        await until(lambda: all(m.size.partial and not m.size.overlapping for m in both), 30)
+        said, published = first.network.publish, list[str]()
+
+        async def publish(topic: str, data: bytes) -> None:
+            published.append(topic)
+            await said(topic, data)
+
+        async def nothing(*_: object) -> None: ...
+
+        first.network.publish = publish
+        second._comparison.pull = nothing  # it hears by gossip alone
+        for _ in range(4):
+            await first.announce()
+            newest = first.directory.sequence(first.network.peer)
+            await until(lambda newest=newest: second.directory.sequence(first.network.peer) >= newest, 5)
+            await trio.sleep(0.2)  # who speaks too often is not heard
+        assert published.count(TOPIC) < len(published) / 2

@@ -156,7 +156,7 @@ async def _provide(member: Member, digest: Digest) -> None:
     """Tell the DHT who has the model, now and again."""
     import trio
 
-    from shoal.swarm.member import manifest_key
+    from shoal.swarm.views.look_up import manifest_key
 
     while True:
         await member.network.provide(manifest_key(digest))

@@ -356,6 +356,8 @@ class Gateway:
         yield gauge("kept_sessions", "Sessions that wait for a next turn", [((), self.prefixes.kept)])
         directory, now = self.swarm.member.directory, self.swarm.member.now()
         yield gauge("peers", "Peers that serve something", [((), len(directory))])
+        in_all = self.swarm.member.size.peers
+        yield gauge("swarm_peers", "Peers of the swarm, of a large one about so many", [((), in_all)])
         # Of the models that can be answered with alone: anybody can announce others, as many as he likes.
         models = self.models.served()
         missing = [((m.name,), sum(map(len, self.models.missing(m)))) for m in models]

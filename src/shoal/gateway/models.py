@@ -114,7 +114,12 @@ class Models:
         return 1 - missing / local.shape.n_blocks
 
     def missing(self, local: LocalModel) -> list[Span]:
-        """The blocks of the model that this gateway needs others for, and nobody serves."""
+        """The blocks of the model that this gateway needs others for, and nobody serves, as far as is known.
+
+        Of a large swarm's models that it does not answer with of late nobody can say that here.
+        """
+        if not self._swarm.member.size.knows(local.digest):
+            return []
         try:
             routed = self._swarm.routed(local.shape)
         except UsageError:  # of fewer blocks than the gateway keeps to itself: it cannot be answered with
@@ -181,4 +186,13 @@ class Models:
             found = await trio.to_thread.run_sync(self._swarm.store.list)
             self._local = {local.name: local for local in found}
             self._swarm.member.directory.know(local.shape for local in found)
+            await self._hear_of_served()
             self._looked = trio.current_time()
+
+    async def _hear_of_served(self) -> None:
+        """Know who serves these models in a large swarm, too, as far as it knows many models that well."""
+        member = self._swarm.member
+        async with trio.open_nursery() as nursery:
+            for local in self.served():
+                if member.size.may_join(local.digest):
+                    nursery.start_soon(member.use, local.digest)

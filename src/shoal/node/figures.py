@@ -78,6 +78,8 @@ def _swarm(node: Node) -> Iterable[Reading]:
     """Of other models nothing: whoever announces makes up as many as he likes, each a line for ever."""
     member, shape = node.member, node.model.shape
     yield Reading("shoal_peers", "Peers that serve something, this one among them.", len(member.directory))
+    in_all = "Peers of the swarm, as far as is known: of a large one this machine has a part."
+    yield Reading("shoal_swarm_peers", in_all, member.size.peers)
     connections = member.network.connections()
     yield Reading("shoal_connections", "libp2p connections.", len(connections))
     ahead = "How far this machine's clock is ahead of the swarm's, or of the peer's that differs most."

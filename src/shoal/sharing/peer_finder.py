@@ -16,7 +16,8 @@ from shoal.models.store.catalogue import full_name
 from shoal.models.store.folder_names import comparable_name
 from shoal.sharing.weight_server import ADDRESS_PROTOCOL
 from shoal.sharing.wrong_peers import WrongPeers
-from shoal.swarm.member import DIAL_WITHIN_S, Member, manifest_key
+from shoal.swarm.member import Member
+from shoal.swarm.views.look_up import DIAL_WITHIN_S, manifest_key
 from shoal.types import Digest, PeerAddress, PeerId
 from shoal.wire.fields import NextHop
 

@@ -188,6 +188,9 @@ class Announcement(Struct, frozen=True, array_like=True):
     served: Served | None
     """``None`` from a node that serves nothing now: it leaves, or it only takes part in the network."""
     agent: Annotated[str, Meta(max_length=64)] = ""
+    peers: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    """Peers of its model that it has heard of, where the swarm is a large one to it (:mod:`.views.rules`); 0
+    from who hears the swarm's topic alone."""
 
     @property
     def address(self) -> PeerAddress:

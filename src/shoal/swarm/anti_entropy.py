@@ -22,7 +22,12 @@ from shoal.types import PeerId
 MAX_PEERS = 4096
 """Peers that a directory holds, and that one question or answer may name."""
 
+MAX_MODELS = 16
+"""That one question may name."""
+
 Key = Annotated[bytes, Meta(min_length=8, max_length=8)]
+ModelKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
+"""The digest of a model, as bytes."""
 Sequence = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 SealedAnnouncement = Annotated[bytes, Meta(max_length=MAX_ANNOUNCEMENT)]
 
@@ -52,6 +57,11 @@ class DirectoryQuery(Struct, frozen=True, array_like=True):
 
     part: DirectoryPart
     held: Annotated[dict[Key, Sequence], Meta(max_length=MAX_PEERS)]
+    models: Annotated[tuple[ModelKey, ...], Meta(max_length=MAX_MODELS)] = ()
+    """Of the peers of these models alone; of all where there are none. Releases without
+    partial views tell of all."""
+    most: Annotated[int, Meta(ge=0, le=MAX_PEERS)] = MAX_PEERS
+    """Words that are wanted; which ones, chance decides."""
 
 
 class DirectoryDifference(Struct, frozen=True, array_like=True):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from shoal.errors import RemoteProtocolError
@@ -18,6 +19,8 @@ from shoal.swarm.announcement import Announcement, operator_of
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
 from shoal.swarm.coverage import runs, shape_of
 from shoal.swarm.eviction import peers_to_evict, stated_network
+from shoal.swarm.views.partial_view import PartialView
+from shoal.swarm.views.rules import ViewRules
 from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
 
 USED_KEPT = 256
@@ -78,6 +81,8 @@ class Directory:
     What a model looks like, this machine knows for certain where it has the model (:meth:`know`). Who
     announces another shape for that digest is not listened to. And who serves such a model keeps its place
     before those who serve something that is of no use here.
+
+    Of a large swarm it keeps a part (:meth:`keep_part`).
     """
 
     def __init__(self, limit: int = MAX_PEERS, chance: random.Random | None = None) -> None:
@@ -91,6 +96,10 @@ class Directory:
         self._gone: dict[PeerId, _Departed] = {}
         self._next_end = math.inf
         self._used: OrderedDict[PeerId, None] = OrderedDict()
+        self.view: PartialView | None = None
+        """What it keeps of a large swarm; ``None`` where it keeps all it hears of."""
+        self.own: PeerId | None = None
+        """This machine, whose word is kept in any case."""
         self.neighbours: frozenset[PeerId] = frozenset()
         """Those whom we are connected to, ourselves among them: they too stay when it is full."""
 
@@ -105,7 +114,7 @@ class Directory:
             self._known[shape.digest] = shape
             for peer in list(self._serving.get(shape.digest, ())):
                 if self._contradicts(self._entries[peer].announcement):
-                    self._remove(peer)  # which is no word that it has gone
+                    self._forget(peer)
 
     def known(self, digest: Digest) -> ModelShape | None:
         """What a model looks like that this machine has."""
@@ -135,7 +144,8 @@ class Directory:
         Args:
             every_s: how often the peer may speak; see :meth:`may_speak`.
 
-        Returns whether it said something new. What contradicts a model that is known here says nothing.
+        Returns whether it said something new. What contradicts a model that is known here says nothing, nor
+        does a peer that finds no place where only a part of the swarm is kept.
 
         Raises:
             RemoteProtocolError: it is a replay of an earlier one, or the directory is full.
@@ -156,6 +166,8 @@ class Directory:
         ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
         old = self._remove(peer)
         if announcement.leaving:
+            if old is not None:
+                self._lose_place(peer, old)
             self._depart(peer, _Departed(announcement.sequence, now, ends, key_of(peer), None))
         else:
             # A newer word from one that was taken for gone: it lives.
@@ -166,8 +178,49 @@ class Directory:
                 words = min(WORDS_AT_ONCE, words + (now - old.since) / every_s) - 1
             key = old.key if old else key_of(peer)
             self._add(peer, _Entry(announcement, raw, key, now, ends, ends, network, met, words))
+            self._place(peer, old)
         self._next_end = min(self._next_end, ends)
-        return True
+        return announcement.leaving or peer in self._entries
+
+    def keep_part(self, rules: ViewRules) -> None:
+        """Keep a part of the swarm from now on, drawn by a new secret key."""
+        self.view = PartialView(rules, secrets.token_bytes(32))
+        self._offer(self._entries)
+
+    def keep_all(self) -> None:
+        """Keep everybody from now on, as far as there are places."""
+        self.view = None
+
+    def join(self, digests: Iterable[Digest]) -> None:
+        """These are the models that this machine serves or asks for: of them a large part is kept."""
+        if self.view is not None:
+            again = self.view.join(digests)
+            self._offer(peer for digest in again for peer in self._serving.get(digest, ()))
+
+    def _offer(self, peers: Iterable[PeerId]) -> None:
+        """See who of these is kept; those first who have been here for longest."""
+        for peer in sorted(peers, key=lambda peer: self._entries[peer].met):
+            if peer in self._entries:  # others may have taken its place
+                self._place(peer, None)
+
+    def _place(self, peer: PeerId, old: _Entry | None) -> None:
+        """Somebody has come, or said something new: see whether it is kept, and who is not any more."""
+        view, entry = self.view, self._entries[peer]
+        if view is None:
+            return
+        view.heard(peer, entry.ends)
+        if peer == self.own:
+            return
+        if old is not None:
+            if view.holds(peer, entry.digest):
+                view.update(entry.announcement)
+                return
+            view.remove(peer, old.digest)
+        gone = view.offer(entry.announcement, self._used.keys(), self.neighbours)
+        if not view.holds(peer, entry.digest):
+            gone.append(peer)
+        for other in gone:
+            self._remove(other)  # which is no word that it has gone
 
     def used(self, peer: PeerId) -> None:
         """This peer has served us: whoever comes later does not take its place."""
@@ -191,6 +244,16 @@ class Directory:
                 del self._serving[entry.digest]
         return entry
 
+    def _forget(self, peer: PeerId) -> None:
+        """Keep a peer no more, which is no word that it has gone."""
+        entry = self._remove(peer)
+        if entry is not None:
+            self._lose_place(peer, entry)
+
+    def _lose_place(self, peer: PeerId, entry: _Entry) -> None:
+        if self.view is not None:
+            self.view.remove(peer, entry.digest)
+
     @property
     def friends(self) -> frozenset[PeerId]:
         """Those whom this machine talks with, or that have served it, ourselves among them."""
@@ -210,7 +273,7 @@ class Directory:
         if not gone:
             raise RemoteProtocolError(f"the directory is full with {self._limit} peers")
         for peer in gone:
-            self._remove(peer)  # which is no word that it has gone
+            self._forget(peer)
 
     def sequence(self, peer: PeerId) -> int:
         """The newest sequence number heard from ``peer``, -1 if none is remembered."""
@@ -262,6 +325,7 @@ class Directory:
         """Forget a peer that turned out to be gone; its next announcement brings it back."""
         entry = self._remove(peer)
         if entry is not None:
+            self._lose_place(peer, entry)
             # Remembered at least until its last word is over, or somebody could play that again.
             last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
             self._depart(peer, _Departed(last.sequence, now, until, entry.key, last))
@@ -298,32 +362,59 @@ class Directory:
         """Every announcement that has not expired."""
         return [entry.announcement for entry in self._entries.values() if entry.until > now]
 
-    def held(self, part: DirectoryPart, now: float) -> dict[bytes, int]:
-        """The newest word of each peer of a part, by the peers' keys."""
+    def held(self, part: DirectoryPart, now: float, models: Collection[str] = ()) -> dict[bytes, int]:
+        """The newest word of each peer of a part, by the peers' keys.
+
+        Args:
+            models: of which alone; of all, if there are none.
+        """
         return {
             entry.key: entry.announcement.sequence
-            for entry in self._entries.values()
+            for entry in self._of(models)
             if entry.until > now and part.has(entry.key)
         }
 
-    def news(self, part: DirectoryPart, held: Mapping[bytes, int], now: float) -> list[bytes]:
+    def _of(self, models: Collection[str]) -> Iterable[_Entry]:
+        """Everybody, or who serves one of some models."""
+        if not models:
+            return self._entries.values()
+        return [self._entries[peer] for digest in models for peer in self._serving.get(digest, ())]
+
+    def news(
+        self,
+        part: DirectoryPart,
+        held: Mapping[bytes, int],
+        now: float,
+        models: Collection[str] = (),
+    ) -> list[bytes]:
         """Words about a part, as they were received, that somebody who holds ``held`` lacks.
 
         Those who are suspected are passed over: who comes now would not hear how it ends.
+
+        Args:
+            models: as :meth:`held` has it.
         """
         return [
             entry.raw
-            for entry in self._entries.values()
+            for entry in self._of(models)
             if entry.until > now
             and part.has(entry.key)
             and held.get(entry.key, -1) < entry.announcement.sequence
             and not entry.suspected
         ]
 
-    def words_of_friends(self, now: float) -> dict[bytes, bytes]:
-        """The words, as they were received, of those whom we know ourselves, and the peers' keys."""
+    def words_of_friends(self, now: float, models: Collection[str] = ()) -> dict[bytes, bytes]:
+        """The words, as they were received, of those whom we know ourselves, and the peers' keys.
+
+        Args:
+            models: as :meth:`held` has it.
+        """
         entries = (self._entries.get(peer) for peer in sorted(self.friends))
-        return {e.raw: e.key for e in entries if e is not None and e.until > now and not e.suspected}
+        return {
+            e.raw: e.key
+            for e in entries
+            if e is not None and e.until > now and not e.suspected and (not models or e.digest in models)
+        }
 
     def gone(self, held: Mapping[bytes, int]) -> dict[bytes, int]:
         """The last words of those in ``held`` who are gone by what we know, or suspected, by their keys.
@@ -357,6 +448,20 @@ class Directory:
             if entry.until > now and served is not None and format in (None, served.format):
                 yield entry.announcement
 
+    def drawn(self, digest: Digest, now: float, format: Format | None = None) -> Iterator[Announcement]:
+        """Some of :meth:`serving`, drawn from all that were heard of by nothing but chance; all, where few.
+
+        Whom a part of a swarm keeps else must not be counted to see what a model lacks: it has of all alike.
+        """
+        kept = self.view.of(digest) if self.view is not None else None
+        drawn = kept.drawn if kept is not None else ()
+        return (a for a in self.serving(digest, now, format) if not drawn or PeerId(a.peer) in drawn)
+
+    def unlike(self, digest: Digest) -> frozenset[PeerId]:
+        """Who serves a model of a large swarm and was not kept by chance alone."""
+        kept = self.view.of(digest) if self.view is not None else None
+        return frozenset(kept.unlike) if kept is not None else frozenset()
+
     def is_served(self, digest: Digest, now: float) -> bool:
         """Whether anybody serves a span of the model."""
         return next(self.serving(digest, now), None) is not None
@@ -380,6 +485,8 @@ class Directory:
         return [entry.announcement for _, entry in alive]
 
     def _depart(self, peer: PeerId, departed: _Departed) -> None:
+        if self.view is not None:
+            self.view.gone(peer)
         self._gone[peer] = departed
         if len(self._gone) > self._limit:
             del self._gone[min(self._gone, key=lambda p: self._gone[p].until)]

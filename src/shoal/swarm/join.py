@@ -66,6 +66,7 @@ async def join_swarm(
                 network,
                 announce_s=settings.announce_s,
                 expiry_s=settings.expiry_s,
+                swarm=membership.secret or b"",
                 bootstrap=(*_here(settings, membership), *membership.bootstrap, *settings.bootstrap),
                 operator=operator,
             )

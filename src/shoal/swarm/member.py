@@ -9,6 +9,8 @@ However large the swarm, what a member sends and receives in a second stays the 
 - What gossip lost, comparing notes with one neighbour at a time brings: a part of the directory each time
   (:mod:`.anti_entropy`). A newcomer gets the whole at once. Whom others take for gone, or for alive against
   our own belief, is asked itself, which needs no trust.
+- Of a large swarm it hears and keeps what concerns its own models, and a little of the others
+  (:mod:`.views.rules`); what else it needs it looks up (:mod:`.views.look_up`).
 """
 
 from __future__ import annotations
@@ -16,68 +18,51 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 
-import msgspec
 import trio
 
-from shoal.errors import ChannelClosed, DeadlineExceeded, NotAllowed, RemoteProtocolError, ShoalError
-from shoal.net.fair_rate import FairRate
+from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError
 from shoal.net.identity import verify
 from shoal.net.network import Network
 from shoal.routing.coordinates import Coordinates
-from shoal.swarm import anti_entropy, gossip_rate
-from shoal.swarm.announcement import Announcement, Claim, Misdated, Served, read, seal
-from shoal.swarm.anti_entropy import EVERYONE, MAX_PEERS, DirectoryDifference, DirectoryPart, DirectoryQuery
+from shoal.swarm.announcement import Announcement, Claim, Misdated, Served, read
+from shoal.swarm.anti_entropy import EVERYONE, MAX_PEERS, DirectoryPart
 from shoal.swarm.clock import Clock
 from shoal.swarm.dates import Dates
 from shoal.swarm.directory import Directory
+from shoal.swarm.failure.detector import TOPIC as SUSPICION_TOPIC
 from shoal.swarm.failure.detector import FailureDetector
 from shoal.swarm.failure.probe import NeighbourProbe
+from shoal.swarm.taking_part.comparison import DirectoryComparison
+from shoal.swarm.taking_part.neighbours import Neighbours
+from shoal.swarm.taking_part.speaker import TOPIC, Speaker
+from shoal.swarm.taking_part.topics import ModelTopics
+from shoal.swarm.views.look_up import DIAL_WITHIN_S, ModelLookUp, manifest_key
+from shoal.swarm.views.rules import TOLD, ViewRules, model_topic
+from shoal.swarm.views.size import SwarmSize
 from shoal.trust.operator import OperatorStatement
-from shoal.types import Digest, PeerAddress, PeerId
+from shoal.types import Digest, PeerId
 from shoal.wire.messages import AGENT
 from shoal.wire.versions import behind
 
-TOPIC = "/shoal/announce/1"
-DIRECTORY_PROTOCOL = "/shoal/directory/3"
-CONNECTIONS = 8
-"""Connections that a member tries to keep, bootstrap peers among them."""
-DIAL_WITHIN_S = 5.0
 NEXT_AFTER_S = 0.25
 """How long one bootstrap peer is waited for before the next is dialled beside it, as RFC 8305 does with
 addresses: a handshake takes work, and all at once none is done in time on a busy machine."""
 OTHERS_WITHIN_S = 0.5
 """How long those that have not answered yet are waited for, where one has."""
-PROVIDERS_ASKED = 16
-GREET_EVERY_S = 0.5
-ANSWER_LIMIT = 900 << 10
+LOOK_SHARE = 1 / 10
+"""Of ``announce_s``: from one look at the size of the swarm to the next."""
 PROVIDE_EVERY_S = 600.0
-CHECKED_PER_S = 100
-"""Words a second that are taken from other directories: a fifth of a millisecond each, for the signature."""
-CHECKED_AT_ONCE = 2048
-"""After a rest: a newcomer takes all that one answer holds."""
-SLICE = 16
-"""Words that are checked before others have their turn on the loop: some milliseconds."""
-FRIENDS_TOLD = 16
-ANSWERS_PER_S = 16
-ANSWERS_AT_ONCE = 128
 SPEAK_SHARE = 1 / 8
 """Of the time between two words of a peer with nothing new to say: how often it may have something new."""
 MOVED_SHARE = 0.2
 """Of the time between two words: how soon a member whose address has changed may say so."""
 NEWS_EVERY_S = 0.05
 """Who waits for news is woken once in this time at most, however much there is."""
-WARN_EVERY_S = 600.0
-"""How often it is said that another process has our identity."""
-
 log = logging.getLogger(__name__)
-
-
-def manifest_key(digest: Digest) -> bytes:
-    """The DHT key of a model: the 32 bytes of its digest, which are the sha2-256 of its manifest."""
-    return bytes.fromhex(digest.removeprefix("sha256:"))
 
 
 class Member:
@@ -90,6 +75,8 @@ class Member:
         announce_s: float,
         expiry_s: float,
         bootstrap: Iterable[str] = (),
+        swarm: bytes = b"",
+        views: ViewRules | None = None,
         clock: Clock | None = None,
         chance: random.Random | None = None,
         operator: OperatorStatement | None = None,
@@ -97,10 +84,12 @@ class Member:
         """
         Args:
             operator: whose machine it is, if a node is to announce that.
+            swarm: what its members alone know, which names its models' topics; nothing for the public one.
+            views: from when on a part of the swarm is kept, and how large that is.
         """
         self.network = network
-        self._operator = operator
         self.directory = Directory()
+        self.directory.own = network.peer
         self.directory.neighbours = frozenset((network.peer,))
         self.served: Callable[[], Served] | None = None
         """Says what this node serves, each time it announces; ``None`` while it serves nothing."""
@@ -108,22 +97,69 @@ class Member:
         self.now = self.clock.steady
         """The time that the directory goes by."""
         self._announce_s = announce_s
-        self._expiry_s = expiry_s
         self._said_behind = False
         self._bootstrap = tuple(bootstrap)
-        self._sequence = 0
-        self._warn_at = -math.inf
         self._random = chance or random.Random()
         self._changed = trio.Event()
         self._woken = -math.inf
-        self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
-        self._answered = FairRate(ANSWERS_PER_S, ANSWERS_AT_ONCE)
+        self.size = SwarmSize(views or ViewRules(), self.directory, announce_s, expiry_s, self.now)
+        """How large the swarm is, and whether all of it is kept."""
+        self._topic_of = partial(model_topic, swarm)
+        self._speaker = Speaker(
+            network,
+            self.directory,
+            self.size,
+            self.clock,
+            self.now,
+            self._random,
+            partial(self._topic_of, TOPIC),
+            operator,
+        )
         self._failure_detector = FailureDetector(
-            network, self.directory, self.now, expiry_s, speak=self._speak, take=self._take
+            network,
+            self.directory,
+            self.now,
+            expiry_s,
+            speak=self._speak,
+            take=self._take,
+            topics=self._suspicion_topics,
+        )
+        self._comparison = DirectoryComparison(
+            network,
+            self.directory,
+            self.clock,
+            self.now,
+            self._random,
+            take=self._take,
+            ask=self._failure_detector.ask,
+        )
+        self._announcements, self._suspicions = self._model_topics()
+        self._look_up = ModelLookUp(network, self.directory, self.now, self._ask_of_model, self._random)
+        self._neighbours = Neighbours(
+            network,
+            self.directory,
+            self.size,
+            announce_s,
+            self._random,
+            now=self.now,
+            join=self.join,
+            pull=self.pull,
         )
         self._dates = Dates(network, self.clock, rest_s=announce_s, ask=self._meet, take=self._take)
         self._probe = NeighbourProbe(network, self.directory, self.now, expiry_s, self.suspect, self._random)
-        network.answer(DIRECTORY_PROTOCOL, self._tell)
+
+    def _model_topics(self) -> tuple[ModelTopics, ModelTopics]:
+        """Those on which a model's peers speak, and those on which they suspect one another."""
+        detector = self._failure_detector
+        return (
+            ModelTopics(self.network, partial(self._topic_of, TOPIC), self._valid_of_model, self._hear),
+            ModelTopics(
+                self.network,
+                partial(self._topic_of, SUSPICION_TOPIC),
+                lambda _, accuser, raw: detector.valid_of_model(accuser, raw),
+                detector.hear,
+            ),
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled. Started once a bootstrap peer has told what it knows, if one answers."""
@@ -133,18 +169,45 @@ class Member:
         ):
             await nursery.start(self._failure_detector.run)
             await nursery.start(self._enter)
+            self._look()
             task_status.started()
             for task in (
                 self._announce_forever,
                 self._provide_forever,
-                self._stay_connected,
-                self._greet,
+                self._neighbours.run,
+                self._neighbours.greet,
                 self._dates.run,
                 self._probe.run,
+                self._look_at_size,
+                self._announcements.run,
+                self._suspicions.run,
             ):
                 nursery.start_soon(task)
-            async for _, raw in words:
-                self._take(raw)
+            await self._hear(words)
+
+    async def _hear(self, words: AsyncIterator[tuple[PeerId, bytes]]) -> None:
+        async for _, raw in words:
+            self._take(raw)
+
+    async def _look_at_size(self) -> None:
+        while True:
+            await trio.sleep(self._announce_s * LOOK_SHARE)
+            self._look()
+
+    def _look(self) -> None:
+        """Keep all of a small swarm, and a part of a large one."""
+        before = self.size.partial
+        self.size.look()
+        if self.size.partial != before:
+            size = "large" if self.size.partial else "small"
+            log.info("the swarm is a %s one now: %d peers", size, self.size.peers)
+            self._speaker.wait_turn()
+        self._join_topics()
+
+    def _join_topics(self) -> None:
+        joined = self.size.joined
+        self._announcements.want(joined)
+        self._suspicions.want(joined)
 
     async def _enter(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Join; started when one bootstrap peer has told what it knows and the others had a moment to do so,
@@ -191,56 +254,46 @@ class Member:
                     await done.wait()
         return failures
 
-    async def pull(self, peer: PeerId, part: DirectoryPart = EVERYONE) -> None:
-        """Hear what ``peer`` knows of a part of the swarm and we do not; ask those of whom accounts differ.
-
-        Raises:
-            ChannelClosed, DeadlineExceeded: it does not answer.
-            RemoteProtocolError: its answer makes no sense.
-        """
-        held = self.directory.held(part, self.now())
-        question = anti_entropy.encode(DirectoryQuery(part, held))
-        answer = await self.network.request(peer, DIRECTORY_PROTOCOL, question, deadline_s=DIAL_WITHIN_S)
-        difference = anti_entropy.read_difference(answer)
-        self.clock.heard(peer, difference.wall)
-        back = await self._take_all(peer, difference.news)
-        unsure = back + self.directory.among(difference.gone)
-        await self._failure_detector.ask(unsure)
-
-    async def _take_all(self, teller: PeerId, raws: Sequence[bytes]) -> list[Announcement]:
-        """Take in what a peer tells of others, within bounds; those of them that we took for gone.
-
-        What is left out, another comparison brings.
-        """
-        back: list[Announcement] = []
-        for number, raw in enumerate(raws):
-            if number % SLICE == SLICE - 1:
-                await trio.lowlevel.checkpoint()
-            if self.directory.holds(raw):
-                continue
-            if not self._checked.take(teller, self.now()):
-                break
-            if (returned := self._take(raw)) is not None:
-                back.append(returned)
-        return back
+    async def pull(
+        self,
+        peer: PeerId,
+        part: DirectoryPart = EVERYONE,
+        models: Collection[Digest] = (),
+        most: int = MAX_PEERS,
+    ) -> None:
+        """Hear what ``peer`` knows and we do not. As :meth:`DirectoryComparison.pull`."""
+        await self._comparison.pull(peer, part, models, most)
 
     async def _meet(self, peer: PeerId) -> None:
         """Ask a peer for its time, and for next to nothing else. Raises as :meth:`pull`."""
         await self.pull(peer, DirectoryPart(MAX_PEERS, self._random.randrange(MAX_PEERS)))
 
+    async def _ask_of_model(self, peer: PeerId, digest: Digest | None = None) -> None:
+        if digest is None:
+            await self.pull(peer)
+        else:
+            await self.pull(peer, EVERYONE, (digest,), TOLD)
+
     async def find(self, digest: Digest) -> None:
-        """Ask the DHT who serves a model, and hear from those whom we have not heard of."""
-        providers = await self.network.find_providers(manifest_key(digest), deadline_s=DIAL_WITHIN_S)
+        """Hear of who serves a model: from those whom the DHT names, in a large swarm first from those who
+        are known to serve it.
 
-        async def hear(provider: PeerAddress) -> None:
-            with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError, NotAllowed):
-                await self.network.approach(provider, deadline_s=DIAL_WITHIN_S)
-                await self.pull(provider.peer)
+        Raises:
+            ChannelClosed, DeadlineExceeded: the DHT does not answer.
+        """
+        if self.size.partial:
+            await self._look_up.in_part(digest)
+        else:
+            await self._look_up.by_providers(digest, DIAL_WITHIN_S)
 
-        async with trio.open_nursery() as nursery:
-            for provider in providers[:PROVIDERS_ASKED]:
-                if provider.peer != self.network.peer and self.directory.sequence(provider.peer) < 0:
-                    nursery.start_soon(hear, provider)
+    async def use(self, digest: Digest) -> None:
+        """This machine asks for a model, or is going to serve it: of its peers more are kept.
+
+        They are looked up, if the model had not been asked for of late.
+        """
+        if self.size.asks(digest):
+            self._join_topics()
+            await self._look_up.in_part(digest)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -254,7 +307,8 @@ class Member:
     async def leave(self) -> None:
         """Say that this node serves nothing any more."""
         self.served = None
-        await self._publish(None)
+        await self._speaker.publish(None)
+        self.size.serves = None
 
     async def suspect(self, peer: PeerId) -> bool:
         """Tell the swarm that ``peer`` does not answer: it is gone soon, unless it refutes that.
@@ -267,7 +321,7 @@ class Member:
         return self.served is not None and await self._failure_detector.raise_suspicion(peer)
 
     async def _speak(self) -> bytes:
-        return await self._publish(self.served() if self.served else None)
+        return await self._speaker.publish(self.served() if self.served else None)
 
     async def wait_changed(self) -> None:
         """Wait for the next announcement that says something new; a moment longer where there are many."""
@@ -279,42 +333,23 @@ class Member:
         """Every announcement that holds now, our own too, in the order of their peers' standing."""
         return self.directory.by_standing(self.now())
 
-    async def _publish(self, served: Served | None) -> bytes:
-        wall = self.clock.wall()
-        # Milliseconds, so that numbers rise over restarts without a file; and they never go back with the
-        # clock.
-        self._sequence = max(self._sequence + 1, round(wall * 1000))
-        if served is not None and self._operator is not None:
-            served = self._operated(served, self._operator, wall)
-        address = self.network.address
-        announcement = Announcement(
-            self.network.peer,
-            self._sequence,
-            wall,
-            wall + gossip_rate.lifetime_s(self._expiry_s, len(self.directory)),
-            address.libp2p[:16],
-            address.direct[:16],
-            served,
-            AGENT,
-        )
-        raw = seal(announcement, self.network.sign)
-        if served is not None:
-            # Our own too: others also hear of us when they compare directories with us.
-            self.directory.take(announcement, raw, self.now(), wall)
-        else:
-            self.directory.drop(self.network.peer, self.now())
-        await self.network.publish(TOPIC, raw)
-        return raw
+    def _suspicion_topics(self, suspected: PeerId) -> list[str]:
+        """Where those are who know a peer."""
+        said = self.directory.get(suspected)
+        if not self.size.partial or said is None or said.served is None:
+            return [SUSPICION_TOPIC]
+        own = self._topic_of(SUSPICION_TOPIC, Digest(said.served.digest))
+        return [own, SUSPICION_TOPIC] if self.size.overlapping else [own]
 
-    def _operated(self, served: Served, operator: OperatorStatement, wall: float) -> Served:
-        """What is announced, with whose machine it is, as long as that holds: others refuse what is over."""
-        try:
-            operator.check_dates(wall)
-        except RemoteProtocolError as error:
-            log.warning("this node announces its operator no more: %s", error.message)
-            self._operator = None
-            return served
-        return msgspec.structs.replace(served, operator=operator)
+    def _valid_of_model(self, digest: Digest, author: PeerId, raw: bytes) -> bool:
+        """As :meth:`_valid`; and it is about that model."""
+        if not self._valid(author, raw):
+            return False
+        served = read(raw).announcement.served
+        before = self.directory.get(author)
+        # Who leaves names no model.
+        about = served or (before.served if before is not None else None)
+        return about is None or about.digest == digest
 
     def _valid(self, author: PeerId, raw: bytes) -> bool:
         try:
@@ -332,11 +367,15 @@ class Member:
             announcement = self._checked_claim(raw).announcement
             peer = PeerId(announcement.peer)
             if peer == self.network.peer:
-                self._hear_of_ourselves(announcement)
+                self._speaker.hear_of_ourselves(announcement)
                 return None
             was_lost = self.directory.is_lost(peer)
             news = self.directory.take(
-                announcement, raw, self.now(), self._dates.time_for(announcement), self._may_speak_every_s()
+                announcement,
+                raw,
+                self.now(),
+                self._dates.time_for(announcement),
+                self._may_speak_every_s(announcement),
             )
         except RemoteProtocolError as error:
             log.debug("refused: %s", error.message)
@@ -355,7 +394,7 @@ class Member:
         claim = read(raw)
         peer = PeerId(claim.announcement.peer)
         if raw != self.directory.raw(peer) and not self.directory.may_speak(
-            peer, self.now(), self._may_speak_every_s()
+            peer, self.now(), self._may_speak_every_s(claim.announcement)
         ):
             raise RemoteProtocolError(f"{peer} speaks too often")
         try:
@@ -368,56 +407,16 @@ class Member:
         claim.check_signature(verify)
         return claim
 
-    def _may_speak_every_s(self) -> float:
-        return SPEAK_SHARE * gossip_rate.refresh_s(self._announce_s, len(self.directory))
-
-    def _hear_of_ourselves(self, announcement: Announcement) -> None:
-        """Warn of another process with our key: of what we say ourselves we know."""
-        now = self.now()
-        if not 0 < self._sequence < announcement.sequence or now < self._warn_at:
-            return
-        self._warn_at = now + WARN_EVERY_S
-        log.warning(
-            "another process announces itself with this node's identity, %s, at %s: peers reach now the one, "
-            "now the other, and sessions on both break. End one of them, or give it an identity of its own "
-            "(another SHOAL_HOME). Whoever has the key passes for this node: if nobody of yours copied it, "
-            "move it away and make another: shoal identity create",
-            announcement.peer,
-            ", ".join((*announcement.address.direct, *announcement.address.libp2p)) or "no address",
-        )
-
-    async def _tell(self, peer: PeerId, question: bytes) -> bytes:
-        asked = anti_entropy.read_query(question)
-        # Over its rate it still hears who is gone, and what time it is: those cost next to nothing.
-        raws = self._news(asked) if self._answered.take(peer, self.now()) else []
-        while sum(map(len, raws)) > ANSWER_LIMIT:
-            # From the end: those whom we know ourselves come first.
-            del raws[len(raws) * 9 // 10 :]
-        return anti_entropy.encode(DirectoryDifference(raws, self.directory.gone(asked.held), self.clock.own))
-
-    def _news(self, asked: DirectoryQuery) -> list[bytes]:
-        """What the asker lacks of a part of the directory; first those whom we know ourselves.
-
-        Of a directory too long for one answer, others tell the rest. Some of those whom we know ourselves are
-        told whatever the part: so its neighbours' neighbours soon hear of a newcomer, in any crowd.
-        """
-        friends = self.directory.words_of_friends(self.now())
-        raws = self.directory.news(asked.part, asked.held, self.now())
-        self._random.shuffle(raws)
-        raws.sort(key=lambda raw: raw not in friends)
-        if asked.part.of > 1:
-            others = [raw for raw in friends if not asked.part.has(friends[raw])]
-            raws = [*self._random.sample(others, min(FRIENDS_TOLD, len(others))), *raws]
-        return raws
+    def _may_speak_every_s(self, announcement: Announcement) -> float:
+        return SPEAK_SHARE * self.size.refresh_s(announcement.served.digest if announcement.served else "")
 
     async def _announce_forever(self) -> None:
         while True:
             if self.served is not None:
-                await self.announce()
+                await self._speaker.publish(self.served(), news=False)
             self._note_release()
             # By chance a little sooner or later, so that members do not all speak at the same moment.
-            every_s = gossip_rate.refresh_s(self._announce_s, len(self.directory))
-            every_s *= self._random.uniform(0.9, 1.1)
+            every_s = self.size.rest_s() * self._random.uniform(0.9, 1.1)
             # Who speaks too often is not heard, so a new address waits a moment, too.
             await trio.sleep(every_s * MOVED_SHARE)
             with trio.move_on_after(every_s * (1 - MOVED_SHARE)):
@@ -440,45 +439,3 @@ class Member:
                 with suppress(ChannelClosed, DeadlineExceeded):  # the next round tries again
                     await self.network.provide(manifest_key(Digest(served.digest)))
             await trio.sleep(PROVIDE_EVERY_S if served else self._announce_s)
-
-    async def _stay_connected(self) -> None:
-        """Keep some connections, whoever the bootstrap peers were, and compare notes with one of them."""
-        while True:
-            await trio.sleep(self._announce_s * self._random.uniform(0.5, 1.0))
-            connected = {c.peer for c in self.network.connections()}
-            if not connected:
-                await self.join()
-            strangers = [a for a in self.alive() if a.peer not in connected and a.peer != self.network.peer]
-            self._random.shuffle(strangers)
-            dialled = strangers[: max(0, CONNECTIONS - len(connected))]
-            # Of two halves of a swarm that were cut from each other, each has the other for lost (as in
-            # Serf).
-            lost = self.directory.lost()
-            dialled += self._random.sample(lost, min(1, len(lost)))
-            async with trio.open_nursery() as nursery:
-                for announcement in dialled:
-                    nursery.start_soon(self._dial, announcement)
-            if connected:
-                await self._compare(self._random.choice(sorted(connected)))
-
-    async def _greet(self) -> None:
-        """Compare notes with everybody with whom a connection has come about, by whoever's doing."""
-        greeted: set[PeerId] = set()
-        while True:
-            connected = {c.peer for c in self.network.connections()}
-            self.directory.neighbours = frozenset((*connected, self.network.peer))
-            for peer in sorted(connected - greeted):
-                await self._compare(peer)
-            # Who has left is greeted again when it comes back.
-            greeted = connected
-            await trio.sleep(GREET_EVERY_S)
-
-    async def _compare(self, peer: PeerId) -> None:
-        """Compare a part of the directory, chosen at random, with a neighbour's."""
-        of = gossip_rate.parts(len(self.directory))
-        with suppress(ChannelClosed, DeadlineExceeded, RemoteProtocolError):
-            await self.pull(peer, DirectoryPart(of, self._random.randrange(of)))
-
-    async def _dial(self, announcement: Announcement) -> None:
-        with suppress(ShoalError):  # a stranger that cannot be dialled is no fault of ours
-            await self.network.approach(announcement.address, deadline_s=DIAL_WITHIN_S)

@@ -106,6 +106,7 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
             weights = PeerWeights(member, settings, store)
             model = await weights.resolve(settings.model, report)
+            await member.use(model.digest)
             format = pick_format(model, settings, member, device).format
             liars = AuditBook(settings.paths.audits).liars(time.time())
             memory, loose = memory_budget(settings, device), Numerics(format, settings.kv, "any")

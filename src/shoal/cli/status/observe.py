@@ -80,6 +80,7 @@ def seen(
         clocks=swarm.member.clock.doubts(),
         nat=swarm.network.reach().nat,
         machines=machines,
+        estimated=swarm.member.size.peers if swarm.member.size.partial else 0,
     )
 
 

@@ -130,6 +130,8 @@ class Overview:
     """How many peers run each release of Shoal, the newest first."""
     behind: str = ""
     """That most run a newer one than this machine, in a sentence; empty where they do not."""
+    estimated: int = 0
+    """Peers of a large swarm, of which this machine knows a part; 0 where it knows all."""
 
 
 def overview(
@@ -144,6 +146,7 @@ def overview(
     clocks: str = "",
     nat: NatKind = "unknown",
     machines: Mapping[PeerId, ShownMachine] | None = None,
+    estimated: int = 0,
 ) -> Overview:
     """Put what is known of the swarm together, peers in the order of their blocks.
 
@@ -153,6 +156,7 @@ def overview(
         known: gives the shape of a model that is on this machine.
         clocks: what there is to say of clocks that differ.
         machines: what peers have shown, of those that were asked.
+        estimated: as :attr:`Overview.estimated`.
     """
     alive = list(announcements)
     held = {connection.peer: connection for connection in connections}
@@ -176,6 +180,7 @@ def overview(
         nat,
         dict(itertools.islice(releases(map(printable, agents)).items(), RELEASES_SHOWN)),
         behind(AGENT, agents),
+        estimated,
     )
 
 
@@ -281,7 +286,9 @@ def status_page(view: Overview) -> Group:
         found = (
             ("complete", "green") if model.complete else (f"missing {', '.join(model.missing)}", "bold red")
         )
-        if model.out_of_reach:
+        if view.estimated and not model.complete:
+            found = ("a few of its peers are known", "dim")
+        elif model.out_of_reach:
             found = (f"{found[0]} (out of reach from here: {', '.join(model.out_of_reach)})", found[1])
         name = printable(model.name)
         lines.append(
@@ -293,6 +300,9 @@ def status_page(view: Overview) -> Group:
         lines.append(Text("releases: " + ", ".join(f"{agent} × {n}" for agent, n in view.releases.items())))
     if view.behind:
         lines.append(Text(f"note: {view.behind}", style="yellow"))
+    if view.estimated:
+        part = "this machine knows those of its models, and a few of each other"
+        lines.append(Text(f"a large swarm, of about {view.estimated} peers: {part}"))
     if view.clocks:
         lines.append(Text(f"note: {view.clocks}", style="yellow"))
     if not view.models:

@@ -123,7 +123,7 @@ class RunPeers:
         try:
             await self._pool.run(accept=True, task_status=task_status)
         finally:
-            # Before the nursery is closed, which it is once all in it have ended: who posts then starts nothing.
+            # Before the nursery is closed, which it is once all in it have ended: who posts then starts none.
             self._nursery = None
 
     def introduce(self) -> None:

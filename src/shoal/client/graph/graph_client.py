@@ -140,12 +140,12 @@ class GraphClient:
         """
         if names_graph(name):
             local = await trio.to_thread.run_sync(self.store.resolve, name, self._settings.threads or 1)
-            return self._know(of_local(local))
+            return await self._use(of_local(local))
         if name in self._graphs:
             self._graphs.move_to_end(name)
             return self._graphs[name]
         if (found := await trio.to_thread.run_sync(self.store.find, name)) is not None:
-            return self._know(of_local(found))
+            return await self._use(of_local(found))
         with trio.move_on_after(HEAR_WITHIN_S):  # who has just come hears of what is served in a moment
             while digest_served(name, self._member.alive()) is None:
                 await self._member.wait_changed()
@@ -169,7 +169,7 @@ class GraphClient:
             self._graphs.move_to_end(digest)
             return self._graphs[digest]
         local = await trio.to_thread.run_sync(self.store.find, digest)
-        return self._know(of_local(local) if local is not None else await self._fetch(digest))
+        return await self._use(of_local(local) if local is not None else await self._fetch(digest))
 
     def covered(self, graph: KnownGraph) -> bool:
         """Whether every segment of a graph is served, as this client asks for it."""
@@ -257,6 +257,10 @@ class GraphClient:
 
     def _search(self) -> _Search:
         return _Search(trio.current_time() + self._settings.resume_s)
+
+    async def _use(self, graph: KnownGraph) -> KnownGraph:
+        await self._member.use(graph.digest)
+        return self._know(graph)
 
     def _know(self, graph: KnownGraph) -> KnownGraph:
         self._member.directory.know([graph.shape])

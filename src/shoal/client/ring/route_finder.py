@@ -222,6 +222,7 @@ class RouteFinder:
         Where hops that promise other bits, or none, could only together cover the blocks, or be faster, they
         come last of their format.
         """
+        await self.member.use(shape.digest)
         await self._hear_of(shape, span)
         proven = self.reputation.proven
         served = [

@@ -119,7 +119,7 @@ def _others(model: PlacedModel, member: Member, liars: Collection[PeerId]) -> li
     member.directory.know([model.shape])  # who says another number of blocks for this digest lies
     return [
         (PeerId(a.peer), a.served)
-        for a in member.directory.serving(model.shape.digest, member.now(), model.numerics.format)
+        for a in member.directory.drawn(model.shape.digest, member.now(), model.numerics.format)
         if a.served
         and a.peer != member.network.peer
         and a.peer not in liars

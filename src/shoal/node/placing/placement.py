@@ -52,11 +52,8 @@ class _Others:
     """Those that are going, where they will be."""
     keeping: list[ServingPeer]
     """Those alone who serve now where they are to stay."""
-
-    @property
-    def peers(self) -> int:
-        """How many serve it: all are known, as far as the directory reaches."""
-        return len(self.placed)
+    peers: int
+    """How many serve it, as far as is known; of a large swarm more than are placed here."""
 
 
 def pick_span(
@@ -206,7 +203,9 @@ async def _look_around(node: Node, *, before: PeerId | None = None) -> _Others:
     model = PlacedModel(node.model.shape, node.engine.numerics.loose, ())
     placed = serving_peers(model, node.member, before=before, liars=liars)
     keeping = keeping_peers(model, node.member, before=before, liars=liars)
-    return _Others(placed, keeping)
+    size = node.member.size
+    peers = size.of(node.model.shape.digest) if size.partial else 0
+    return _Others(placed, keeping, max(len(placed), peers))
 
 
 def _room(node: Node) -> int:

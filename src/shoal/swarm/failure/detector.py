@@ -18,6 +18,7 @@ from shoal.swarm.failure.suspicion import (
     GONE_SHARE,
     REFUTE_SHARE,
     SETTLED_SHARE,
+    STRANGERS,
     Suspicion,
     SuspicionLimit,
     decode_suspicion,
@@ -41,6 +42,7 @@ class FailureDetector:
     Args:
         speak: makes our own next announcement; returns nothing if we have nothing to announce.
         take: takes in an announcement that another peer has given us.
+        topics: where those hear suspicions who know a peer.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FailureDetector:
         *,
         speak: Callable[[], Awaitable[bytes]],
         take: Callable[[bytes], object],
+        topics: Callable[[PeerId], Sequence[str]],
     ) -> None:
         self._network = network
         self._directory = directory
@@ -59,6 +62,7 @@ class FailureDetector:
         self._expiry_s = expiry_s
         self._speak = speak
         self._take = take
+        self._topics = topics
         self._limit = SuspicionLimit(expiry_s)
         self._waiting = trio.CapacityLimiter(ASKED_AT_ONCE)
         self._nursery: trio.Nursery | None = None
@@ -70,7 +74,7 @@ class FailureDetector:
             self._nursery = nursery
             task_status.started()
             try:
-                await self._hear(suspicions)
+                await self.hear(suspicions)
             finally:
                 self._nursery = None
 
@@ -81,7 +85,8 @@ class FailureDetector:
             return False
         log.info("%s does not answer: it is gone soon, unless it refutes that", peer)
         self._mark(peer)
-        await self._network.publish(TOPIC, encode_suspicion(suspicion))
+        for topic in self._topics(peer):
+            await self._network.publish(topic, encode_suspicion(suspicion))
         return True
 
     async def ask(self, unsure: Sequence[Announcement]) -> None:
@@ -126,21 +131,47 @@ class FailureDetector:
         # A suspicion of ourselves is always heard: to refute it is all that we can do.
         return suspicion.peer == self._network.peer or self._limit.heard(accuser, self._now())
 
+    def valid_of_model(self, accuser: PeerId, raw: bytes) -> bool:
+        """Judge a suspicion on the topic of a model, by who raises it.
+
+        Nobody knows all peers of a model of a large swarm. What is said of strangers, or by them, is passed
+        on to those who may know them, as long as that is not too much.
+        """
+        try:
+            suspicion = decode_suspicion(raw)
+        except RemoteProtocolError as error:
+            log.debug("refused from %s: %s", accuser, error.message)
+            return False
+        if self._directory.get(PeerId(suspicion.peer)) is not None and not self._may_suspect(suspicion):
+            return False
+        if suspicion.peer == self._network.peer:
+            return True
+        known = self._directory.get(accuser) is not None
+        return self._limit.heard(accuser if known else STRANGERS, self._now())
+
     def _may_suspect(self, suspicion: Suspicion) -> bool:
         settled_s = self._expiry_s * SETTLED_SHARE
         return self._directory.may_suspect(PeerId(suspicion.peer), suspicion.sequence, self._now(), settled_s)
 
-    async def _hear(self, suspicions: AsyncIterator[tuple[PeerId, bytes]]) -> None:
+    async def hear(self, suspicions: AsyncIterator[tuple[PeerId, bytes]]) -> None:
+        """Act on suspicions that were found valid."""
         async for accuser, raw in suspicions:
             suspicion = decode_suspicion(raw)
+            if self._directory.get(PeerId(suspicion.peer)) is None:
+                self._note(accuser)
+                continue  # it was only passed on
             if not self._may_suspect(suspicion):
                 continue  # refuted, or suspected by another, since it was found valid
             if suspicion.peer == self._network.peer:
                 log.info("%s says that we do not answer", accuser)
                 await self._speak()
             else:
-                self._limit.note(accuser, self._now())
+                self._note(accuser)
                 self._mark(PeerId(suspicion.peer))
+
+    def _note(self, accuser: PeerId) -> None:
+        known = self._directory.get(accuser) is not None
+        self._limit.note(accuser if known else STRANGERS, self._now())
 
     def _mark(self, peer: PeerId) -> None:
         """A peer is gone in a while, unless it refutes the suspicion, or answers us."""

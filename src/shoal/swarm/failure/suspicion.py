@@ -27,6 +27,10 @@ SETTLED_SHARE = 1 / 10
 """Of an expiry: how long a word is there before it may be suspected."""
 SUSPICIONS_PER_EXPIRY = 32
 """Suspicions raised by one peer that are heard in one expiry: as many neighbours may die together."""
+STRANGERS = PeerId("")
+"""Stands for all who are not announced here, and raise suspicions on the topic of a model."""
+STRANGERS_PER_EXPIRY = 512
+"""The same of all of them, when a region is lost."""
 
 
 class Suspicion(Struct, frozen=True, array_like=True):
@@ -67,7 +71,8 @@ class SuspicionLimit:
 
     def heard(self, accuser: PeerId, now: float) -> bool:
         """Whether one more suspicion raised by this peer is listened to."""
-        return now - self._since > self._expiry_s or self._counts[accuser] < SUSPICIONS_PER_EXPIRY
+        most = STRANGERS_PER_EXPIRY if accuser == STRANGERS else SUSPICIONS_PER_EXPIRY
+        return now - self._since > self._expiry_s or self._counts[accuser] < most
 
     def note(self, accuser: PeerId, now: float) -> None:
         """Count one."""

@@ -13,7 +13,7 @@ import hashlib
 from random import Random
 
 from shoal.net.libp2p.providers import ASKED_AT_ONCE
-from shoal.swarm.member import DIAL_WITHIN_S
+from shoal.swarm.views.look_up import DIAL_WITHIN_S
 from shoal.testing.sim.scale.population import LEAVES, VANISHES, Machines
 
 BUCKET, ALPHA, ROUNDS = 20, 10, 20

@@ -17,14 +17,14 @@ from shoal.routing.route import choose_route
 from shoal.swarm.announcement import Announcement, Served, candidate, seal
 from shoal.swarm.directory import Directory
 from shoal.swarm.failure.probe import WATCHED
+from shoal.swarm.views.rules import COMPARED, ENTRIES_ASKED, SWARM_STEADY, VIEW_WITHIN_S
 from shoal.testing.sim.internet import ENVELOPE, MENTION_BYTES, OVERHEAD, REQUEST_BYTES
 from shoal.testing.sim.mesh import DEGREE, LAZY
-from shoal.testing.sim.scale import rules
 from shoal.testing.sim.scale.lookup import Kademlia, asked_s, left_tables
 from shoal.testing.sim.scale.plan import ANNOUNCE_S, EXPIRY_S
 from shoal.testing.sim.scale.population import HONEST, LEAVES, VANISHES, n_blocks_of
 from shoal.testing.sim.scale.sessions import offers_of
-from shoal.testing.sim.scale.state import ScaleNode
+from shoal.testing.sim.scale.state import RULES, ScaleNode
 from shoal.testing.sim.scale.swarm import SESSION_TOKENS, ScaleSwarm
 from shoal.testing.sim.scale.truth import least_s, route_s
 from shoal.types import PeerId, Span
@@ -66,13 +66,15 @@ def carried(swarm: ScaleSwarm) -> SwarmTokens:
 def quiet_bytes_s(swarm: ScaleSwarm) -> float:
     """What a node sends in a second beside gossip: probes, comparisons, words on the swarm's topic."""
     probes = WATCHED / (0.09 * EXPIRY_S) * 2 * REQUEST_BYTES
-    view = statistics.mean(len(node.view.words) for node in swarm.nodes.values())
+    view = statistics.mean(len(node.kept.words) for node in swarm.nodes.values())
     named = view / max(1, round(view / 128))
     compared = (2 * REQUEST_BYTES + COMPARED_BYTES * named + 2 * OVERHEAD) / COMPARE_EVERY_S
     swarms = 0.0
     if swarm.partial:
+        # Two views differ, so a comparison brings as much as it may.
+        compared += COMPARED * WORD_BYTES / COMPARE_EVERY_S
         copies = (DEGREE + 1) * (WORD_BYTES + ENVELOPE) + LAZY * MENTION_BYTES
-        swarms = rules.SWARM_STEADY / ANNOUNCE_S * copies
+        swarms = SWARM_STEADY / ANNOUNCE_S * copies
     return probes + compared + swarms
 
 
@@ -82,11 +84,9 @@ def gossiped_bytes(swarm: ScaleSwarm) -> float:
 
 
 def kept_peers(swarm: ScaleSwarm) -> float:
-    """Announcements that a node keeps, at the mean: its view, what it counts, and entries to other models."""
-    entries = rules.ENTRY_PEERS * (swarm.plan.models - 1) if swarm.partial else 0
-    return entries + statistics.mean(
-        len(node.view.words.keys() | node.heard.keys()) for node in swarm.nodes.values()
-    )
+    """Announcements that a node keeps, at the mean: of its model, and entries to others."""
+    entries = RULES.entry_peers * (swarm.plan.models - 1) if swarm.partial else 0
+    return entries + statistics.mean(len(node.kept.words) for node in swarm.nodes.values())
 
 
 def kept_bytes(served: Served, peers: int = 200) -> float:
@@ -181,13 +181,13 @@ def entries_s(swarm: ScaleSwarm, count: int) -> list[float]:
             continue
         waited = 0.0
         while True:
-            asked = swarm.chance.sample(met[model], min(rules.ENTRIES_ASKED, len(met[model])))
+            asked = swarm.chance.sample(met[model], min(ENTRIES_ASKED, len(met[model])))
             living = [other for other in asked if other in swarm.nodes]
             silent = any(
                 int(population.end[other]) == VANISHES for other in asked if other not in swarm.nodes
             )
             trips = [asked_s(population, machine, other) for other in living]
-            waited += rules.VIEW_WITHIN_S if silent else max(trips, default=1.0)
+            waited += VIEW_WITHIN_S if silent else max(trips, default=1.0)
             if living:
                 break
         found.append(waited)

@@ -205,7 +205,7 @@ def offers_of(node: ScaleNode, now: float) -> dict[PeerId, HeardWord]:
     model = node.model
     return {
         word.peer: word
-        for word in node.view.words.values()
+        for word in node.kept.words.values()
         if word.model == model and word.placed is not None and word.until > now
     }
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from random import Random
+from collections.abc import Iterable
 
 from shoal.planning.throughput import ServingPeer
 from shoal.routing.coordinates import Coordinates, Position
 from shoal.swarm.announcement import Served
-from shoal.testing.sim.scale import rules
+from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, part_of
+from shoal.swarm.views.rules import ViewRules
 from shoal.types import PeerId, Span
+
+RULES = ViewRules()
 
 
 class HeardWord:
@@ -19,6 +21,7 @@ class HeardWord:
         "absurd",
         "index",
         "model",
+        "network",
         "part",
         "peer",
         "placed",
@@ -41,65 +44,69 @@ class HeardWord:
         self.until = until
         self.absurd = False
         """Whether it contradicts what its model is known to look like."""
-        self.part = min(rules.PARTS - 1, (served.start + served.end) * rules.PARTS // (2 * served.n_blocks))
+        self.part = part_of(served)
+        self.network = f"network {index}"
         self.placed: ServingPeer | None = None
         """Where it serves, as placement sees it; ``None`` while it does not."""
         self.there: ServingPeer | None = None
         """The same of where it is going, if it is."""
 
 
-class View:
-    """Whom a member keeps: at most ``limit``, and when it is full, of all parts of the model alike.
+class KeptWords:
+    """The words of those whom a member keeps: of all of a small swarm, of a large one by the product's rules.
 
-    Who goes for a newcomer is one of the newer half of those of the part that most serve.
+    Args:
+        key: of the ranks; ``None`` in a small swarm.
     """
 
-    __slots__ = ("_limit", "_parts", "words")
+    __slots__ = ("_rank", "view", "words")
 
-    def __init__(self, limit: int) -> None:
-        self.words: dict[int, HeardWord] = {}
-        self._limit = limit
-        self._parts: list[dict[int, None]] = [{} for _ in range(rules.PARTS)]
+    def __init__(self, key: bytes | None) -> None:
+        self.words: dict[PeerId, HeardWord] = {}
+        self._rank = SecretRank(key or b"")
+        self.view = PeerSample(RULES.view_peers, RULES.drawn_peers) if key is not None else None
 
-    def take(self, word: HeardWord, chance: Random) -> None:
+    @property
+    def drawn(self) -> Iterable[HeardWord]:
+        """The words of those by whom a member sees what its model lacks."""
+        if self.view is None:
+            return self.words.values()
+        words = self.words
+        return [words[peer] for peer in self.view.drawn]
+
+    @property
+    def peers(self) -> int:
+        """How many there are, as far as was heard."""
+        return len(self.words) if self.view is None else self.view.estimate
+
+    def take(self, word: HeardWord) -> None:
         """Keep a word, if there is a place for its peer."""
-        known = self.words.get(word.index)
-        if known is None:
-            if len(self.words) >= self._limit and not self._make_room(word.part, chance):
-                return
-            self._parts[word.part][word.index] = None
-        elif word.sequence <= known.sequence:
+        peer, view = word.peer, self.view
+        known = self.words.get(peer)
+        if known is not None and word.sequence <= known.sequence:
             return
-        elif known.part != word.part:
-            del self._parts[known.part][word.index]
-            self._parts[word.part][word.index] = None
-        self.words[word.index] = word
+        if view is not None:
+            if known is None:
+                for gone in view.offer(self._viewed(word)):
+                    del self.words[gone]
+                if peer not in view:
+                    return
+            elif known.part != word.part:
+                view.update(self._viewed(word))
+        self.words[peer] = word
 
-    def drop(self, index: int, sequence: int) -> bool:
+    def drop(self, peer: PeerId, sequence: int) -> bool:
         """Forget a peer that is gone, unless it has said something newer; whether it was there."""
-        known = self.words.get(index)
+        known = self.words.get(peer)
         if known is None or known.sequence > sequence:
             return False
-        del self.words[index]
-        del self._parts[known.part][index]
+        del self.words[peer]
+        if self.view is not None:
+            self.view.remove(peer)
         return True
 
-    def expire(self, now: float) -> None:
-        """Forget what is over."""
-        for word in [word for word in self.words.values() if word.until <= now]:
-            self.drop(word.index, word.sequence)
-
-    def _make_room(self, part: int, chance: Random) -> bool:
-        largest = max(self._parts, key=len)
-        if len(self._parts[part]) == len(largest):
-            largest = self._parts[part]
-            if chance.random() < 0.5:  # by chance, or the first to come would stay for ever
-                return False
-        count = len(largest)
-        index = next(itertools.islice(largest, count // 2 + chance.randrange(count - count // 2), None))
-        del largest[index]
-        del self.words[index]
-        return True
+    def _viewed(self, word: HeardWord) -> ViewedPeer:
+        return ViewedPeer(word.peer, word.part, word.network, self._rank(word.peer))
 
 
 class ScaleNode:
@@ -110,8 +117,8 @@ class ScaleNode:
         "carries",
         "fits",
         "going",
-        "heard",
         "index",
+        "kept",
         "model",
         "moves",
         "n_blocks",
@@ -125,11 +132,10 @@ class ScaleNode:
         "span",
         "speed",
         "suspects",
-        "view",
     )
 
     def __init__(
-        self, index: int, model: int, n_blocks: int, speed: float, fits: int, carries: float, *, limit: int
+        self, index: int, model: int, n_blocks: int, speed: float, fits: int, carries: float, *, partial: bool
     ):
         self.index = index
         self.peer = PeerId(f"12D3KooW{index * 2654435761 % 2**32:010d}{index:034d}")
@@ -140,8 +146,7 @@ class ScaleNode:
         self.carries = carries
         self.place = -1
         """In its topic."""
-        self.view = View(limit)
-        self.heard: dict[int, HeardWord] = {}
+        self.kept = KeptWords(b"%d" % index if partial else None)
         """The last word of those who spoke last."""
         self.span = Span(0, 1)
         self.going: Span | None = None
@@ -158,25 +163,10 @@ class ScaleNode:
         """Where it takes itself to be."""
         return self.position.coordinates
 
-    def hear(self, word: HeardWord, chance: Random) -> None:
+    def hear(self, word: HeardWord) -> None:
         """A word has come."""
-        if word.absurd or word.index == self.index:
-            return
-        heard = self.heard
-        old = heard.pop(word.index, None)
-        if old is not None and old.sequence > word.sequence:
-            word = old
-        heard[word.index] = word
-        if len(heard) > rules.HEARD_PEERS:
-            del heard[next(iter(heard))]
-        self.view.take(word, chance)
-
-    def drop(self, index: int, sequence: int) -> bool:
-        """A peer is gone; whether it was known."""
-        word = self.heard.get(index)
-        if word is not None and word.sequence <= sequence:
-            del self.heard[index]
-        return self.view.drop(index, sequence)
+        if not word.absurd and word.index != self.index:
+            self.kept.take(word)
 
     def placed(self, now: float, before: PeerId | None = None) -> list[ServingPeer]:
         """Who else serves its model, by what it heard last; those that are going, where they will be.
@@ -186,7 +176,7 @@ class ScaleNode:
         """
         model = self.model
         found: list[ServingPeer] = []
-        for word in self.heard.values():
+        for word in self.kept.drawn:
             if word.model != model or word.until <= now:
                 continue
             there = word.there
@@ -204,7 +194,7 @@ class ScaleNode:
         """
         return [
             word.placed
-            for word in self.heard.values()
+            for word in self.kept.drawn
             if word.model == self.model
             and word.until > now
             and word.placed is not None

@@ -16,14 +16,15 @@ from shoal.planning.placement import choose_move, choose_span, uncovered_by
 from shoal.planning.throughput import ServingPeer
 from shoal.routing.coordinates import LEAST_ERROR, Coordinates
 from shoal.routing.shortest_path import IndexArray
+from shoal.swarm import gossip_rate
 from shoal.swarm.announcement import Announcement, Served, carried_tokens_s, read, seal
+from shoal.swarm.views.rules import speaking_period_s, word_lifetime_s
 from shoal.testing.sim.peers import EPOCH
-from shoal.testing.sim.scale import rules
 from shoal.testing.sim.scale.deaths import CLOSED_S, believed_after_s, noticed_s
 from shoal.testing.sim.scale.events import Events
 from shoal.testing.sim.scale.figures import Seen
 from shoal.testing.sim.scale.mesh import TopicMesh
-from shoal.testing.sim.scale.plan import ScalePlan
+from shoal.testing.sim.scale.plan import ANNOUNCE_S, EXPIRY_S, ScalePlan
 from shoal.testing.sim.scale.population import (
     ABSURD,
     FAST_LIAR,
@@ -33,7 +34,7 @@ from shoal.testing.sim.scale.population import (
     make_population,
     n_blocks_of,
 )
-from shoal.testing.sim.scale.state import HeardWord, ScaleNode
+from shoal.testing.sim.scale.state import RULES, HeardWord, ScaleNode
 from shoal.testing.sim.scale.truth import block_s
 from shoal.types import PeerId, Span
 
@@ -57,7 +58,7 @@ FIRST, PINGS_OF_FIRST = 100, 200
 """Machines with which the swarm began, and how many ways each had measured before others came."""
 LIED = Coordinates(error=LEAST_ERROR)
 """Where liars say that they are: in the middle of everybody, and sure of it."""
-KNOWN_AT_FIRST = 2 * rules.HEARD_PEERS
+KNOWN_AT_FIRST = 2 * RULES.drawn_peers
 """Words of which a view is made at the start, where there are more."""
 STRANGERS = 0.25
 """Share of the neighbours that serve other models."""
@@ -77,7 +78,7 @@ class ScaleSwarm:
         self.chance = Random(plan.seed)
         self.noise = np.random.default_rng([plan.seed, 1])
         self.seen = Seen()
-        self.partial = plan.nodes >= rules.PARTIAL_FROM
+        self.partial = plan.nodes >= RULES.partial_from
         self.nodes: dict[int, ScaleNode] = {}
         """Those that live, and have come."""
         self.by_peer: dict[PeerId, ScaleNode] = {}
@@ -104,7 +105,7 @@ class ScaleSwarm:
         for node in list(self.nodes.values()):
             known = words[node.model] if self.partial else everyone
             for word in self.chance.sample(known, min(len(known), KNOWN_AT_FIRST)):
-                node.hear(word, self.chance)
+                node.hear(word)
             self.events.at(self.chance.random() * self._period_s(node), self._speak, node)
             self._look_later(node)
         self._find_places()
@@ -131,8 +132,8 @@ class ScaleSwarm:
         n_blocks = n_blocks_of(model)
         fits = max(1, min(n_blocks, round(float(population.share[index]) * n_blocks)))
         carries = float(population.up_bytes_s[index]) / (HIDDEN * 2)
-        limit = rules.view_peers(partial=self.partial)
-        node = ScaleNode(index, model, n_blocks, float(population.speed[index]), fits, carries, limit=limit)
+        speed = float(population.speed[index])
+        node = ScaleNode(index, model, n_blocks, speed, fits, carries, partial=self.partial)
         self.nodes[index] = self.of_model[model][index] = self.by_peer[node.peer] = node
         node.place = self.topic(node).join(index)
         return node
@@ -152,12 +153,12 @@ class ScaleSwarm:
         node = self._enter(index)
         others = self.of_model[node.model] if self.partial else self.nodes
         tellers = [others[one] for one in self.topic_members(node, 3) if one in others and one != index]
-        told: dict[int, HeardWord] = {}
+        told: dict[PeerId, HeardWord] = {}
         for teller in tellers:
-            told |= teller.view.words | teller.heard
+            told |= teller.kept.words
         for word in told.values():
             if word.until > self.events.now:
-                node.hear(word, self.chance)
+                node.hear(word)
         node.span = self._first_span(node, node.placed(self.events.now))
         node.going = node.span
         self._say(node)
@@ -166,8 +167,8 @@ class ScaleSwarm:
             self.events.after(after, self._told, node)
 
     def _told(self, node: ScaleNode) -> None:
-        for word in [word for word in node.view.words.values() if word.index not in self.nodes]:
-            node.drop(word.index, word.sequence)
+        for word in [word for word in node.kept.words.values() if word.index not in self.nodes]:
+            node.kept.drop(word.peer, word.sequence)
 
     def topic_members(self, node: ScaleNode, count: int) -> list[int]:
         """The numbers of some machines on the node's topic."""
@@ -231,9 +232,9 @@ class ScaleSwarm:
     # --- speaking and hearing
 
     def _period_s(self, node: ScaleNode) -> float:
-        # How many speak is estimated from what is heard, to about a tenth.
-        peers = round(len(self.topic(node)) * self.chance.uniform(0.9, 1.1))
-        return rules.speaking_period_s(peers, partial=self.partial) * self.chance.uniform(0.9, 1.1)
+        peers = 1 + node.kept.peers
+        period = speaking_period_s if self.partial else gossip_rate.refresh_s
+        return period(ANNOUNCE_S, peers) * self.chance.uniform(0.9, 1.1)
 
     def _speak(self, node: ScaleNode) -> None:
         if node.alive and node.serving:
@@ -280,7 +281,10 @@ class ScaleSwarm:
         now, served = self.events.now, self.served(node)
         wall = EPOCH + now
         node.sequence = max(node.sequence + 1, round(wall * 1000))
-        lifetime_s = rules.word_lifetime_s(len(self.topic(node)), partial=self.partial)
+        peers = 1 + node.kept.peers
+        lifetime_s = gossip_rate.lifetime_s(EXPIRY_S, peers)
+        if self.partial:
+            lifetime_s = word_lifetime_s(EXPIRY_S, peers, self.plan.models, RULES.entry_peers)
         address = f"/ip4/{20 + node.index % 200}.{node.index // 200 % 250}.7.9/tcp/4001"
         said = Announcement(
             node.peer, node.sequence, wall, wall + lifetime_s, (address,), (address,), served, "shoal"
@@ -328,17 +332,21 @@ class ScaleSwarm:
             self.events.after(float(sorted_ticks[begin]) * TICK_S, hear, machines[begin:end], *about)
 
     def _hear(self, machines: list[int], word: HeardWord) -> None:
-        nodes, chance = self.nodes, self.chance
+        nodes = self.nodes
         for machine in machines:
             node = nodes.get(machine)
             if node is not None:
-                node.hear(word, chance)
+                node.hear(word)
 
     # --- moving
 
     def _look_later(self, node: ScaleNode) -> None:
-        every_s = look_period_s(LOOK_EVERY_S, len(self.of_model[node.model]))
+        every_s = look_period_s(LOOK_EVERY_S, self._peers(node))
         self.events.after(every_s * self.chance.uniform(0.5, 1.5), self._look, node, True)
+
+    def _peers(self, node: ScaleNode) -> int:
+        """How many serve its model, as far as it knows."""
+        return 1 + node.kept.peers if self.partial else len(self.of_model[node.model])
 
     def _watch_holes(self, model: int) -> None:
         """Some of those who see that a block is served by nobody look at once."""
@@ -376,7 +384,7 @@ class ScaleSwarm:
             here,
             node.n_blocks,
             chance=self.chance,
-            peers=len(self.of_model[node.model]),
+            peers=self._peers(node),
             claimed=claimed,
             keeping=node.keeping(self.events.now, before),
         )
@@ -451,6 +459,6 @@ class ScaleSwarm:
         for machine in machines:
             other = self.nodes.get(machine)
             if other is not None:
-                known += other.drop(node.index, 1 << 62)
+                known += other.kept.drop(node.peer, 1 << 62)
         if dead and known:
             self.seen.forgotten(node.index, died, self.events.now)

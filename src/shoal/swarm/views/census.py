@@ -1,0 +1,61 @@
+"""How many peers a swarm has, and each of its models: counted, or as others say. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from shoal.swarm.announcement import Announcement
+from shoal.swarm.views.partial_view import PartialView
+from shoal.swarm.views.rules import BELIEVED_EACH, SwarmCount
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What a member knows of numbers."""
+
+    count: SwarmCount = field(default_factory=lambda: SwarmCount(0, 0, 0))
+    by_model: Mapping[str, int] = field(default_factory=dict[str, int])
+    overlapping: bool = False
+    """Whether anybody is known who hears the swarm's topic alone."""
+
+    def of(self, digest: str) -> int:
+        """Peers of a model; at least one."""
+        return max(1, self.by_model.get(digest, 1))
+
+    @property
+    def models(self) -> int:
+        return max(1, len(self.by_model))
+
+
+def take_census(alive: Iterable[Announcement], view: PartialView | None, now: float) -> Census:
+    """Count.
+
+    A member of a large swarm says how many peers its model has. Of models whose peers are not all heard of
+    here, the median of what they say counts, as far as it is believed: one may have many names.
+
+    Args:
+        alive: all announcements that a member has.
+        view: what it keeps; ``None`` while the swarm is a small one.
+    """
+    said: defaultdict[str, list[int]] = defaultdict(list)
+    for announcement in alive:
+        if announcement.served is not None:
+            said[announcement.served.digest].append(announcement.peers)
+    by_model: dict[str, int] = {}
+    estimated = 0
+    for digest, numbers in said.items():
+        kept = view.of(digest) if view is not None else None
+        counted = max(len(numbers), kept.estimate if kept is not None else 0)
+        of_large = [number for number in numbers if number]
+        believed = min(statistics.median_low(of_large), BELIEVED_EACH * len(numbers)) if of_large else 0
+        estimated += max(counted, believed)
+        heard = view is not None and digest in view.joined
+        by_model[digest] = counted if heard else max(counted, believed)
+    known = sum(map(len, said.values()))
+    partial = sum(number > 0 for numbers in said.values() for number in numbers)
+    if view is not None:
+        estimated = max(estimated, view.heard_in_all(now))
+    return Census(SwarmCount(known, partial, estimated), by_model, partial < known)

@@ -1,0 +1,329 @@
+"""Which part of a large swarm is kept: of all its models something, and not what makes most identities."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+import pytest
+
+from shoal.swarm import gossip_rate
+from shoal.swarm.announcement import MAX_LIFETIME_S, Announcement, Served
+from shoal.swarm.directory import Directory
+from shoal.swarm.taking_part.neighbours import CONNECTIONS_MOST, MODEL_CONNECTIONS, STRANGERS, whom_to_dial
+from shoal.swarm.views import rules
+from shoal.swarm.views.census import take_census
+from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, public_network
+from shoal.swarm.views.rules import MODELS_KNOWN, SwarmCount, ViewRules, is_partial
+from shoal.swarm.views.size import SwarmSize
+from shoal.types import Digest, PeerAddress, PeerId
+
+NOW = 1_000_000.0
+OURS = Digest("sha256:" + "a" * 64)
+OTHER = Digest("sha256:" + "b" * 64)
+RULES = ViewRules(view_peers=64, drawn_peers=64, entry_peers=8)
+RANK = SecretRank(b"nobody knows this")
+
+
+def said(
+    peer: str,
+    host: str = "10.0.0.1",
+    *,
+    digest: str = OURS,
+    start: int = 0,
+    peers: int = 1,
+    sequence: int = 1,
+) -> Announcement:
+    served = Served("tiny", digest, 32, 576, 2048, 49152, start, start + 4, "fp32", 4096, 4096, 0, 2.5)
+    return Announcement(peer, sequence, NOW, NOW + 600, (f"/ip4/{host}/tcp/1",), (), served, "", peers)
+
+
+def take(directory: Directory, *announcements: Announcement, now: float = NOW) -> None:
+    for one in announcements:
+        directory.take(one, f"{one.peer} {one.sequence}".encode(), now, now)
+
+
+def kept(directory: Directory) -> set[str]:
+    return {a.peer for a in directory.alive(NOW + 1)}
+
+
+def a_directory(view_rules: ViewRules = RULES, *joined: Digest) -> Directory:
+    directory = Directory()
+    directory.keep_part(view_rules)
+    directory.join(joined or (OURS,))
+    return directory
+
+
+# --- when a swarm is a large one
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "large"),
+    [
+        (False, SwarmCount(319, 0, 319), False),
+        (False, SwarmCount(320, 0, 320), True),
+        (True, SwarmCount(30, 30, 240), True),
+        (True, SwarmCount(30, 30, 239), False),
+        (False, SwarmCount(120, 61, 300), True),  # who comes into a large swarm is not told of everybody
+        (False, SwarmCount(120, 61, 239), False),
+        (False, SwarmCount(120, 60, 300), False),  # not most say so
+        (False, SwarmCount(50, 50, 10**6), False),  # some identities that say so are soon made
+    ],
+)
+def test_a_swarm_is_large_from_some_number_on_and_does_not_change_with_each_peer(
+    before: bool, count: SwarmCount, large: bool
+) -> None:
+    assert is_partial(ViewRules(), before, count) is large
+
+
+def test_a_small_swarm_speaks_and_keeps_as_it_always_did() -> None:
+    directory = Directory()
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, lambda: NOW)
+    take(directory, *(said(f"p{number}", peers=0) for number in range(319)))
+    size.look()
+    assert (size.partial, size.overlapping, size.said(), size.joined) == (False, False, 0, frozenset())
+    assert size.rest_s() == gossip_rate.refresh_s(10.0, 319)
+    assert size.lifetime_s() == gossip_rate.lifetime_s(30.0, 319)
+    assert len(directory) == 319
+    assert not size.asks(OTHER)  # nothing is looked up
+
+
+def test_a_swarm_that_has_grown_stays_large_for_a_while_and_is_whole_again_when_it_has_shrunk() -> None:
+    now, directory = NOW, Directory()
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, lambda: now)
+    size.serves = OURS
+    take(directory, *(said(f"p{number}", start=number % 28, peers=0) for number in range(320)))
+    size.look()
+    assert size.partial
+    assert size.overlapping  # to all others it is a small one
+    for number in range(300):  # be they kept or not
+        take(directory, msgspec.structs.replace(said(f"p{number}", sequence=2), served=None))
+    now += 50
+    size.look()
+    assert size.partial
+    now += 50
+    size.look()
+    assert not size.partial
+
+
+# --- how often who speaks where
+
+
+def test_what_is_heard_does_not_grow_with_the_swarm() -> None:
+    for peers in (20, 500, 1400):
+        assert peers / rules.speaking_period_s(10.0, peers) == pytest.approx(rules.MODEL_STEADY / 10.0)
+        assert 20 * peers / rules.swarm_period_s(10.0, peers, 20) == pytest.approx(rules.SWARM_STEADY / 10.0)
+    assert 10_000 / rules.overlap_period_s(10.0, 10_000) < 3  # words a second, for releases from before
+
+
+def test_a_word_lives_until_the_next_one_and_a_rare_model_stays_known() -> None:
+    for peers in (1, 5, 100, 5000, 10**6):
+        lives_s = rules.word_lifetime_s(30.0, peers, 20, 8)
+        assert rules.speaking_period_s(10.0, peers) * 2 < lives_s <= MAX_LIFETIME_S
+    # Of five peers that share their model's words on the swarm's topic, all are there to be asked.
+    assert rules.word_lifetime_s(30.0, 5, 20, 8) > rules.swarm_period_s(10.0, 5, 20)
+
+
+def test_a_topic_has_another_name_in_each_swarm_and_for_each_model() -> None:
+    names = {rules.model_topic(swarm, "/t", digest) for swarm in (b"", b"x") for digest in (OURS, OTHER)}
+    assert len(names) == 4
+    assert all(len(name) < 40 and OURS[7:20] not in name for name in names)
+
+
+# --- whom a view keeps
+
+
+def viewed(name: str, part: int = 0, network: str = "") -> ViewedPeer:
+    return ViewedPeer(PeerId(name), part, network, RANK(name))
+
+
+def test_a_view_keeps_all_there_are_while_there_is_a_place() -> None:
+    view = PeerSample(8, 8)
+    assert [view.offer(viewed(f"p{number}")) for number in range(8)] == [[]] * 8
+    assert len(view) == view.estimate == 8
+
+
+def test_peers_of_a_rare_part_find_a_place_and_one_that_moves_keeps_its_own() -> None:
+    view = PeerSample(32)
+    for number in range(400):
+        view.offer(viewed(f"p{number}"))
+    for number in range(8):
+        view.offer(viewed(f"rare{number}", part=5))
+    assert {f"rare{number}" for number in range(8)} <= set(view)
+    assert len(view) == 32
+    view.update(viewed("rare1", part=0))
+    assert PeerId("rare1") in view
+
+
+def test_one_network_has_some_places_and_no_more() -> None:
+    view = PeerSample(64)
+    for number in range(64):
+        view.offer(viewed(f"p{number}", part=number % 8, network=f"n{number}"))
+    for number in range(1000):
+        view.offer(viewed(f"evil{number}", part=number % 8, network="6.6.6.0/24"))
+    assert sum(peer.startswith("evil") for peer in view) <= 5
+
+
+@pytest.mark.parametrize("evil_parts", [1, 8])
+def test_a_flood_from_everywhere_takes_no_place_of_the_older_half_nor_of_proven_peers(
+    evil_parts: int,
+) -> None:
+    view, proven = PeerSample(64), {PeerId(f"honest{number}") for number in range(40, 60)}
+    for number in range(64):
+        view.offer(viewed(f"honest{number}", number % 8, f"h{number}"))
+    for number in range(5000):
+        view.offer(viewed(f"evil{number}", number % evil_parts, f"e{number}"), proven, ())
+    honest = {f"honest{number}" for number in range(32)}
+    assert honest | proven <= set(view)
+    for number in range(5000):  # nor by coming again
+        if PeerId(f"evil{number}") not in view:
+            view.offer(viewed(f"evil{number}", number % evil_parts, f"e{number}"), proven, ())
+    assert honest | proven <= set(view)
+
+
+def test_connections_alone_fill_no_more_than_half_of_the_places() -> None:
+    view = PeerSample(64)
+    for number in range(64):
+        view.offer(viewed(f"honest{number}", number % 8))
+    evil = {PeerId(f"evil{number}") for number in range(300)}
+    for number in range(300):
+        view.offer(viewed(f"evil{number}", number % 8), (), evil)
+    assert sum(peer.startswith("honest") for peer in view) >= 32
+
+
+def test_who_is_drawn_is_drawn_by_chance_and_tells_how_many_there_are() -> None:
+    estimates = []
+    for seed in range(4):
+        rank, view = SecretRank(b"%d" % seed), PeerSample(1, 256)
+        for number in range(3000):
+            for name in {f"p{number}", f"p{number // 20}"}:  # some speak twenty times as often
+                if PeerId(name) not in view:
+                    view.offer(ViewedPeer(PeerId(name), 0, "", rank(name)))
+        assert len(view.drawn) == 256
+        estimates.append(view.estimate)
+    assert all(2300 < estimate < 3900 for estimate in estimates)
+    assert 2700 < sum(estimates) / 4 < 3300
+
+
+def test_what_is_drawn_stays_so_while_some_come_and_go() -> None:
+    view, chance = PeerSample(1, 256), Random(1)
+    there = [f"p{number}" for number in range(1000)]
+    for name in there:
+        view.offer(viewed(name))
+    for number in range(1000, 4000):
+        view.remove(PeerId(there.pop(chance.randrange(1000))))
+        there.append(f"p{number}")
+        for name in (there[-1], *chance.sample(there, 5)):  # somebody comes, some say the same again
+            if PeerId(name) not in view:
+                view.offer(viewed(name))
+    assert 700 < view.estimate < 1400
+
+
+def test_a_network_is_that_of_a_public_address() -> None:
+    addresses = ("/ip4/192.168.1.7/tcp/1", "/ip4/8.8.4.4/tcp/1", "/ip4/9.9.9.9/tcp/1")
+    assert public_network(PeerAddress(PeerId("a"), addresses)) == "8.8.4.0/24"
+    assert public_network(PeerAddress(PeerId("a"), addresses[:1])) == ""
+    assert public_network(PeerAddress(PeerId("a"), (), ("/ip6/2a00:1450::3/tcp/1",))) == "2a00:1450::/48"
+
+
+# --- a directory that keeps a part
+
+
+def test_of_ones_own_models_much_is_kept_and_of_others_a_little() -> None:
+    directory = a_directory()
+    for digest in (OURS, OTHER):
+        take(
+            directory,
+            *(said(f"{digest[7]}{number}", digest=digest, start=number % 28) for number in range(500)),
+        )
+    ours = list(directory.serving(OURS, NOW))
+    assert 64 <= len(ours) <= 128
+    assert len(list(directory.serving(OTHER, NOW))) == 8
+    assert len(list(directory.drawn(OURS, NOW))) <= 64
+    assert len({a.served.start for a in ours if a.served}) > 20
+    directory.join((OTHER,))
+    assert len(list(directory.serving(OURS, NOW))) == 8
+    take(directory, *(said(f"b{number}", digest=OTHER, sequence=2) for number in range(500)))
+    assert 64 <= len(list(directory.serving(OTHER, NOW))) <= 128
+
+
+def test_ones_own_word_is_kept_and_one_of_use_is_told_from_all() -> None:
+    directory = a_directory()
+    directory.own = PeerId("me")
+    take(directory, *(said(f"p{number}") for number in range(200)))
+    take(directory, said("me"))
+    assert directory.raw(PeerId("me"))
+    assert directory.take(said("late"), b"", NOW, NOW) is ("late" in kept(directory))
+
+
+def test_models_that_nobody_serves_push_out_no_model_that_was_there_before() -> None:
+    directory = a_directory()
+    honest = [f"sha256:{number:064x}" for number in range(20)]
+    take(directory, said("ours"), *(said(f"honest{digest[-3:]}", digest=digest) for digest in honest))
+    take(directory, *(said(f"evil{number}", digest=f"sha256:{number:064x}") for number in range(1000, 1600)))
+    assert {"ours", *(f"honest{digest[-3:]}" for digest in honest)} <= kept(directory)
+    assert len(directory) == MODELS_KNOWN
+
+
+def test_a_majority_of_identities_does_not_decide_whom_a_member_knows() -> None:
+    """Three times as many as are honest, in every part and network, of ours and of another model."""
+    directory = a_directory(ViewRules())
+    for number in range(300):
+        host, start = f"20.{number % 200}.{number // 200}.1", number % 28
+        take(directory, said(f"honest{number}", host, start=start), now=NOW)
+        take(directory, said(f"other{number}", host, digest=OTHER, start=start), now=NOW)
+    for number in range(1000):
+        host, start = f"30.{number % 200}.{number // 200}.1", number % 28
+        take(directory, said(f"evil{number}", host, start=start), now=NOW + 1)
+        take(directory, said(f"evil other{number}", host, digest=OTHER, start=start), now=NOW + 1)
+    names = kept(directory)
+    assert sum(name.startswith("honest") for name in names) >= 128
+    assert sum(name.startswith("other") for name in names) >= 4
+    assert len(names) <= 256 + 512 + 8
+    honest = {
+        a.served.start for a in directory.serving(OURS, NOW) if a.peer.startswith("honest") and a.served
+    }
+    assert len(honest) == 28  # a route over them is there
+
+
+# --- how many there are
+
+
+def test_a_census_believes_what_others_say_of_their_models_within_bounds() -> None:
+    directory = a_directory()
+    take(directory, *(said(f"p{number}", start=number % 28) for number in range(40)))
+    take(directory, *(said(f"q{number}", digest=OTHER, peers=700, start=4 * number) for number in range(4)))
+    liar = "sha256:" + "c" * 64
+    take(
+        directory,
+        said("liar", digest=liar, peers=1 << 20),
+        said("before", digest="sha256:" + "d" * 64, peers=0),
+    )
+    found = take_census(directory.alive(NOW), directory.view, NOW)
+    assert found.of(OURS) == 40
+    assert found.of(OTHER) == 700
+    assert found.of(liar) == rules.BELIEVED_EACH
+    assert found.models == 4
+    assert found.overlapping  # one hears the swarm's topic alone
+    assert found.count == SwarmCount(46, 45, 40 + 700 + 256 + 1)
+
+
+def test_a_word_of_a_release_before_says_nothing_of_its_models_peers() -> None:
+    before = msgspec.msgpack.encode(said("a"))
+    fields = msgspec.msgpack.decode(before)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields[:8]), type=Announcement).peers == 0
+    assert fields[8] == 1  # at the end, where those who do not know it pass over it
+
+
+# --- whom it is connected to
+
+
+def test_most_connections_are_with_peers_of_ones_models_and_a_few_with_others() -> None:
+    models = [[PeerId(f"m{model} {number}") for number in range(50)] for model in range(6)]
+    others = [PeerId(f"o{number}") for number in range(50)]
+    one = whom_to_dial(models[:1], others, (), Random(1))
+    assert sum(peer.startswith("m0") for peer in one) == MODEL_CONNECTIONS
+    assert sum(peer.startswith("o") for peer in one) == STRANGERS
+    assert len(whom_to_dial(models, others, (), Random(1))) <= CONNECTIONS_MOST + STRANGERS
+    assert whom_to_dial(models[:1], others, [*models[0][:6], *others[:2]], Random(1)) == []
+    assert whom_to_dial([models[0][:1]], [], (), Random(1)) == [PeerId("m0 0")]
