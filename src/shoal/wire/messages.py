@@ -40,8 +40,8 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Those of tuning, proofs, traces, payment and federated rounds are in modules of their own beside this one,
-names of kept KV in :mod:`shoal.wire.cache_names`.
+Those of tuning, proofs, traces, payment, federated rounds and encrypted inputs are in modules of their own
+beside this one, names of kept KV in :mod:`shoal.wire.cache_names`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.types import NUMERICS_PATTERN, Codec, Format
 from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.cache_names import CacheNames, KeepCache
+from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
 from shoal.wire.federating import FederatingMessage, StateGiven, UpdatePart
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import (
@@ -424,6 +425,8 @@ Message = (
     | KeepCache
     | Infer
     | Inferred
+    | InferEncrypted
+    | InferredEncrypted
     | Fetch
     | Fetched
     | NotFetched
@@ -487,6 +490,8 @@ def payload_bytes(message: Message) -> int:
     if isinstance(
         message, Fetched | Revealed | Prove | Proved | Attested | Train | Trained | UpdatePart | StateGiven
     ):
+        return message.size
+    if isinstance(message, InferEncrypted | InferredEncrypted):
         return message.size
     if isinstance(message, Infer | Inferred):
         return array_bytes(message.arrays)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
 from shoal.wire.cache_names import KeepCache
+from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
 from shoal.wire.federating import (
     FederatedStatement,
     RunWanted,
@@ -70,6 +71,8 @@ SINCE: dict[type[Message], int] = {
     SecretShare: 9,
     SecretList: 9,
     SecretShown: 9,
+    InferEncrypted: 9,
+    InferredEncrypted: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 
