@@ -123,7 +123,12 @@ class Swarm:
             self._thread.close()
 
     async def run(
-        self, graph: str, inputs: Mapping[str, GraphInput], *, preprocess: str = ""
+        self,
+        graph: str,
+        inputs: Mapping[str, GraphInput],
+        *,
+        preprocess: str = "",
+        encrypted: bool = False,
     ) -> dict[str, Array]:
         """What a graph makes of its inputs.
 
@@ -135,11 +140,15 @@ class Swarm:
                 array, a picture or a sound.
             preprocess: how pictures and sounds become arrays, where the graph's author and its inputs do not
                 say it, for example ``"size=224x224,mean=0.5,std=0.5"``.
+            encrypted: whether no peer may see inputs and outputs: for small linear and logistic models alone,
+                and the bits are not those of the graph then.
 
         Raises:
-            As :meth:`GraphClient.resolve` and :meth:`GraphClient.infer`.
+            As :meth:`GraphClient.resolve`, :meth:`GraphClient.infer` and :meth:`GraphClient.infer_encrypted`.
         """
-        return (await self.graphs.infer(await self.graphs.resolve(graph), inputs, preprocess)).outputs
+        known = await self.graphs.resolve(graph, encrypted=encrypted)
+        infer = self.graphs.infer_encrypted if encrypted else self.graphs.infer
+        return (await infer(known, inputs, preprocess)).outputs
 
     @asynccontextmanager
     async def session(

@@ -147,6 +147,8 @@ class Served(Struct, frozen=True, array_like=True):
 
     coordinates: Annotated[tuple[Coordinate, ...], Meta(max_length=8)] = ()
     """Where it is, as :mod:`shoal.routing.coordinates` has it; empty where it has not measured any way."""
+    encrypted: bool = False
+    """Whether it computes all of its graph, which is linear, on inputs that stay encrypted."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""

@@ -77,6 +77,8 @@ class PeerView:
     """What it has shown, or why that is not believed; empty where it was not asked."""
     measurements: dict[str, str] = field(default_factory=dict[str, str])
     """What its hardware has signed of its software, by the maker's names; empty where that does not hold."""
+    encrypted: bool = False
+    """Whether it computes its graph on encrypted inputs, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ def _peer(
         attests=served.attests if served else "",
         attested=machine.told if machine else "",
         measurements=dict(machine.measurements) if machine else {},
+        encrypted=served.encrypted if served else False,
     )
 
 
