@@ -242,6 +242,12 @@ def sized(count: int) -> Change:
     return change
 
 
+def shortened(asked: InferEncrypted, payload: bytes) -> tuple[InferEncrypted, bytes]:
+    """The last ciphertext is not all there."""
+    sizes = (*asked.sizes[:-1], asked.sizes[-1] - 50)
+    return InferEncrypted(asked.session, asked.number, PARAMETERS, sizes), payload[:-50]
+
+
 async def test_a_node_refuses_what_is_not_encrypted_as_it_should_be_and_serves_the_next(
     logistic: LocalGraph, tmp_path: Path
 ) -> None:
@@ -252,7 +258,7 @@ async def test_a_node_refuses_what_is_not_encrypted_as_it_should_be_and_serves_t
         (named("ckks-4096-20"), "by ckks-8192-60-60-60 alone"),
         (sized(30), "30 ciphertexts"),
         (lambda asked, payload: (asked, bytes(len(payload))), "cannot be read"),
-        (lambda asked, payload: (asked, payload[:-50] + bytes(50)), "cannot be read"),
+        (shortened, "cannot be read"),
         (lambda asked, payload: (asked, b"\xff" * len(payload)), "cannot be read"),
     ]
     async with (

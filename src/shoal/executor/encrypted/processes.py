@@ -83,6 +83,8 @@ class EncryptedMapRunner:
                 graph cannot be loaded.
         """
         done, made = self._loaded().ask(ApplyMap(sizes), payload, self._within_s)
+        if sum(done.sizes) != len(made):  # whoever has taken the process over says what he likes
+            raise StepFailed("the process that computes on ciphertexts answers nonsense")
         return EncryptedScores(done.sizes, bytes(made), done.exponent)
 
     def close(self) -> None:
@@ -97,7 +99,11 @@ class EncryptedMapRunner:
             self._end()
             self._process = process = _CryptProcess()
             self._ending = weakref.finalize(self, process.end)
-            process.ask(LoadMap(str(self._folder)), b"", STARTS_WITHIN_S)
+            try:
+                process.ask(LoadMap(str(self._folder)), b"", STARTS_WITHIN_S)
+            except StepFailed:
+                self._end()
+                raise
         return self._process
 
     def _end(self) -> None:
@@ -135,6 +141,8 @@ class SecretProcess:
             StepFailed: these are no ciphertexts by our parameters, or as of :meth:`encrypt`.
         """
         _, made = self._process.ask(DecryptScores(rows, tuple(sizes)), ciphertexts, self._within_s)
+        if len(made) != 8 * rows * len(sizes):  # as above
+            raise StepFailed("the process that decrypts answers nonsense")
         return np.frombuffer(made).reshape(rows, len(sizes))
 
     def close(self) -> None:
@@ -154,6 +162,7 @@ class _CryptProcess(FramedProcess[CryptReply]):
         found = self.exchange(asked, payload, within_s)
         if found is None:
             self.process.kill()  # an answer would come that nobody has asked for
+            self.process.wait()
             late = "took too long" if self.late else "crashed, or filled its memory"
             raise StepFailed(f"the process that has what is encrypted {late}")
         reply, made = found
