@@ -221,6 +221,8 @@ def test_what_follows_the_map_is_computed_here(logistic: LocalGraph) -> None:
     assert made("sigmoid")[0].tolist() == [0, 1]
     assert np.allclose(made("softmax"), [[0, 1], [0.5622, 0.4378]], atol=1e-4)
     assert made("softmax", "argmax").tolist() == [1, 0]
+    assert made("sigmoid", "l1")[0].tolist() == [0, 1]
+    assert made("l1")[1].tolist() == pytest.approx([2 / 3, 1 / 3])
     assert made("argmax_kept").tolist() == [[1], [0]]
 
 

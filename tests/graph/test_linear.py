@@ -9,7 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from shoal.client.graph.encryptable import linear_outputs
 from shoal.errors import BadWeights
 from shoal.executor.graph.segments import ImportedGraph
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
@@ -62,13 +67,12 @@ def test_an_imported_graph_says_that_it_is_linear_and_gives_its_matrix(
         assert np.allclose(scores, whole(graph, {"features": rows})["scores"], atol=1e-5)
 
 
-def test_other_graphs_say_nothing_and_keep_their_digests(imported: Imported) -> None:
-    for kind in ("mlp", "cnn", "transformer", "reshaped"):
-        graph = imported(kind)
-        assert graph.manifest.linear is None
-        assert b'"linear"' not in graph.raw
-        with pytest.raises(BadWeights, match="not the linear map"):
-            ImportedGraph(graph.folder).linear()
+def test_another_graph_says_nothing_and_keeps_its_digest(imported: Imported) -> None:
+    graph = imported("mlp")
+    assert graph.manifest.linear is None
+    assert b'"linear"' not in graph.raw
+    with pytest.raises(BadWeights, match="not the linear map"):
+        ImportedGraph(graph.folder).linear()
 
 
 def test_constants_are_added_multiplied_and_scaled_as_their_operators_say() -> None:
@@ -94,6 +98,22 @@ def test_a_regressor_of_the_operators_for_classical_models_is_linear() -> None:
     assert linear is not None and linear.matrix.tolist() == [[1, 2, 3, 7], [4, 5, 6, 8]]
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_logistic_regression_of_scikit_learn_is_linear(classes: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((90, 4)).astype(np.float32)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, np.arange(90) % classes)
+    file = tmp_path / "sklearn.onnx"
+    file.write_bytes(to_onnx(model, rows[:1], options={"zipmap": False}).SerializeToString())
+    graph = GraphStore(tmp_path / "graphs").resolve(str(file))
+    linear = ImportedGraph(graph.folder).linear()
+    scores = np.hstack([rows, np.ones((90, 1))]) @ linear.matrix.T
+    outputs = linear_outputs(graph.manifest, linear.described, scores)
+    expected = whole(graph, {"X": rows})
+    assert np.array_equal(outputs["label"], expected["label"])
+    assert np.allclose(outputs["probabilities"], expected["probabilities"], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -110,6 +130,12 @@ def test_a_regressor_of_the_operators_for_classical_models_is_linear() -> None:
         lambda at: at.add("Mul", "x", numbers(at, np.inf), output="y"),
         lambda at: at.add("MatMul", "x", at.weight(3, 65), output="y"),
         lambda at: at.add("Identity", "elsewhere", output="y"),
+        lambda at: at.add("Normalizer", "x", output="y", norm="L2"),
+        lambda at: at.add("LinearRegressor", "x", output="y", coefficients=[1.0, 2.0], targets=1),
+        lambda at: at.add("LinearRegressor", "x", output="y", coefficients=[1.0], targets=0),
+        lambda at: at.add(
+            "LinearClassifier", "x", output="y", coefficients=[1.0] * 6, classlabels_ints=[3, 5]
+        ),
     ],
 )
 def test_what_is_not_linear_or_too_large_is_none(build: Any) -> None:

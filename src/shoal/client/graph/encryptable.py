@@ -97,6 +97,9 @@ def _final(operator: FinalOperator, scores: Matrix) -> Matrix:
         case "softmax":
             raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
             return raised / raised.sum(axis=-1, keepdims=True)
+        case "l1":
+            total = np.abs(scores).sum(axis=-1, keepdims=True)
+            return scores / np.where(total == 0, 1.0, total)
         case "argmax":
             return scores.argmax(axis=-1).astype(np.float64)
         case "argmax_kept":

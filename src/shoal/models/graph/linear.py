@@ -27,7 +27,12 @@ LARGEST_CONSTANT = 1 << 22
 """Elements. A graph with a larger one is not looked at: no linear map between so few numbers has that."""
 LARGEST_WEIGHT = 2.0**100
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-FINAL_OPERATORS = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
+FINAL_OPERATORS: dict[str, FinalOperator] = {"Sigmoid": "sigmoid", "Softmax": "softmax", "Normalizer": "l1"}
+TRANSFORMS: dict[bytes, tuple[FinalOperator, ...]] = {
+    b"NONE": (),
+    b"LOGISTIC": ("sigmoid",),
+    b"SOFTMAX": ("softmax",),
+}
 
 Matrix = npt.NDArray[np.float64]
 Constants = Callable[[str], TensorProto | None]
@@ -90,9 +95,10 @@ class _Walk:
     def found(self) -> LinearGraph:
         """Raises _NotLinear."""
         for node in self._graph.node:
-            if len(node.output) != 1:
+            made = self._after(node)
+            if len(node.output) != len(made):
                 raise _NotLinear
-            self._known[node.output[0]] = self._after(node)
+            self._known.update(zip(node.output, made, strict=True))
         outputs = [self._known.get(value.name) for value in self._graph.output]
         first = outputs[0]
         if first is None:
@@ -109,19 +115,22 @@ class _Walk:
             finals.append(output.finals)
         return LinearGraph(LinearMap(columns, scores, tuple(finals)), first.matrix)
 
-    def _after(self, node: NodeProto) -> _Value:
+    def _after(self, node: NodeProto) -> list[_Value]:
+        """What a node gives. Raises _NotLinear."""
         taken = [self._known[name] for name in node.input if name in self._known]
         if len(taken) != 1 or len(node.input) > 3:
             raise _NotLinear
         (value,) = taken
         said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "Identity":
-            return value
+            return [value]
         if node.op_type in (*FINAL_OPERATORS, "ArgMax"):
-            return _final(node.op_type, value, said)
+            return [_final(node.op_type, value, said)]
         if value.finals:
             raise _NotLinear
-        return self._linear(node, value, said)
+        if node.op_type == "LinearClassifier":
+            return _classified(value, said)
+        return [self._linear(node, value, said)]
 
     def _linear(self, node: NodeProto, value: _Value, said: Mapping[str, Any]) -> _Value:
         matrix, first = value.matrix, node.input[0] in self._known
@@ -134,8 +143,7 @@ class _Walk:
                 moved = _added(matrix, -_numbers(said.get("offset", [0.0])))
                 return _Value(_scaled(moved, _numbers(said.get("scale", [1.0]))))
             case "LinearRegressor" if first and said.get("post_transform", b"NONE") == b"NONE":
-                weights = _numbers(said.get("coefficients", [])).reshape(said.get("targets", 1), -1)
-                return _Value(_added(_product(weights, matrix), _numbers(said.get("intercepts", [0.0]))))
+                return _Value(_regressed(matrix, said, said.get("targets", 1)))
             case "Add" | "Sub" | "Mul" | "Div" if len(node.input) == 2 and not said:
                 return _Value(_with_constant(node.op_type, matrix, self._constant(node.input[first]), first))
             case _:
@@ -167,13 +175,31 @@ def _final(kind: str, value: _Value, said: Mapping[str, Any]) -> _Value:
         if not last or said.get("select_last_index", 0):
             raise _NotLinear
         final = "argmax_kept" if said.get("keepdims", 1) else "argmax"
-    elif kind == "Softmax" and not last:
+    elif (kind == "Softmax" and not last) or (kind == "Normalizer" and said.get("norm", b"MAX") != b"L1"):
         raise _NotLinear
     else:
         final = FINAL_OPERATORS[kind]
     if len(value.finals) == 4 or (value.finals and value.finals[-1].startswith("argmax")):
         raise _NotLinear
     return replace(value, finals=(*value.finals, cast("FinalOperator", final)))
+
+
+def _classified(value: _Value, said: Mapping[str, Any]) -> list[_Value]:
+    """The likeliest class, and what is made of the scores of all, of which there is one for each class."""
+    classes: list[int] = said.get("classlabels_ints", [])
+    finals = TRANSFORMS.get(said.get("post_transform", b"NONE"))
+    if finals is None or len(classes) < 2 or classes != list(range(len(classes))):
+        raise _NotLinear
+    scores = _regressed(value.matrix, said, len(classes))
+    return [_Value(scores, ("argmax",)), _Value(scores, finals)]
+
+
+def _regressed(matrix: Matrix, said: Mapping[str, Any], count: int) -> Matrix:
+    """So many scores, by weights that are written in their node."""
+    weights = _numbers(said.get("coefficients", []))
+    if count < 1 or weights.size != count * len(matrix):
+        raise _NotLinear
+    return _added(_product(weights.reshape(count, -1), matrix), _numbers(said.get("intercepts", [0.0])))
 
 
 def _product(weights: Matrix, matrix: Matrix) -> Matrix:

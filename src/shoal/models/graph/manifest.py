@@ -43,8 +43,9 @@ GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
 FAST_NUMERICS = Numerics("fp32", "auto", "fast")
 """The same of those who optimise their part of it by itself: other bits, for each cut others."""
 
-FinalOperator = Literal["sigmoid", "softmax", "argmax", "argmax_kept"]
-"""What may follow a linear map; ``argmax_kept`` keeps the axis along which it looks."""
+FinalOperator = Literal["sigmoid", "softmax", "l1", "argmax", "argmax_kept"]
+"""What may follow a linear map. ``l1`` divides a row by the sum of its absolute values; ``argmax_kept`` keeps
+the axis along which it looks."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

@@ -259,7 +259,7 @@ class GraphServer:
                 f"{len(message.sizes)} ciphertexts; a row has {linear.columns} columns, and one of 1"
             )
 
-    def _note(self, span: Span, compute_us: int, waiting_us: int, *, encrypted: bool) -> None:
+    def _note(self, span: Span, compute_us: int, waiting_us: int, *, encrypted: bool = False) -> None:
         """Count a request, and what the time of one through all segments is expected to be."""
         self._computed += 1
         self.metrics.step("infer", 1, compute_us, waiting_us)
