@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from shoal.models.graph.manifest import (
     MAX_COLUMNS,
+    MAX_FINALS,
     MAX_PRODUCTS,
     MAX_SCORES,
     FinalOperator,
@@ -27,7 +28,9 @@ LARGEST_CONSTANT = 1 << 22
 """Elements. A graph with a larger one is not looked at: no linear map between so few numbers has that."""
 LARGEST_WEIGHT = 2.0**100
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-FINAL_OPERATORS: dict[str, FinalOperator] = {"Sigmoid": "sigmoid", "Softmax": "softmax", "Normalizer": "l1"}
+FINAL_OPERATORS = ("Sigmoid", "Softmax", "Normalizer", "ArgMax")
+LAST = (-1, 1)
+"""The axis of a row's numbers."""
 TRANSFORMS: dict[bytes, tuple[FinalOperator, ...]] = {
     b"NONE": (),
     b"LOGISTIC": ("sigmoid",),
@@ -124,7 +127,7 @@ class _Walk:
         said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "Identity":
             return [value]
-        if node.op_type in (*FINAL_OPERATORS, "ArgMax"):
+        if node.op_type in FINAL_OPERATORS:
             return [_final(node.op_type, value, said)]
         if value.finals:
             raise _NotLinear
@@ -170,18 +173,21 @@ class _Walk:
 
 
 def _final(kind: str, value: _Value, said: Mapping[str, Any]) -> _Value:
-    last = said.get("axis", 0 if kind == "ArgMax" else -1) in (-1, 1)
-    if kind == "ArgMax":
-        if not last or said.get("select_last_index", 0):
+    """What an operator makes of a row by itself, if it may come after a linear map. Raises _NotLinear."""
+    if len(value.finals) == MAX_FINALS or (value.finals and value.finals[-1].startswith("argmax")):
+        raise _NotLinear
+    match kind:
+        case "ArgMax" if said.get("axis", 0) in LAST and not said.get("select_last_index", 0):
+            final: FinalOperator = "argmax_kept" if said.get("keepdims", 1) else "argmax"
+        case "Softmax" if said.get("axis", -1) in LAST:
+            final = "softmax"
+        case "Normalizer" if said.get("norm", b"MAX") == b"L1":
+            final = "l1"
+        case "Sigmoid":
+            final = "sigmoid"
+        case _:
             raise _NotLinear
-        final = "argmax_kept" if said.get("keepdims", 1) else "argmax"
-    elif (kind == "Softmax" and not last) or (kind == "Normalizer" and said.get("norm", b"MAX") != b"L1"):
-        raise _NotLinear
-    else:
-        final = FINAL_OPERATORS[kind]
-    if len(value.finals) == 4 or (value.finals and value.finals[-1].startswith("argmax")):
-        raise _NotLinear
-    return replace(value, finals=(*value.finals, cast("FinalOperator", final)))
+    return replace(value, finals=(*value.finals, final))
 
 
 def _classified(value: _Value, said: Mapping[str, Any]) -> list[_Value]:
@@ -218,7 +224,8 @@ def _with_constant(kind: str, matrix: Matrix, constant: Matrix, first: bool) -> 
             return _scaled(matrix, constant)
         case _ if first and np.all(constant != 0):
             return _scaled(matrix, 1 / constant)
-    raise _NotLinear
+        case _:
+            raise _NotLinear
 
 
 def _added(matrix: Matrix, constant: Matrix) -> Matrix:

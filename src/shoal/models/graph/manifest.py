@@ -43,6 +43,8 @@ GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
 FAST_NUMERICS = Numerics("fp32", "auto", "fast")
 """The same of those who optimise their part of it by itself: other bits, for each cut others."""
 
+MAX_FINALS = 4
+"""Operators that may follow a linear map."""
 FinalOperator = Literal["sigmoid", "softmax", "l1", "argmax", "argmax_kept"]
 """What may follow a linear map. ``l1`` divides a row by the sum of its absolute values; ``argmax_kept`` keeps
 the axis along which it looks."""
@@ -107,7 +109,7 @@ class LinearMap(Struct, frozen=True, array_like=True):
     scores: Annotated[int, Meta(ge=1, le=MAX_SCORES)]
     """Numbers that the map makes of it."""
     outputs: Annotated[
-        tuple[Annotated[tuple[FinalOperator, ...], Meta(max_length=4)], ...],
+        tuple[Annotated[tuple[FinalOperator, ...], Meta(max_length=MAX_FINALS)], ...],
         Meta(min_length=1, max_length=MAX_CROSSING),
     ]
     """For each output of the graph, what is done with the scores, in order."""
