@@ -17,7 +17,7 @@ from shoal.client.graph.input_files import read_given
 from shoal.client.swarm import Swarm
 from shoal.errors import EXIT_FAILURE, EXIT_USAGE
 from shoal.models.graph.graph_store import GraphStore
-from shoal.testing.encrypted import InProcessKey, InProcessMap
+from shoal.testing.encrypted.in_process import InProcessKey, InProcessMap
 from shoal.testing.graph_bits import whole
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
 from shoal.testing.graphs import write_cnn, write_linear, write_mlp

@@ -55,9 +55,7 @@ from shoal.trust.answer import (
 from shoal.trust.attestation.evidence import Binding
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.cache_names import CacheName, KeepCache
-from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
 from shoal.wire.federating import (
     FederatedStatement,
     RunWanted,
@@ -71,6 +69,7 @@ from shoal.wire.federating import (
 )
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
+from shoal.wire.inferring import ArraySpec, Infer, InferEncrypted, Inferred, InferredEncrypted
 from shoal.wire.messages import (
     Attest,
     Attested,
@@ -79,8 +78,6 @@ from shoal.wire.messages import (
     GetReceipts,
     Hello,
     HopTime,
-    Infer,
-    Inferred,
     Locate,
     Message,
     Open,

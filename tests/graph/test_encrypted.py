@@ -29,13 +29,13 @@ from shoal.node.graph import graph_node
 from shoal.node.graph.graph_node import computes_encrypted
 from shoal.testing import byhand
 from shoal.testing.byhand import MINE, by_hand
-from shoal.testing.encrypted import InProcessKey, InProcessMap
+from shoal.testing.encrypted.in_process import InProcessKey, InProcessMap
 from shoal.testing.graph_bits import same, whole
 from shoal.testing.graph_swarm import GraphSwarm, InProcessRunner, graph_swarm
 from shoal.testing.graphs import NamedArrays, write_linear
 from shoal.testing.swarm import memory_settings
 from shoal.types import Span
-from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
+from shoal.wire.inferring import InferEncrypted, InferredEncrypted
 from shoal.wire.messages import Failed, Opened
 
 from .conftest import Imported

@@ -18,7 +18,7 @@ from shoal.client.graph.encryptable import linear_outputs
 from shoal.errors import BadWeights
 from shoal.executor.graph.segments import ImportedGraph
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
-from shoal.models.graph.linear import LinearGraph, find_linear
+from shoal.models.graph.linear import LinearGraph, find_linear_map
 from shoal.models.graph.manifest import (
     MAX_COLUMNS,
     LinearMap,
@@ -33,7 +33,7 @@ from .conftest import Imported
 
 def found(model: ModelProto, columns: int) -> LinearGraph | None:
     weights = {weight.name: weight for weight in model.graph.initializer}
-    return find_linear(model.graph, {"x": (-1, columns)}, weights.get)
+    return find_linear_map(model.graph, {"x": (-1, columns)}, weights.get)
 
 
 def of(build: Any, columns: int = 3) -> LinearGraph | None:

@@ -23,7 +23,7 @@ from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.testing.swarm import MemoryPeers, memory_settings
 from shoal.types import Span
-from shoal.wire.arrays import ArraySpec
+from shoal.wire.inferring import ArraySpec
 
 
 class InProcessRunner:

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
 from shoal.wire.cache_names import KeepCache
-from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
 from shoal.wire.federating import (
     FederatedStatement,
     RunWanted,
@@ -25,6 +24,7 @@ from shoal.wire.federating import (
     StateWanted,
     UpdatePart,
 )
+from shoal.wire.inferring import InferEncrypted, InferredEncrypted
 from shoal.wire.messages import (
     AGENT,
     NEWEST_VERSION,

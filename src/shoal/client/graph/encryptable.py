@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from shoal.client.graph.known_graph import KnownGraph
 from shoal.config import Settings
 from shoal.errors import UsageError
-from shoal.executor.arrays import Array
+from shoal.executor.arrays import Array, Doubles
 from shoal.executor.encrypted.cost import encrypted_cost
 from shoal.executor.encrypted.parameters import check_ckks
 from shoal.models.graph.manifest import (
@@ -20,8 +19,6 @@ from shoal.models.graph.manifest import (
     GraphManifest,
     LinearMap,
 )
-
-Matrix = npt.NDArray[np.float64]
 
 
 def check_encryptable(graph: KnownGraph, settings: Settings) -> LinearMap:
@@ -74,7 +71,7 @@ def no_attested_graphs() -> UsageError:
     )
 
 
-def linear_outputs(manifest: GraphManifest, linear: LinearMap, scores: Matrix) -> dict[str, Array]:
+def linear_outputs(manifest: GraphManifest, linear: LinearMap, scores: Doubles) -> dict[str, Array]:
     """The outputs of a linear graph by their names.
 
     Args:
@@ -90,7 +87,7 @@ def linear_outputs(manifest: GraphManifest, linear: LinearMap, scores: Matrix) -
     return outputs
 
 
-def _final(operator: FinalOperator, scores: Matrix) -> Matrix:
+def _final(operator: FinalOperator, scores: Doubles) -> Doubles:
     match operator:
         case "sigmoid":
             return np.exp(-np.logaddexp(0.0, -scores))

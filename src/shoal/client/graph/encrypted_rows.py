@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import trio
 
 from shoal.errors import RemoteProtocolError, StepFailed, UsageError
-from shoal.executor.arrays import Array
+from shoal.executor.arrays import Array, Doubles
 from shoal.executor.encrypted.parameters import ERROR, PARAMETERS, SLOTS
 from shoal.executor.encrypted.processes import EncryptedScores, SecretProcess
 from shoal.types import PeerId
-
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ class EncryptedRows:
             self._encrypted = await trio.to_thread.run_sync(encrypt, abandon_on_cancel=True)
         return self._encrypted
 
-    async def decrypted(self, made: EncryptedScores, peer: PeerId) -> tuple[Matrix, Encryption]:
+    async def decrypted(self, made: EncryptedScores, peer: PeerId) -> tuple[Doubles, Encryption]:
         """The scores that a peer has computed, rows × scores.
 
         Raises:

@@ -51,8 +51,8 @@ from shoal.swarm.announcement import numerics_of
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.types import CarrierName, Digest, PeerId, SessionId, Span, gaps
-from shoal.wire.encrypted import InferredEncrypted
-from shoal.wire.messages import Failed, Inferred, Message, Opened, Refused
+from shoal.wire.inferring import Inferred, InferredEncrypted
+from shoal.wire.messages import Failed, Message, Opened, Refused
 
 KEPT_GRAPHS = 64
 """Manifests that are kept in memory."""
@@ -150,6 +150,18 @@ class GraphClient:
                     raise no_encrypted_text(name)
                 await self._member.wait_changed()
         return await self.find_served(name)
+
+    async def run_named(
+        self, name: str, inputs: Mapping[str, GraphInput], preprocess: str = "", *, encrypted: bool = False
+    ) -> GraphAnswer:
+        """What the graph of a name makes of its inputs.
+
+        Raises:
+            As :meth:`resolve`, and :meth:`infer` or, if ``encrypted``, :meth:`infer_encrypted`.
+        """
+        graph = await self.resolve(name, encrypted=encrypted)
+        infer = self.infer_encrypted if encrypted else self.infer
+        return await infer(graph, inputs, preprocess)
 
     async def find_served(self, name: str) -> KnownGraph:
         """A graph that is served now, by its name or digest; a name is never taken for a path.

@@ -19,9 +19,8 @@ from shoal.models.graph.manifest import GraphManifest, misfit
 from shoal.net.channel import Channel
 from shoal.tasks import seconds_left
 from shoal.types import Digest, Numerics, PeerId, SessionId, Span
-from shoal.wire.arrays import ArraySpec
-from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
-from shoal.wire.messages import Close, Failed, Infer, Inferred, Message, Open, Opened, Refused
+from shoal.wire.inferring import ArraySpec, Infer, InferEncrypted, Inferred, InferredEncrypted
+from shoal.wire.messages import Close, Failed, Message, Open, Opened, Refused
 
 AT_ONCE = 4
 """Requests of one session at a time: what a node takes of one."""

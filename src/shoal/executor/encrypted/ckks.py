@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from shoal.errors import StepFailed
+from shoal.executor.arrays import Doubles
 from shoal.executor.encrypted.parameters import (
     ANSWER_CIPHERTEXT,
     DEGREE,
@@ -28,7 +28,6 @@ from shoal.executor.encrypted.parameters import (
     SCALE,
 )
 
-Matrix = npt.NDArray[np.float64]
 HERE = Path()
 LEAST_EXPONENT = -256
 """Weights that are smaller than that together are as good as zero."""
@@ -95,7 +94,7 @@ class SecretKey(Ckks):
         self._encryptor = seal.Encryptor(self.context, key)
         self._decryptor = seal.Decryptor(self.context, key)
 
-    def encrypt(self, rows: Matrix) -> list[bytes]:
+    def encrypt(self, rows: Doubles) -> list[bytes]:
         """Each column of some rows as a ciphertext. No number is more than 1, and there are no more rows than
         a ciphertext has slots."""
         written: list[bytes] = []
@@ -106,7 +105,7 @@ class SecretKey(Ckks):
             written.append(self.written(self._encryptor.encrypt_symmetric(plain)))
         return written
 
-    def decrypt(self, columns: Sequence[bytes | memoryview], rows: int) -> Matrix:
+    def decrypt(self, columns: Sequence[bytes | memoryview], rows: int) -> Doubles:
         """The first ``rows`` rows of what was computed, a column from each ciphertext.
 
         Raises:
@@ -128,7 +127,7 @@ class EncryptedMap(Ckks):
             that what is added to a score is scaled as all else is.
     """
 
-    def __init__(self, matrix: Matrix, folder: Path = HERE) -> None:
+    def __init__(self, matrix: Doubles, folder: Path = HERE) -> None:
         super().__init__(folder)
         self.exponent = weights_exponent(matrix)
         scaled = np.ldexp(matrix, -self.exponent)
@@ -148,7 +147,7 @@ class EncryptedMap(Ckks):
         read = [self.read(column, computed=False) for column in columns]
         return [self.written(self._score(read, weights)) for weights in self._matrix]
 
-    def _score(self, columns: Sequence[Any], weights: Matrix) -> Any:
+    def _score(self, columns: Sequence[Any], weights: Doubles) -> Any:
         total: Any = None
         product, plain, made = seal.Ciphertext(), seal.Plaintext(), seal.Ciphertext()
         for column, weight in zip(columns, weights.tolist(), strict=True):
@@ -166,6 +165,6 @@ class EncryptedMap(Ckks):
         return made
 
 
-def weights_exponent(matrix: Matrix) -> int:
+def weights_exponent(matrix: Doubles) -> int:
     """The power of two by which weights are divided, so that no score of numbers up to 1 is more than 1."""
     return max(LEAST_EXPONENT, math.frexp(float(np.abs(matrix).sum(axis=1).max()))[1])

@@ -1,6 +1,6 @@
 """What it would take to compute more than small linear graphs on encrypted inputs: measured, and multiplied.
 
-``python -m shoal.testing.encrypted_cost`` measures it again.
+``python -m shoal.testing.encrypted.cost`` measures it again.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from shoal.errors import IncompatibleLibrary
-from shoal.wire.encrypted import MAX_CIPHERTEXT
+from shoal.wire.inferring import MAX_CIPHERTEXT
 
 PARAMETERS = "ckks-8192-60-60-60"
 """CKKS, a ring of degree 8,192, and primes of 60 bits: 180 bits of modulus. The standard of homomorphic

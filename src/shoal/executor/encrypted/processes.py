@@ -11,9 +11,9 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from shoal.errors import StepFailed
+from shoal.executor.arrays import Doubles
 from shoal.executor.encrypted.frames import (
     ApplyMap,
     CryptDone,
@@ -124,7 +124,7 @@ class SecretProcess:
         self._process = _CryptProcess()
         self._ending = weakref.finalize(self, self._process.end)
 
-    def encrypt(self, rows: npt.NDArray[np.float64]) -> tuple[tuple[int, ...], bytes]:
+    def encrypt(self, rows: Doubles) -> tuple[tuple[int, ...], bytes]:
         """The columns of some rows, encrypted: the bytes of each, and all of them.
 
         Raises:
@@ -134,7 +134,7 @@ class SecretProcess:
         done, made = self._process.ask(EncryptRows(len(rows)), rows.tobytes(), within_s)
         return done.sizes, bytes(made)
 
-    def decrypt(self, sizes: Sequence[int], ciphertexts: bytes, rows: int) -> npt.NDArray[np.float64]:
+    def decrypt(self, sizes: Sequence[int], ciphertexts: bytes, rows: int) -> Doubles:
         """What was made of these rows: rows × scores.
 
         Raises:

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.inferring import ArraySpec
 
 LENGTHS = Format("<IQ")
 LONGEST_HEADER = 1 << 16

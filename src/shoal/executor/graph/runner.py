@@ -12,7 +12,7 @@ from shoal.executor.graph.framed_process import FramedProcess
 from shoal.executor.graph.frames import LoadSegments, RunSegments, SegmentsDone, SegmentsReply
 from shoal.models.graph.graph_store import LocalGraph
 from shoal.types import Span
-from shoal.wire.arrays import ArraySpec
+from shoal.wire.inferring import ArraySpec
 
 PROGRAM = "shoal.executor.graph.child"
 LOADS_WITHIN_S = 120.0

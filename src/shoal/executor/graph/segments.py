@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
 from shoal.models.graph.items import STRUCTURE_ITEM, chunk_hashes, graph_items, graph_parts
-from shoal.models.graph.linear import LinearGraph, find_linear
+from shoal.models.graph.linear import LinearGraph, find_linear_map
 from shoal.models.graph.manifest import MANIFEST_FILE, STRUCTURE, GraphManifest, read_graph_manifest
 from shoal.models.graph.optimised import WEIGHT_TYPES
 from shoal.models.graph.proto import check_structure, uses
@@ -152,7 +152,7 @@ class ImportedGraph:
         """
         values = [self.manifest.values[value] for value in self.manifest.inputs]
         shapes = {value.name: value.shape for value in values if value.shape is not None}
-        found = find_linear(self._model.graph, shapes, self._constant)
+        found = find_linear_map(self._model.graph, shapes, self._constant)
         if found is None or found.described != self.manifest.linear:
             raise BadWeights("it is not the linear map that its manifest says")
         return found

@@ -37,7 +37,7 @@ TRANSFORMS: dict[bytes, tuple[FinalOperator, ...]] = {
     b"SOFTMAX": ("softmax",),
 }
 
-Matrix = npt.NDArray[np.float64]
+_Matrix = npt.NDArray[np.float64]
 Constants = Callable[[str], TensorProto | None]
 
 
@@ -46,7 +46,7 @@ class LinearGraph:
     """A graph that is a linear map."""
 
     described: LinearMap
-    matrix: Matrix
+    matrix: _Matrix
     """Scores × columns and one more: what is added whatever the row is."""
 
 
@@ -54,7 +54,7 @@ class LinearGraph:
 class _Value:
     """What a row has become at some place of the graph."""
 
-    matrix: Matrix
+    matrix: _Matrix
     """Numbers × columns and one more."""
     finals: tuple[FinalOperator, ...] = ()
     """What was done after the linear map."""
@@ -64,7 +64,7 @@ class _NotLinear(Exception):
     """The graph is something else, or too large."""
 
 
-def find_linear(
+def find_linear_map(
     graph: GraphProto, shapes: Mapping[str, Sequence[int]], constants: Constants
 ) -> LinearGraph | None:
     """The linear map that a graph is, or ``None``.
@@ -152,7 +152,7 @@ class _Walk:
             case _:
                 raise _NotLinear
 
-    def _gemm(self, node: NodeProto, matrix: Matrix, said: Mapping[str, Any]) -> _Value:
+    def _gemm(self, node: NodeProto, matrix: _Matrix, said: Mapping[str, Any]) -> _Value:
         weights = self._constant(node.input[1])
         made = said.get("alpha", 1.0) * _product(weights if said.get("transB", 0) else weights.T, matrix)
         if len(node.input) > 2 and node.input[2]:
@@ -165,7 +165,7 @@ class _Walk:
             case _:
                 raise _NotLinear
 
-    def _constant(self, name: str) -> Matrix:
+    def _constant(self, name: str) -> _Matrix:
         found = self._constants(name)
         if found is None or found.data_type not in FLOATS or np.prod(found.dims) > LARGEST_CONSTANT:
             raise _NotLinear
@@ -200,7 +200,7 @@ def _classified(value: _Value, said: Mapping[str, Any]) -> list[_Value]:
     return [_Value(scores, ("argmax",)), _Value(scores, finals)]
 
 
-def _regressed(matrix: Matrix, said: Mapping[str, Any], count: int) -> Matrix:
+def _regressed(matrix: _Matrix, said: Mapping[str, Any], count: int) -> _Matrix:
     """So many scores, by weights that are written in their node."""
     weights = _numbers(said.get("coefficients", []))
     if count < 1 or weights.size != count * len(matrix):
@@ -208,13 +208,13 @@ def _regressed(matrix: Matrix, said: Mapping[str, Any], count: int) -> Matrix:
     return _added(_product(weights.reshape(count, -1), matrix), _numbers(said.get("intercepts", [0.0])))
 
 
-def _product(weights: Matrix, matrix: Matrix) -> Matrix:
+def _product(weights: _Matrix, matrix: _Matrix) -> _Matrix:
     if weights.ndim != 2 or weights.shape[1] != len(matrix):
         raise _NotLinear
     return weights @ matrix
 
 
-def _with_constant(kind: str, matrix: Matrix, constant: Matrix, first: bool) -> Matrix:
+def _with_constant(kind: str, matrix: _Matrix, constant: _Matrix, first: bool) -> _Matrix:
     match kind:
         case "Add":
             return _added(matrix, constant)
@@ -228,17 +228,17 @@ def _with_constant(kind: str, matrix: Matrix, constant: Matrix, first: bool) -> 
             raise _NotLinear
 
 
-def _added(matrix: Matrix, constant: Matrix) -> Matrix:
+def _added(matrix: _Matrix, constant: _Matrix) -> _Matrix:
     made = matrix.copy()
     made[:, -1] += _of_each(constant, matrix)
     return made
 
 
-def _scaled(matrix: Matrix, constant: Matrix) -> Matrix:
+def _scaled(matrix: _Matrix, constant: _Matrix) -> _Matrix:
     return matrix * _of_each(constant, matrix)[:, None]
 
 
-def _of_each(constant: Matrix, matrix: Matrix) -> Matrix:
+def _of_each(constant: _Matrix, matrix: _Matrix) -> _Matrix:
     """A constant as a number for each of a row: one for all, or one for each."""
     if any(size != 1 for size in constant.shape[:-1]) or constant.ndim > 2:
         raise _NotLinear
@@ -248,5 +248,5 @@ def _of_each(constant: Matrix, matrix: Matrix) -> Matrix:
     return np.broadcast_to(numbers, (len(matrix),))
 
 
-def _numbers(given: Sequence[float]) -> Matrix:
+def _numbers(given: Sequence[float]) -> _Matrix:
     return np.asarray(given, np.float64)

@@ -34,11 +34,10 @@ from shoal.node.handlers import Handlers
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.weight_server import WeightServer
 from shoal.types import Numerics, SessionId, Span
-from shoal.wire.arrays import ArraySpec
-from shoal.wire.encrypted import InferEncrypted, InferredEncrypted
 from shoal.wire.fetching import MAX_PIECE, Fetch, Fetched, NotFetched
 from shoal.wire.fields import MAX_PAYLOAD
-from shoal.wire.messages import Close, Failed, Infer, Inferred, Open, Opened, shorten
+from shoal.wire.inferring import ArraySpec, Infer, InferEncrypted, Inferred, InferredEncrypted
+from shoal.wire.messages import Close, Failed, Open, Opened, shorten
 
 NEWEST = 0.2
 """Share of the newest request in the time that is announced."""

@@ -1,4 +1,4 @@
-"""What homomorphic encryption takes on this machine: ``python -m shoal.testing.encrypted_cost``.
+"""What homomorphic encryption takes on this machine: ``python -m shoal.testing.encrypted.cost``.
 
 A matrix times one encrypted vector, as TenSEAL multiplies them by rotations, on one core: what a block of a
 language model is made of. Beside it a small linear model as Shoal runs it, whose ciphertexts hold columns.

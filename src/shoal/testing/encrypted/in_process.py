@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 
+from shoal.executor.arrays import Doubles
 from shoal.executor.encrypted.ckks import EncryptedMap, SecretKey
 from shoal.executor.encrypted.processes import EncryptedScores
 from shoal.executor.graph.segments import ImportedGraph
@@ -46,11 +46,11 @@ class InProcessKey:
         self._scratch = TemporaryDirectory()
         self._key = SecretKey(Path(self._scratch.name))
 
-    def encrypt(self, rows: npt.NDArray[np.float64]) -> tuple[tuple[int, ...], bytes]:
+    def encrypt(self, rows: Doubles) -> tuple[tuple[int, ...], bytes]:
         made = self._key.encrypt(rows)
         return tuple(map(len, made)), b"".join(made)
 
-    def decrypt(self, sizes: Sequence[int], ciphertexts: bytes, rows: int) -> npt.NDArray[np.float64]:
+    def decrypt(self, sizes: Sequence[int], ciphertexts: bytes, rows: int) -> Doubles:
         return self._key.decrypt(parts(sizes, ciphertexts), rows)
 
     def close(self) -> None:
