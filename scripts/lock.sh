@@ -46,10 +46,12 @@ compile runtime pyproject.toml --no-emit-package torch
         $(beside runtime build graph attest ledger)
     compile otel pyproject.toml --extra otel --no-emit-package torch \
         $(beside runtime build graph attest ledger postgres)
-    compile development pyproject.toml --extra dev --no-emit-package torch \
+    compile encrypted pyproject.toml --extra encrypted --no-emit-package torch \
         $(beside runtime build graph attest ledger postgres otel)
+    compile development pyproject.toml --extra dev --no-emit-package torch \
+        $(beside runtime build graph attest ledger postgres otel encrypted)
     compile fuzz pyproject.toml --extra fuzz --no-emit-package torch \
-        $(beside runtime build graph attest ledger postgres otel development)
+        $(beside runtime build graph attest ledger postgres otel encrypted development)
     # Without pyproject.toml's word on what torch needs, so with CUDA where PyPI's build has it.
     project '[d for d in t["project"]["dependencies"] if d.startswith("torch")]' |
         compile torch - --no-config $(beside runtime)

@@ -12,13 +12,15 @@ from PIL import Image
 
 from shoal import config
 from shoal.cli.graph.infer import FAST_NOTE
+from shoal.client.graph import encrypted_rows
 from shoal.client.graph.input_files import read_given
 from shoal.client.swarm import Swarm
 from shoal.errors import EXIT_FAILURE, EXIT_USAGE
 from shoal.models.graph.graph_store import GraphStore
+from shoal.testing.encrypted.in_process import InProcessKey, InProcessMap
 from shoal.testing.graph_bits import whole
 from shoal.testing.graph_swarm import equal_spans, graph_swarm
-from shoal.testing.graphs import write_cnn, write_mlp
+from shoal.testing.graphs import write_cnn, write_linear, write_mlp
 from shoal.types import Span
 
 from .conftest import Shoal
@@ -105,3 +107,30 @@ def test_a_picture_is_asked_about(
     assert ran.code == 0
     assert FAST_NOTE in ran.err
     assert fast == [False, True]
+
+
+def test_a_linear_model_is_asked_with_encrypted_inputs(
+    shoal: Shoal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """As above."""
+    file, other = write_linear(tmp_path / "fraud.onnx"), write_mlp(tmp_path / "mlp.onnx", layers=2)
+    graph = GraphStore(config.load({}).paths.graphs).resolve(str(file))
+    rows = np.random.default_rng(0).standard_normal((3, 30)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    monkeypatch.setattr(encrypted_rows, "SecretProcess", InProcessKey)
+
+    @asynccontextmanager
+    async def enter(settings: config.Settings) -> AsyncGenerator[Swarm]:
+        async with graph_swarm(home, graph, [Span(0, 1)], make_map_runner=InProcessMap) as swarm:
+            yield swarm.client
+
+    monkeypatch.setattr("shoal.cli.enter.enter_swarm", enter)
+    argv = ["infer", str(file), "--input", f"features={tmp_path}/rows.npy", "--encrypted"]
+    ran = shoal(*argv, "--json")
+    found = np.array(ran.data["outputs"]["scores"]["data"])
+    assert np.abs(found - whole(graph, {"features": rows})["scores"]).max() < 1e-3
+    assert ran.data["encrypted"]["parameters"] == "ckks-8192-60-60-60"
+    assert "inputs and outputs were encrypted" in ran.err
+    refused = shoal("infer", str(other), *argv[2:])
+    assert refused.code == EXIT_USAGE and "cannot be run on encrypted inputs" in refused.err
+    assert shoal("models", "show", "fraud", "--json").data["encryptable"] is True

@@ -8,17 +8,23 @@ import math
 import struct
 import wave
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import numpy as np
 from PIL import Image
 
+from shoal.executor.encrypted.ckks import EncryptedMap, SecretKey
+from shoal.executor.encrypted.parameters import PARAMETERS
 from shoal.models.checkpoint.manifest import ManifestItem, write_manifest
 from shoal.models.graph.manifest import (
     GraphManifest,
     GraphSegment,
     GraphValue,
     GraphWeight,
+    LinearMap,
     write_graph_manifest,
 )
 from shoal.net.identity import Identity
@@ -50,7 +56,6 @@ from shoal.trust.attestation.evidence import Binding
 from shoal.trust.operator import OperatorFile, state
 from shoal.trust.receipt import sign_windows
 from shoal.trust.rows import RowLog
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.cache_names import CacheName, KeepCache
 from shoal.wire.federating import (
     FederatedStatement,
@@ -65,6 +70,7 @@ from shoal.wire.federating import (
 )
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
+from shoal.wire.inferring import ArraySpec, Infer, InferEncrypted, Inferred, InferredEncrypted
 from shoal.wire.messages import (
     Attest,
     Attested,
@@ -73,8 +79,6 @@ from shoal.wire.messages import (
     GetReceipts,
     Hello,
     HopTime,
-    Infer,
-    Inferred,
     Locate,
     Message,
     Open,
@@ -130,6 +134,8 @@ HONEST: list[Message] = [
     KeepCache(S, (CacheName(64, b"k" * 16),)),
     Infer(S, 4, (ArraySpec(2, "float32", (1, 3)), ArraySpec(5, "bool", ()))),
     Inferred(S, 4, (ArraySpec(9, "int64", (0, 2)),), 12, 3),
+    InferEncrypted(S, 4, PARAMETERS, (3, 2)),
+    InferredEncrypted(S, 4, (5,), -2, 12, 3),
     Fetch(7, "sha256:" + "a" * 64, "chunk", 3, 1),
     Fetched(7, 0),
     NotFetched(7, "busy", "later"),
@@ -211,16 +217,23 @@ def _gguf() -> bytes:
     return head + bytes(-len(head) % 32) + bytes(32)
 
 
-def _graph() -> bytes:
+def _graph(linear: LinearMap | None = None) -> bytes:
     weight = GraphWeight("w", "float32", (4, 4), "ab" * 32)
     values = tuple(
         GraphValue(name, "float32", shape) for name, shape in [("x", (-1, 4)), ("h", None), ("y", ())]
     )
     segments = (GraphSegment(0, 2, 10, 64, (0,), (1,), (0,)), GraphSegment(2, 3, 5, 0, (0, 1), (2,)))
     manifest = GraphManifest(
-        2, "graph", "onnxruntime 1", 1, "cd" * 32, (weight,), values, (0,), (2,), segments, structure_size=9
+        2, "graph", "onnxruntime 1", 1, "cd" * 32, (weight,), values, (0,), (2,), segments, "", 9, linear
     )
     return write_graph_manifest(manifest)
+
+
+def _ciphertexts() -> list[bytes]:
+    """One of a request, and one of an answer."""
+    with TemporaryDirectory() as folder:
+        sent = SecretKey(Path(folder)).encrypt(np.full((3, 1), 0.5))
+        return sent + EncryptedMap(np.ones((1, 1)), Path(folder))(sent)
 
 
 def _inference() -> bytes:
@@ -408,7 +421,8 @@ SEEDS: dict[str, list[bytes]] = {
             ],
         ).raw
     ],
-    "graph_manifest": [_graph()],
+    "graph_manifest": [_graph(), _graph(LinearMap(3, 1, (("sigmoid",),)))],
+    "ciphertext": _ciphertexts(),
     "inference": [_inference()],
     "evidence": _evidence(),
     "payment": [_payment("voucher"), _payment("deposit"), _payment("refund")],

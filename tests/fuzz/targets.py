@@ -13,7 +13,8 @@ from typing import Any
 
 from shoal.client.seq2seq.sound import read_recording
 from shoal.client.vision.picture_files import open_picture
-from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, UsageError
+from shoal.errors import BadInvite, BadWeights, ModelError, RemoteProtocolError, StepFailed, UsageError
+from shoal.executor.encrypted.ckks import Ckks
 from shoal.gateway.api.inference import read_infer
 from shoal.gateway.errors import BadRequest, BodyTooLarge
 from shoal.ledger.vouchers.voucher import escrow_domain
@@ -215,6 +216,13 @@ def graph_manifest(data: bytes) -> None:
             assert len(read.gives(Span(end - 1, end))) <= MAX_CROSSING
 
 
+def ciphertext(data: bytes) -> None:
+    """A ciphertext, of a request or of an answer."""
+    for computed in (False, True):
+        with suppress(StepFailed):
+            _ckks().read(data, computed=computed)
+
+
 def inference(data: bytes) -> None:
     """A body of the open inference protocol: how much of it is JSON, and the rest."""
     with suppress(BadRequest, BodyTooLarge):
@@ -337,6 +345,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         adapter_config,
         manifest,
         graph_manifest,
+        ciphertext,
         inference,
         gguf_header,
         bounded,
@@ -352,6 +361,11 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 SLOW = frozenset({"tokenizer"})
 """Start a process for each input."""
+
+
+@cache
+def _ckks() -> Ckks:
+    return Ckks(_folder("ciphertext"))
 
 
 @cache

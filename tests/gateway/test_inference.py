@@ -147,6 +147,7 @@ def tensor(**fields):
             "has a shape that no array has",
         ),
         ({"inputs": [tensor(), tensor()]}, "comes twice"),
+        ({"inputs": [tensor()], "parameters": {"encrypted": True}}, "do not go by a gateway"),
         ({"inputs": [tensor(datatype="INT8", data=[300] * 32)]}, "numbers that INT8 does not hold"),
         ({"inputs": [tensor(parameters={"binary_data_size": 99})]}, "says binary_data_size 99"),
         ({"inputs": [tensor(parameters={"binary_data_size": "x"})]}, "says binary_data_size x"),

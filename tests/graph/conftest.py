@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from shoal.models.graph.graph_store import GraphStore, LocalGraph
-from shoal.testing.graphs import GRAPHS, NamedArrays
+from shoal.testing.graphs import GRAPHS, NamedArrays, write_linear
 from tests.packages import installed
 
 Imported = Callable[[str], LocalGraph]
@@ -30,6 +30,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
         return known[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def logistic(tmp_path_factory: pytest.TempPathFactory) -> LocalGraph:
+    """A logistic regression of 30 columns, imported."""
+    folder = tmp_path_factory.mktemp("logistic")
+    return GraphStore(folder / "data/graphs").resolve(str(write_linear(folder / "logistic.onnx")))
 
 
 def as_the_author_runs_it(file: Path, inputs: NamedArrays) -> list[np.ndarray[Any, Any]]:

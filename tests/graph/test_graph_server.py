@@ -34,7 +34,8 @@ from shoal.testing.graphs import inputs_of
 from shoal.types import SessionId, Span
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from shoal.wire.fields import NextHop
-from shoal.wire.messages import Close, Failed, Infer, Inferred, Opened, Refused, Step
+from shoal.wire.inferring import Infer, Inferred
+from shoal.wire.messages import Close, Failed, Opened, Refused, Step
 
 from .conftest import Imported
 

@@ -13,7 +13,8 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.cli.status.overview import overview
-from shoal.client.graph.graph_client import FAILURES, GraphAnswer
+from shoal.client.graph.graph_client import GraphAnswer
+from shoal.client.graph.hop_search import FAILURES
 from shoal.client.graph.inputs import graph_inputs
 from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UnknownModel, UsageError
 from shoal.gateway.models import Models

@@ -34,7 +34,7 @@ from shoal.models.graph.items import graph_parts
 from shoal.testing.graph_bits import same, whole
 from shoal.testing.graphs import GraphWriter, floats, inputs_of
 from shoal.types import Span
-from shoal.wire.arrays import ArraySpec
+from shoal.wire.inferring import ArraySpec
 
 from .conftest import Imported
 

@@ -26,7 +26,11 @@ def names(asked: list[str]) -> set[str]:
 
 DECLARED = names(
     PROJECT["project"]["dependencies"]
-    + [one for extra in ("graph", "vision", "attest", "ledger", "postgres", "otel") for one in EXTRAS[extra]]
+    + [
+        one
+        for extra in ("graph", "vision", "attest", "ledger", "postgres", "otel", "encrypted")
+        for one in EXTRAS[extra]
+    ]
 )
 FOR_TESTS = DECLARED | names(EXTRAS["dev"])
 """What the test doubles may import."""

@@ -61,8 +61,11 @@ ASKED_FOR = [
         (requirement, ["runtime", "build", "graph", "ledger"])
         for requirement in PROJECT["project"]["optional-dependencies"]["ledger"]
     ),
-    *((requirement, ["postgres"]) for requirement in PROJECT["project"]["optional-dependencies"]["postgres"]),
-    *((requirement, ["fuzz"]) for requirement in PROJECT["project"]["optional-dependencies"]["fuzz"]),
+    *(
+        (requirement, [extra])
+        for extra in ("postgres", "encrypted", "fuzz")
+        for requirement in PROJECT["project"]["optional-dependencies"][extra]
+    ),
 ]
 """What pyproject.toml asks for, and the locks that must have it."""
 

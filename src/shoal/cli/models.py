@@ -185,6 +185,7 @@ def graph_fields(graph: LocalGraph) -> dict[str, Any]:
         "outputs": described(manifest.outputs),
         "runtime": manifest.runtime,
         "threads": manifest.threads,
+        "encryptable": manifest.linear is not None,
     }
 
 

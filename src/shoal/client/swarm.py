@@ -134,7 +134,7 @@ class Swarm:
             self._thread.close()
 
     async def run(
-        self, graph: str, inputs: Mapping[str, GraphInput], *, preprocess: str = ""
+        self, graph: str, inputs: Mapping[str, GraphInput], *, preprocess: str = "", encrypted: bool = False
     ) -> dict[str, Array]:
         """What a graph makes of its inputs.
 
@@ -144,13 +144,13 @@ class Swarm:
             graph: an ``.onnx`` file, or the name or digest of a graph that is served.
             inputs: an array, lists of numbers, or the :class:`~pathlib.Path` of a file for each input: of an
                 array, a picture or a sound.
-            preprocess: how pictures and sounds become arrays, where the graph's author and its inputs do not
-                say it, for example ``"size=224x224,mean=0.5,std=0.5"``.
+            preprocess: as of :func:`shoal.client.graph.input_files.read_given`: ``"size=224x224,mean=0.5"``.
+            encrypted: have no peer see inputs and outputs; small linear models alone, and not the same bits.
 
         Raises:
-            As :meth:`GraphClient.resolve` and :meth:`GraphClient.infer`.
+            As :meth:`GraphClient.run_named`.
         """
-        return (await self.graphs.infer(await self.graphs.resolve(graph), inputs, preprocess)).outputs
+        return (await self.graphs.run_named(graph, inputs, preprocess, encrypted=encrypted)).outputs
 
     @asynccontextmanager
     async def session(

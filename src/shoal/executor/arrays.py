@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 ALIGNMENT = 64
 """Bytes: a line of the cache, and the longest vector. Memory that the kernels read is aligned to it."""

@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shoal.client.graph.graph_client import GraphAnswer, GraphClient, no_attested_graphs
+from shoal.client.graph.encryptable import no_attested_graphs
+from shoal.client.graph.graph_client import GraphAnswer, GraphClient
 from shoal.errors import ShoalError, UnknownModel
 from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
@@ -161,6 +162,8 @@ class InferExchange:
             # Numbers in JSON take long to read.
             read = partial(read_infer, body, self._header_size)
             asked, tensors = await trio.to_thread.run_sync(read)
+            if asked.parameters.get("encrypted"):
+                raise _not_encrypted()
             record = self._desk.answers.records.begin(PREFIX, graph.name, self._caller.id)
             async with self._desk.recorded(record, self._caller, ROUTE):
                 async with self._desk.limits.turn():
@@ -178,6 +181,15 @@ def _written(name: str, asked: InferRequest, answer: GraphAnswer) -> Response:
         return Response(body, media_type="application/json")
     headers = {HEADER_SIZE: str(header_size)}
     return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def _not_encrypted() -> BadRequest:
+    return BadRequest(
+        "encrypted inputs do not go by a gateway: it would see them, as it would have to encrypt them",
+        check="ask on the machine that has the inputs: shoal infer GRAPH --encrypted, or "
+        "swarm.run(…, encrypted=True)",
+        param="parameters.encrypted",
+    )
 
 
 def _follow(record: Record, answer: GraphAnswer) -> None:

@@ -149,6 +149,8 @@ class Served(Struct, frozen=True, array_like=True):
     """Where it is, as :mod:`shoal.routing.coordinates` has it; empty where it has not measured any way."""
     operator: OperatorStatement | None = None
     """Whose machine it is, as its operator has signed; ``None`` where it does not say."""
+    encrypted: bool = False
+    """Whether it computes all of its graph, which is linear, on inputs that stay encrypted."""
 
     def has(self, adapter: AdapterDigest | None) -> bool:
         """Whether sessions may have that adapter here, or none."""

@@ -13,16 +13,17 @@ import trio
 
 from shoal.config import Settings
 from shoal.errors import StepFailed
+from shoal.executor.encrypted.processes import EncryptedMapRunner
 from shoal.executor.graph.arrays import pack_arrays, unpack_arrays
 from shoal.executor.graph.segments import SpanSegments, load_segments
 from shoal.models.graph.graph_store import LocalGraph
-from shoal.node.graph.graph_node import GraphNode, MakeRunner, start_graph_node
+from shoal.node.graph.graph_node import GraphNode, MakeMapRunner, MakeRunner, start_graph_node
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.testing.swarm import MemoryPeers, memory_settings
 from shoal.types import Span
-from shoal.wire.arrays import ArraySpec
+from shoal.wire.inferring import ArraySpec
 
 
 class InProcessRunner:
@@ -62,6 +63,7 @@ class GraphSwarm(MemoryPeers[GraphNode]):
 
     graph: LocalGraph
     make_runner: MakeRunner = InProcessRunner
+    make_map_runner: MakeMapRunner = EncryptedMapRunner
 
     async def add_node(self, span: Span | None, graph: LocalGraph | None = None, **options: Any) -> GraphNode:
         """One more node; without a span it chooses one."""
@@ -70,7 +72,15 @@ class GraphSwarm(MemoryPeers[GraphNode]):
             network: MemoryNetwork, member: Member, settings: Settings
         ) -> AbstractAsyncContextManager[GraphNode]:
             served = graph or self.graph
-            return start_graph_node(network, member, served, span, settings, make_runner=self.make_runner)
+            return start_graph_node(
+                network,
+                member,
+                served,
+                span,
+                settings,
+                make_runner=self.make_runner,
+                make_map_runner=self.make_map_runner,
+            )
 
         return await self._add(start, options)
 
@@ -82,17 +92,21 @@ async def graph_swarm(
     spans: Sequence[Span],
     *,
     make_runner: MakeRunner = InProcessRunner,
+    make_map_runner: MakeMapRunner = EncryptedMapRunner,
     **options: Any,
 ) -> AsyncGenerator[GraphSwarm]:
     """Serve a graph in ``spans``, with a client whose home is that of the nodes.
 
     Args:
         make_runner: makes what computes a node's segments; by default this process does.
+        make_map_runner: makes what computes on encrypted inputs; by default a process of its own.
         options: fields of :class:`shoal.config.Settings`.
     """
     with one_error():
         async with trio.open_nursery() as nursery:
-            swarm = GraphSwarm(World(), memory_settings(home, **options), nursery, graph, make_runner)
+            swarm = GraphSwarm(
+                World(), memory_settings(home, **options), nursery, graph, make_runner, make_map_runner
+            )
             for span in spans:
                 await swarm.add_node(span, **options)
             swarm.client = await swarm.add_client(**options)

@@ -127,6 +127,30 @@ def write_reshaped(file: Path, *, layers: int = 8, width: int = 16) -> Path:
     return at.write(file, [floats("features", "n", width), sizes], [scores])
 
 
+def write_linear(
+    file: Path, *, columns: int = 30, hidden: int = 0, scores: int = 1, final: str = "Sigmoid"
+) -> Path:
+    """A linear model of ``features``, or a logistic one: one product, or two, and what comes last.
+
+    With ``Softmax`` there are two outputs, the probabilities and the likeliest class.
+    """
+    at = GraphWriter(5)
+    x = "features"
+    if hidden:
+        x = at.add("Gemm", x, at.weight(hidden, columns), at.weight(hidden), transB=1)
+    x = at.add("MatMul", x, at.weight(hidden or columns, scores))
+    outputs = [floats("scores", "n", scores)]
+    if not final:
+        at.add("Add", x, at.weight(scores), output="scores")
+        return at.write(file, [floats("features", "n", columns)], outputs)
+    x = at.add("Add", x, at.weight(scores))
+    at.add(final, x, output="scores")
+    if final == "Softmax":
+        at.add("ArgMax", "scores", output="best", axis=1, keepdims=0)
+        outputs.append(helper.make_tensor_value_info("best", TensorProto.INT64, ["n"]))
+    return at.write(file, [floats("features", "n", columns)], outputs)
+
+
 def _normalised(at: GraphWriter, x: str, width: int) -> str:
     return at.add("LayerNormalization", x, at.weight(width), at.weight(width), axis=-1)
 

@@ -40,8 +40,8 @@ So does what shows on which machine a peer runs::
     peer → Attest            show what you run on
     peer ← Attested
 
-Those of tuning, proofs, traces, payment and federated rounds are in modules of their own beside this one,
-names of kept KV in :mod:`shoal.wire.cache_names`.
+Those of graphs, tuning, proofs, traces, payment and federated rounds are in modules of their own beside this
+one, names of kept KV in :mod:`shoal.wire.cache_names`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ from msgspec import Meta, Struct
 
 from shoal.errors import RemoteProtocolError
 from shoal.types import NUMERICS_PATTERN, Codec, Format
-from shoal.wire.arrays import MAX_ARRAYS, ArraySpec, array_bytes
 from shoal.wire.cache_names import CacheNames, KeepCache
 from shoal.wire.federating import FederatingMessage, StateGiven, UpdatePart
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
@@ -72,6 +71,7 @@ from shoal.wire.fields import (
     TaggedMessage,
     Text,
 )
+from shoal.wire.inferring import Infer, InferEncrypted, Inferred, InferredEncrypted
 from shoal.wire.paying import PayingMessage, PaymentOffer, ShownCredit
 from shoal.wire.payload import MAX_TENSORS, TensorSpec, declared_bytes
 from shoal.wire.proofs import Prove, Proved
@@ -332,30 +332,6 @@ class Close(TaggedMessage, frozen=True, tag="close"):
     session: SessionBytes
 
 
-GraphArrays = Annotated[tuple[ArraySpec, ...], Meta(max_length=MAX_ARRAYS)]
-
-
-class Infer(TaggedMessage, frozen=True, tag="infer"):
-    """Ask for what a session's segments make of some tensors; its payload: those. Asking again gives the
-    same."""
-
-    session: SessionBytes
-    number: Number
-    """The answer has it too; who asks chooses it."""
-    arrays: GraphArrays
-    """All that the segments take, in the order of their manifest."""
-
-
-class Inferred(TaggedMessage, frozen=True, tag="inferred"):
-    """What the segments give; its payload: the tensors."""
-
-    session: SessionBytes
-    number: Number
-    arrays: GraphArrays
-    compute_us: Microseconds = 0
-    waiting_us: Microseconds = 0
-
-
 class Attest(TaggedMessage, frozen=True, tag="attest"):
     """Ask a peer to show what it runs on: :mod:`shoal.trust.attestation`."""
 
@@ -424,6 +400,8 @@ Message = (
     | KeepCache
     | Infer
     | Inferred
+    | InferEncrypted
+    | InferredEncrypted
     | Fetch
     | Fetched
     | NotFetched
@@ -488,8 +466,8 @@ def payload_bytes(message: Message) -> int:
         message, Fetched | Revealed | Prove | Proved | Attested | Train | Trained | UpdatePart | StateGiven
     ):
         return message.size
-    if isinstance(message, Infer | Inferred):
-        return array_bytes(message.arrays)
+    if isinstance(message, Infer | Inferred | InferEncrypted | InferredEncrypted):
+        return message.size
     return declared_bytes(message.tensors) if isinstance(message, Step) else 0
 
 

@@ -24,6 +24,7 @@ from shoal.wire.federating import (
     StateWanted,
     UpdatePart,
 )
+from shoal.wire.inferring import InferEncrypted, InferredEncrypted
 from shoal.wire.messages import (
     AGENT,
     NEWEST_VERSION,
@@ -70,6 +71,8 @@ SINCE: dict[type[Message], int] = {
     SecretShare: 9,
     SecretList: 9,
     SecretShown: 9,
+    InferEncrypted: 9,
+    InferredEncrypted: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
 

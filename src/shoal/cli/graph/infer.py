@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from shoal.client.graph.encrypted_rows import Encryption
     from shoal.client.graph.graph_client import GraphAnswer
     from shoal.client.graph.input_files import GraphInput
     from shoal.client.graph.known_graph import KnownGraph
@@ -62,6 +64,15 @@ def infer(
             metavar="FILE", help="Write the outputs to a .npz file, or a single one to a .npy file."
         ),
     ] = None,
+    encrypted: Annotated[
+        bool,
+        typer.Option(
+            "--encrypted",
+            help="Encrypt the inputs: the node computes on what it cannot read, and only this machine can "
+            "decrypt the outputs. For small linear and logistic models; takes the extra shoal[encrypted] "
+            "here and at the node.",
+        ),
+    ] = False,
     swarm: options.SwarmOption = None,
     public: options.PublicOption = None,
     threads: options.ThreadsOption = None,
@@ -79,12 +90,14 @@ def infer(
     )
     check_output(output, *OUTPUTS)
     Preprocess.parse(preprocess)
-    known, answer = run_graph(settings, graph, read_inputs(inputs), preprocess)
+    known, answer = run_graph(settings, graph, read_inputs(inputs), preprocess, encrypted=encrypted)
     if output is not None:
         write_outputs(output, answer.outputs)
     fields = infer_fields(known, answer, with_data=as_json and output is None)
     emit(fields, as_json, lambda: outputs_table(fields))
-    if settings.fast:
+    if answer.encryption is not None:
+        say(encryption_note(answer.encryption), dim=True)
+    elif settings.fast:
         say(FAST_NOTE, dim=True)
     for own in answer.own:
         say(f"segments {own.span} were computed here, in {own.compute_ms:.1f} ms", dim=True)
@@ -97,7 +110,12 @@ def infer(
 
 
 def run_graph(
-    settings: Settings, graph: str, inputs: Mapping[str, GraphInput], preprocess: str = ""
+    settings: Settings,
+    graph: str,
+    inputs: Mapping[str, GraphInput],
+    preprocess: str = "",
+    *,
+    encrypted: bool = False,
 ) -> tuple[KnownGraph, GraphAnswer]:
     """Join the swarm and ask. Raises as :meth:`shoal.client.swarm.Swarm.run`."""
     import trio
@@ -108,9 +126,10 @@ def run_graph(
     async def go() -> tuple[KnownGraph, GraphAnswer]:
         async with enter_swarm(settings) as swarm:
             with working(f"reading {graph}"):
-                known = await swarm.graphs.resolve(graph)
+                known = await swarm.graphs.resolve(graph, encrypted=encrypted)
             with working(f"asking {known.name}"):
-                return known, await swarm.graphs.infer(known, inputs, preprocess)
+                ask = swarm.graphs.infer_encrypted if encrypted else swarm.graphs.infer
+                return known, await ask(known, inputs, preprocess)
 
     return trio.run(go)
 
@@ -141,7 +160,17 @@ def infer_fields(known: KnownGraph, answer: GraphAnswer, *, with_data: bool) -> 
         "lost": list(answer.lost),
         "own": [own.shown() for own in answer.own],
         "exposed_inputs": list(answer.exposed),
+        "encrypted": None if answer.encryption is None else asdict(answer.encryption),
     }
+
+
+def encryption_note(encryption: Encryption) -> str:
+    """What a reader should know of an answer to encrypted inputs."""
+    return (
+        f"inputs and outputs were encrypted ({encryption.parameters}, {encryption.sent_bytes / 1e6:.1f} MB "
+        f"sent), which adds at most {encryption.error:.1g} to a score. Nobody checks that the node computed "
+        "with the graph's weights"
+    )
 
 
 def outputs_table(fields: dict[str, Any]) -> Table:

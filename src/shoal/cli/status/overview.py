@@ -79,6 +79,8 @@ class PeerView:
     """What its hardware has signed of its software, by the maker's names; empty where that does not hold."""
     operator: str = ""
     """Whose machine it is, as that operator has signed; empty where it does not say."""
+    encrypted: bool = False
+    """Whether it computes its graph on encrypted inputs, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ def _peer(
         attested=machine.told if machine else "",
         measurements=dict(machine.measurements) if machine else {},
         operator=statement.operator if (statement := operator_of(a)) else "",
+        encrypted=served.encrypted if served else False,
     )
 
 

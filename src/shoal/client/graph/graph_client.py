@@ -7,16 +7,25 @@ hops before have made is here: only the lost hop's segments are computed again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
 from shoal.client.ends import OwnSpan
-from shoal.client.graph.graph_hop import GraphHop, SegmentsAnswer
+from shoal.client.graph.encryptable import (
+    check_encryptable,
+    linear_outputs,
+    no_attested_graphs,
+    no_encrypted_text,
+)
+from shoal.client.graph.encrypted_rows import EncryptedRows, Encryption
+from shoal.client.graph.graph_hop import EncryptedAnswer, GraphHop, SegmentsAnswer
+from shoal.client.graph.hop_search import HopSearch, encrypting_peers
 from shoal.client.graph.input_files import GraphInput, read_given
 from shoal.client.graph.inputs import graph_inputs
-from shoal.client.graph.known_graph import KnownGraph, digest_served, of_local
+from shoal.client.graph.known_graph import KnownGraph, digest_served, names_language_model, of_local
 from shoal.client.graph.own_segments import OwnSegments, exposed_inputs, packed
 from shoal.client.graph.served_manifest import fetch_graph
 from shoal.client.ring.hop import RouteHop
@@ -25,10 +34,8 @@ from shoal.config import Settings
 from shoal.errors import (
     Busy,
     ChannelClosed,
-    NoCoverage,
     RemoteProtocolError,
     ShoalError,
-    StepFailed,
     UnknownModel,
     UnknownSession,
     UsageError,
@@ -39,24 +46,22 @@ from shoal.models.graph.manifest import graph_numerics
 from shoal.net.channel import Channel
 from shoal.net.network import Network
 from shoal.net.pool import ChannelPool
-from shoal.routing.reputation import REFUSAL
 from shoal.sharing.peer_fetcher import PeerFetcher
 from shoal.swarm.announcement import numerics_of
 from shoal.swarm.member import Member
 from shoal.tasks import one_error
 from shoal.types import CarrierName, Digest, PeerId, SessionId, Span, gaps
-from shoal.wire.messages import Failed, Inferred, Message, Opened, Refused
+from shoal.wire.inferring import Inferred, InferredEncrypted
+from shoal.wire.messages import Failed, Message, Opened, Refused
 
 KEPT_GRAPHS = 64
 """Manifests that are kept in memory."""
 IDLE_S = 60.0
 """A session that has asked for nothing for so long is closed."""
-FAILURES = 2
-"""Peers that have to fail, one who has proven itself among them, before the request is to blame."""
 HEAR_OF_OURS_S = 2.0
 """How long a client waits to hear of nodes that compute as it asks, where others cover the graph."""
-AGAIN_S = 0.25
-"""How long to wait before those who were busy, or gone, are asked again."""
+
+_Answered = TypeVar("_Answered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +87,8 @@ class GraphAnswer:
     """The segments that were computed here."""
     exposed: tuple[str, ...] = ()
     """The inputs that peers were given as they are."""
-
-
-@dataclass(slots=True)
-class _Search:
-    """Who has just failed at one place of a route, and until when others are looked for."""
-
-    until: float
-    avoid: set[PeerId] = field(default_factory=set[PeerId])
-    failed: dict[PeerId, Span] = field(default_factory=dict[PeerId, Span])
-    """Who could not compute which segments of the request, and is not asked for it again."""
-    failure: StepFailed | None = None
-    """What the last of them said."""
-    last: ShoalError | None = None
+    encryption: Encryption | None = None
+    """How what a peer was given was encrypted; ``None``: it was not."""
 
 
 class GraphClient:
@@ -130,10 +124,14 @@ class GraphClient:
         """The peers that have been asked something and have not answered."""
         return {hop.peer for hop in self._sessions.values() if hop.busy}
 
-    async def resolve(self, name: str) -> KnownGraph:
+    async def resolve(self, name: str, *, encrypted: bool = False) -> KnownGraph:
         """A graph by its file, or by its name or digest as it was imported here or is served.
 
+        Args:
+            encrypted: whether it is to be run on encrypted inputs.
+
         Raises:
+            UsageError: ``encrypted``, and the name is a language model's.
             UnknownModel: there is no such file, and nobody serves a graph of that name, or several do.
             BadWeights, UnsupportedModel, IncompatibleLibrary, OutOfResources: the file cannot be imported.
             BadWeights, ChannelClosed: nobody who serves it gives its manifest.
@@ -148,8 +146,22 @@ class GraphClient:
             return await self._use(of_local(found))
         with trio.move_on_after(HEAR_WITHIN_S):  # who has just come hears of what is served in a moment
             while digest_served(name, self._member.alive()) is None:
+                if encrypted and names_language_model(name, self._member.alive()):
+                    raise no_encrypted_text(name)
                 await self._member.wait_changed()
         return await self.find_served(name)
+
+    async def run_named(
+        self, name: str, inputs: Mapping[str, GraphInput], preprocess: str = "", *, encrypted: bool = False
+    ) -> GraphAnswer:
+        """What the graph of a name makes of its inputs.
+
+        Raises:
+            As :meth:`resolve`, and :meth:`infer` or, if ``encrypted``, :meth:`infer_encrypted`.
+        """
+        graph = await self.resolve(name, encrypted=encrypted)
+        infer = self.infer_encrypted if encrypted else self.infer
+        return await infer(graph, inputs, preprocess)
 
     async def find_served(self, name: str) -> KnownGraph:
         """A graph that is served now, by its name or digest; a name is never taken for a path.
@@ -213,36 +225,73 @@ class GraphClient:
         answer.outputs = {name: there[value].copy() for name, value in names.items()}
         return answer
 
+    async def infer_encrypted(
+        self, graph: KnownGraph, inputs: Mapping[str, GraphInput], preprocess: str = ""
+    ) -> GraphAnswer:
+        """What a linear graph makes of inputs that no peer sees: one computes on them as they are encrypted.
+
+        Args:
+            preprocess: as of :meth:`infer`.
+
+        Raises:
+            UsageError: as :meth:`infer`, and as :func:`check_encryptable`.
+            IncompatibleLibrary: TenSEAL is not installed here.
+            NoCoverage: nobody who can do that serves the graph, now or, where one is lost, within
+                ``resume_s``.
+            Busy, StepFailed: as :meth:`infer`; or the rows cannot be encrypted here.
+        """
+        linear = check_encryptable(graph, self._settings)
+        given = await trio.to_thread.run_sync(read_given, graph.manifest, inputs, preprocess)
+        (array,) = graph_inputs(graph.manifest, given).values()
+        answer, within_s = GraphAnswer({}), self._settings.step_timeout_s
+        rows = EncryptedRows(array, within_s)
+        await self._finder.served_numerics(graph.shape, Span(0, graph.shape.n_blocks))
+        await self._hear_until(lambda: bool(encrypting_peers(self._finder, graph)))
+        search = self._search()
+        try:
+            while not answer.route:
+                hop = await search.encrypting(graph)
+                sizes, payload = await rows.encrypted()
+                try:
+                    asked, answered = await self._ask(
+                        graph,
+                        hop,
+                        lambda opened, s=sizes, p=payload: opened.ask_encrypted(
+                            s, p, linear.scores, within_s
+                        ),
+                    )
+                    scores, answer.encryption = await rows.decrypted(answered.scores, asked.peer)
+                except ShoalError as error:
+                    self._note(hop, error, search, answer)
+                    continue
+                answer.outputs = linear_outputs(graph.manifest, linear, scores)
+                answer.route.append(self._answered(asked, answered, search))
+        finally:
+            rows.close()
+        return answer
+
     async def _carry(
         self, graph: KnownGraph, routed: Span, there: dict[int, Array], answer: GraphAnswer
     ) -> None:
         """Have peers compute segments ``routed`` of the values that are ``there``, and add what they give."""
         at, route = routed.start, list[RouteHop]()
         await self._hear_of(graph, routed)
-        search = self._search()
+        search, within_s = self._search(), self._settings.step_timeout_s
         while at < routed.end:
             if not route:
-                route = await self._route(graph, Span(at, routed.end), search)
+                route = await search.route(graph, Span(at, routed.end))
             hop, *route = route
             try:
-                asked, answered = await self._ask(graph, hop, there)
+                specs, payload = packed(graph, hop.span, there)
+                asked, answered = await self._ask(
+                    graph, hop, lambda opened, s=specs, p=payload: opened.ask(s, p, within_s)
+                )
             except ShoalError as error:
                 self._note(hop, error, search, answer)
                 route = []
                 continue
-            self._finder.reputation.answered([hop.address.peer])
-            self._blame(search, hop.span)
-            self._member.directory.used(hop.address.peer)
             there.update(answered.arrays)
-            answer.route.append(
-                GraphStage(
-                    hop.address.peer,
-                    hop.span,
-                    asked.channel.carrier,
-                    answered.compute_ms,
-                    answered.waiting_ms,
-                )
-            )
+            answer.route.append(self._answered(asked, answered, search))
             at, search = hop.span.end, self._search()
 
     async def _hear_of(self, graph: KnownGraph, routed: Span) -> None:
@@ -251,12 +300,15 @@ class GraphClient:
         serving = self._finder.serving(graph.shape)
         if gaps((a.served.span for a in serving if a.served), routed.end, routed.start):
             return
+        await self._hear_until(lambda: self.covered(graph))
+
+    async def _hear_until(self, there: Callable[[], bool]) -> None:
         with trio.move_on_after(HEAR_OF_OURS_S):
-            while not self.covered(graph):
+            while not there():
                 await self._member.wait_changed()
 
-    def _search(self) -> _Search:
-        return _Search(trio.current_time() + self._settings.resume_s)
+    def _search(self) -> HopSearch:
+        return HopSearch(self._finder, self._numerics, self._settings.resume_s)
 
     async def _use(self, graph: KnownGraph) -> KnownGraph:
         await self._member.use(graph.digest)
@@ -270,83 +322,34 @@ class GraphClient:
             self._graphs.popitem(last=False)
         return graph
 
-    async def _route(self, graph: KnownGraph, span: Span, search: _Search) -> list[RouteHop]:
-        """A route over the segments that are left; waits a while where those who have them were lost or busy.
-
-        Raises:
-            NoCoverage, Busy, DigestMismatch: as :meth:`RouteFinder.find`, or what the last hop said.
-            StepFailed: all who serve some segments were asked, and cannot compute this.
-        """
-        while True:
-            avoid = search.avoid | search.failed.keys()
-            try:
-                work = graph.manifest.work
-                return self._finder.find(graph.shape, self._numerics, 1, avoid, span=span, segments=work)
-            except (NoCoverage, Busy) as error:
-                others = bool(search.avoid) or isinstance(error, Busy)
-                if search.failure is not None and not others:  # to wait would not change the request
-                    raise search.failure from None
-                if search.last is None or trio.current_time() >= search.until:
-                    last = search.last if isinstance(search.last, Busy) else error
-                    raise search.failure or last from None
-            await self._finder.wait_news(AGAIN_S)
-            search.avoid.clear()
-
     async def _ask(
-        self, graph: KnownGraph, hop: RouteHop, there: Mapping[int, Array]
-    ) -> tuple[GraphHop, SegmentsAnswer]:
-        arrays, payload = packed(graph, hop.span, there)
+        self, graph: KnownGraph, hop: RouteHop, question: Callable[[GraphHop], Awaitable[_Answered]]
+    ) -> tuple[GraphHop, _Answered]:
         for attempt in range(2):
             opened = await self._session(graph, hop)
             try:
-                return opened, await opened.ask(arrays, payload, self._settings.step_timeout_s)
+                return opened, await question(opened)
             except UnknownSession:  # its place was given to others while it was idle
                 self._forget(opened)
                 if attempt:
                     raise
         raise AssertionError("two attempts either return or raise")
 
-    def _note(self, hop: RouteHop, error: ShoalError, search: _Search, answer: GraphAnswer) -> None:
-        """Learn from a hop that gave nothing.
-
-        Raises ``error`` where no other hop would do better.
-        """
-        peer = hop.address.peer
-        if isinstance(error, UsageError):
-            raise error
-        search.last = error
-        if isinstance(error, StepFailed):
-            self._note_failure(hop, error, search)
-        else:
-            search.avoid.add(peer)
-        if isinstance(error, RemoteProtocolError):
-            self._finder.reputation.failed(peer, trio.current_time())
-        elif not isinstance(error, Busy | StepFailed):
-            self._finder.suspect(peer)
+    def _note(self, hop: RouteHop, error: ShoalError, search: HopSearch, answer: GraphAnswer) -> None:
+        """Learn from a hop that gave nothing. Raises as :meth:`HopSearch.note`."""
+        search.note(hop, error)
         if not isinstance(error, Busy):
-            answer.lost.append(peer)
+            answer.lost.append(hop.address.peer)
 
-    def _blame(self, search: _Search, computed: Span) -> None:
-        """Hold a fault against those who could not compute what somebody else just has."""
-        for peer, span in search.failed.items():
-            if span.end <= computed.end:  # all of a search begin at one segment
-                self._finder.reputation.failed(peer, trio.current_time())
-
-    def _note_failure(self, hop: RouteHop, error: StepFailed, search: _Search) -> None:
-        """Hold it against a peer that it could not compute a request, a little: the request may be to blame.
-
-        Raises ``error`` where one of those who failed is to be believed, or others were looked for for long.
-        """
-        now, reputation = trio.current_time(), self._finder.reputation
-        reputation.failed(hop.address.peer, now, REFUSAL)
-        search.failed[hop.address.peer], search.failure = hop.span, error
-        if len(search.failed) < FAILURES:
-            return
-        believed = any(
-            reputation.proven(one) and not reputation.distrusted(one, now) for one in search.failed
-        )
-        if believed or now >= search.until:
-            raise error
+    def _answered(
+        self, asked: GraphHop, answered: SegmentsAnswer | EncryptedAnswer, search: HopSearch
+    ) -> GraphStage:
+        """Learn from a hop that has answered, and tell of it."""
+        self._finder.reputation.answered([asked.peer])
+        search.blame(asked.span)
+        self._member.directory.used(asked.peer)
+        compute_ms, waiting_ms = answered.compute_ms, answered.waiting_ms
+        return GraphStage(asked.peer, asked.span, asked.channel.carrier, compute_ms, waiting_ms)
 
     async def _session(self, graph: KnownGraph, hop: RouteHop) -> GraphHop:
         """A session with a hop: the one there is, or a new one. Raises as :meth:`GraphHop.open`."""
@@ -386,7 +389,7 @@ class GraphClient:
 
     async def _handle(self, channel: Channel, message: Message, payload: bytes) -> None:
         match message:
-            case Opened() | Refused() | Inferred() | Failed():
+            case Opened() | Refused() | Inferred() | InferredEncrypted() | Failed():
                 hop = self._sessions.get(SessionId(message.session))
                 if hop is not None and hop.channel is channel:  # else it was closed a moment ago
                     hop.deliver(message, payload)
@@ -411,11 +414,3 @@ class GraphClient:
                     self._forget(hop)
             for key in [key for key, lock in self._opening.items() if not lock.locked()]:
                 del self._opening[key]
-
-
-def no_attested_graphs() -> UsageError:
-    """Nodes of graphs do not show what they run on."""
-    return UsageError(
-        "attested-only: nodes of graphs do not show what they run on",
-        check="run the graph without it, or ask a language model",
-    )

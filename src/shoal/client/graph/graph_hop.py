@@ -12,13 +12,15 @@ import trio
 
 from shoal.errors import ChannelClosed, DeadlineExceeded, RemoteProtocolError, ShoalError, from_code
 from shoal.executor.arrays import Array
+from shoal.executor.encrypted.parameters import PARAMETERS
+from shoal.executor.encrypted.processes import EncryptedScores
 from shoal.executor.graph.arrays import unpack_arrays
 from shoal.models.graph.manifest import GraphManifest, misfit
 from shoal.net.channel import Channel
 from shoal.tasks import seconds_left
 from shoal.types import Digest, Numerics, PeerId, SessionId, Span
-from shoal.wire.arrays import ArraySpec
-from shoal.wire.messages import Close, Failed, Infer, Inferred, Message, Open, Opened, Refused
+from shoal.wire.inferring import ArraySpec, Infer, InferEncrypted, Inferred, InferredEncrypted
+from shoal.wire.messages import Close, Failed, Message, Open, Opened, Refused
 
 AT_ONCE = 4
 """Requests of one session at a time: what a node takes of one."""
@@ -34,6 +36,15 @@ class SegmentsAnswer:
     """What some segments gave, and what it took there."""
 
     arrays: dict[int, Array]
+    compute_ms: float
+    waiting_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedAnswer:
+    """What a linear graph gave of encrypted rows, and what it took there."""
+
+    scores: EncryptedScores
     compute_ms: float
     waiting_ms: float
 
@@ -55,7 +66,7 @@ class GraphHop:
         self._digest = digest
         self._manifest = manifest
         self._numbers = itertools.count(1)
-        self._answers: dict[int, tuple[Inferred, bytes] | ShoalError | None] = {}
+        self._answers: dict[int, tuple[Inferred | InferredEncrypted, bytes] | ShoalError | None] = {}
         self._opened = False
         self._turn = trio.Semaphore(AT_ONCE)
         self._news = trio.Event()
@@ -99,12 +110,41 @@ class GraphHop:
             RemoteProtocolError: it answered with what the segments do not give.
             ShoalError: what it answered instead.
         """
+        message, made = await self._asked(
+            lambda number: Infer(self.session, number, tuple(arrays)), payload, within_s
+        )
+        return self._checked(message, made)
+
+    async def ask_encrypted(
+        self, sizes: Sequence[int], payload: bytes, scores: int, within_s: float
+    ) -> EncryptedAnswer:
+        """What the graph, which is linear, makes of columns that are encrypted.
+
+        Args:
+            sizes: bytes of each ciphertext.
+            scores: how many numbers it makes of a row.
+
+        Raises:
+            As :meth:`ask`.
+        """
+        message, made = await self._asked(
+            lambda number: InferEncrypted(self.session, number, PARAMETERS, tuple(sizes)), payload, within_s
+        )
+        if not isinstance(message, InferredEncrypted) or len(message.sizes) != scores:
+            raise RemoteProtocolError(f"{self.peer} gave something else than {scores} encrypted scores")
+        found = EncryptedScores(message.sizes, made, message.exponent)
+        return EncryptedAnswer(found, message.compute_us / 1e3, message.waiting_us / 1e3)
+
+    async def _asked(
+        self, question: Callable[[int], Message], payload: bytes, within_s: float
+    ) -> tuple[Inferred | InferredEncrypted, bytes]:
+        """What the peer answers to a question, which is given its number. Raises as :meth:`ask`."""
         async with self._turn:
             number = next(self._numbers)
             self._answers[number], self.used = None, trio.current_time()
             try:
                 until = trio.current_time() + within_s + len(payload) / UPLOAD_BYTES_S
-                await self.channel.send(Infer(self.session, number, tuple(arrays)), payload)
+                await self.channel.send(question(number), payload)
                 await self._wait(lambda: self._answers[number] is not None, until)
                 answer = self._answers[number]
             finally:
@@ -112,7 +152,7 @@ class GraphHop:
                 self.used = trio.current_time()
         if answer is None or isinstance(answer, ShoalError):
             raise answer or DeadlineExceeded("no answer")
-        return self._checked(*answer)
+        return answer
 
     def deliver(self, message: Message, payload: bytes) -> None:
         """Take what the peer says of this session."""
@@ -127,7 +167,7 @@ class GraphHop:
                 self.lost = from_code(message.code, f"{self.peer}: {message.message}")
             case Failed(number=int(number)) if number in self._answers:
                 self._answers[number] = from_code(message.code, f"{self.peer}: {message.message}")
-            case Inferred() if message.number in self._answers:
+            case Inferred() | InferredEncrypted() if message.number in self._answers:
                 self._answers[message.number] = (message, payload)
             case _:
                 return  # an answer that nobody waits for any more
@@ -159,10 +199,10 @@ class GraphHop:
             with trio.move_on_after(min(LOOK_EVERY_S, seconds_left(until))):
                 await self._news.wait()
 
-    def _checked(self, message: Inferred, payload: bytes) -> SegmentsAnswer:
+    def _checked(self, message: Inferred | InferredEncrypted, payload: bytes) -> SegmentsAnswer:
         """Raises RemoteProtocolError: the peer gave what these segments cannot give."""
         wanted = self._manifest.gives(self.span)
-        if [array.value for array in message.arrays] != wanted:
+        if isinstance(message, InferredEncrypted) or [array.value for array in message.arrays] != wanted:
             raise RemoteProtocolError(f"{self.peer} gave other values than segments {self.span} give")
         for array in message.arrays:
             if (why := misfit(self._manifest.values[array.value], array.dtype, array.shape)) is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from shoal.errors import UnknownModel
 from shoal.models.graph.graph_store import LocalGraph
 from shoal.models.graph.manifest import GraphManifest
+from shoal.models.store.catalogue import find_entry
 from shoal.swarm.announcement import Announcement
 from shoal.types import Digest, ModelShape
 
@@ -47,3 +49,11 @@ def digest_served(name: str, announcements: Iterable[Announcement]) -> Digest | 
             check="name the one that you mean by its digest, or by its file",
         )
     return Digest(found[0]) if found else None
+
+
+def names_language_model(name: str, announcements: Iterable[Announcement]) -> bool:
+    """Whether a name is a language model's: of one that is served, in the catalogue, or on this machine."""
+    served = [a.served for a in announcements if a.served and a.served.kind != "graph"]
+    if any(name in (one.model, one.digest) for one in served) or find_entry(name) is not None:
+        return True
+    return name.endswith(".gguf") or Path(name).is_dir()

@@ -27,8 +27,8 @@ from shoal.routing.route import routed_span
 from shoal.sharing.peer_graphs import PeerGraphs
 from shoal.swarm.member import Member
 from shoal.types import Digest, Span
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.inferring import ArraySpec
 
 MOST = 8
 """Spans that are loaded at a time; those that were longest unused end."""

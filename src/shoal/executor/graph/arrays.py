@@ -10,7 +10,7 @@ import numpy as np
 from shoal.errors import RemoteProtocolError
 from shoal.executor.arrays import Array
 from shoal.types import ArrayType
-from shoal.wire.arrays import ArraySpec, array_bytes
+from shoal.wire.inferring import ArraySpec, array_bytes
 
 
 def pack_arrays(arrays: Mapping[int, Array]) -> tuple[tuple[ArraySpec, ...], bytes]:

@@ -6,16 +6,13 @@ other strangers send. What goes wrong with it goes wrong here, and the node live
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from shoal.errors import ShoalError, StepFailed
+from shoal.executor.graph.frame_server import serve_frames
 from shoal.executor.graph.frames import (
     LONGEST_PAYLOAD,
     LoadSegments,
@@ -23,38 +20,19 @@ from shoal.executor.graph.frames import (
     SegmentsDone,
     SegmentsFault,
     SegmentsRequest,
-    read_frame,
-    write_frame,
 )
-from shoal.models.untrusted.limits import first_to_go, limit_memory
+from shoal.models.untrusted.limits import limit_memory
 from shoal.types import Span
 
 if TYPE_CHECKING:
     from shoal.executor.graph.segments import SpanSegments
 
+_asked: msgspec.msgpack.Decoder[SegmentsRequest] = msgspec.msgpack.Decoder(SegmentsRequest)
+
 
 def main() -> None:
-    first_to_go()
-    requests: SimpleQueue[tuple[bytes, bytearray]] = SimpleQueue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # libraries print, and what they print is no answer
     worker = SegmentWorker()
-    while True:
-        header, payload = requests.get()
-        asked = msgspec.msgpack.decode(header, type=SegmentsRequest)
-        reply, made = worker.answer(asked, payload)
-        del payload
-        write_frame(answers, reply, made)
-        del made
-
-
-def _read(requests: SimpleQueue[tuple[bytes, bytearray]]) -> None:
-    """Take requests, and end this process at once when the node is gone: nobody wants what is computed."""
-    while (frame := read_frame(cast("BinaryIO", sys.stdin.buffer))) is not None:
-        requests.put(frame)  # one at a time: the node sends the next when it has the answer
-        del frame
-    os._exit(1)
+    serve_frames(lambda header, payload: worker.answer(_asked.decode(header), payload))
 
 
 class SegmentWorker:

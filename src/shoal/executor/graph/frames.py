@@ -1,4 +1,4 @@
-"""What a node and the process that computes for it say to each other: a header, and tensors behind it.
+"""What we and the processes that compute for us say to each other: a header, and numbers behind it.
 
 A frame is two lengths, little-endian; a msgpack header; and a payload.
 """
@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.fields import MAX_PAYLOAD
+from shoal.wire.inferring import ArraySpec
 
 LENGTHS = Format("<IQ")
 LONGEST_HEADER = 1 << 16
@@ -55,7 +55,7 @@ SegmentsRequest = LoadSegments | RunSegments
 SegmentsReply = SegmentsDone | SegmentsFault
 
 
-def write_frame(stream: BinaryIO, header: SegmentsRequest | SegmentsReply, payload: bytes = b"") -> None:
+def write_frame(stream: BinaryIO, header: msgspec.Struct, payload: bytes = b"") -> None:
     """Write one frame, and flush."""
     encoded = msgspec.msgpack.encode(header)
     stream.write(LENGTHS.pack(len(encoded), len(payload)) + encoded)

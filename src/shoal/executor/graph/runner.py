@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from typing import BinaryIO, Protocol, cast
+from typing import Protocol
 
 import msgspec
 
 from shoal.errors import BadWeights, StepFailed
-from shoal.executor.graph.frames import (
-    LoadSegments,
-    RunSegments,
-    SegmentsDone,
-    SegmentsReply,
-    SegmentsRequest,
-    read_frame,
-    write_frame,
-)
+from shoal.executor.graph.framed_process import FramedProcess
+from shoal.executor.graph.frames import LoadSegments, RunSegments, SegmentsDone, SegmentsReply
 from shoal.models.graph.graph_store import LocalGraph
-from shoal.models.untrusted.watched import WatchedProcess
 from shoal.types import Span
-from shoal.wire.arrays import ArraySpec
+from shoal.wire.inferring import ArraySpec
 
 PROGRAM = "shoal.executor.graph.child"
 LOADS_WITHIN_S = 120.0
@@ -28,6 +20,7 @@ LOADED_BYTES_S = 20e6
 """How much of the weights is loaded in a second at least."""
 BASE_MEMORY = 256 << 20
 """Bytes that the process takes before it has loaded anything: Python, numpy and the runtime."""
+_replies: msgspec.msgpack.Decoder[SegmentsReply] = msgspec.msgpack.Decoder(SegmentsReply)
 
 
 class SegmentRunner(Protocol):
@@ -69,7 +62,7 @@ class GraphRunner:
         self._fast = fast
         self._memory = memory
         self._within_s = within_s
-        self._process: _Process | None = None
+        self._process: FramedProcess[SegmentsReply] | None = None
         self._closed = False
         self._ending: weakref.finalize[..., GraphRunner] | None = None
 
@@ -93,7 +86,7 @@ class GraphRunner:
         if self._closed:
             raise StepFailed("this node has ended")
         self._end()
-        self._process = process = _Process(["-m", PROGRAM])
+        self._process = process = FramedProcess(["-m", PROGRAM], _replies)
         self._ending = weakref.finalize(self, process.end)
         size = self.graph.weight_bytes(self._span)
         asked = LoadSegments(
@@ -143,19 +136,3 @@ class GraphRunner:
         self._process = None
         if self._ending is not None:
             self._ending()
-
-
-class _Process(WatchedProcess):
-    """A process that answers in frames."""
-
-    def exchange(
-        self, asked: SegmentsRequest, payload: bytes, within_s: float
-    ) -> tuple[SegmentsReply, bytearray] | None:
-        """The answer; ``None`` where the process was lost."""
-        with self.answers_within(within_s):
-            try:
-                write_frame(cast("BinaryIO", self.stdin), asked, payload)
-                frame = read_frame(cast("BinaryIO", self.stdout))
-                return frame and (msgspec.msgpack.decode(frame[0], type=SegmentsReply), frame[1])
-            except (OSError, ValueError, msgspec.DecodeError):  # it died meanwhile, or writes nonsense
-                return None

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from shoal.errors import BadWeights
 from shoal.executor.arrays import Array
 from shoal.models.graph.items import STRUCTURE_ITEM, chunk_hashes, graph_items, graph_parts
+from shoal.models.graph.linear import LinearGraph, find_linear_map
 from shoal.models.graph.manifest import MANIFEST_FILE, STRUCTURE, GraphManifest, read_graph_manifest
 from shoal.models.graph.optimised import WEIGHT_TYPES
 from shoal.models.graph.proto import check_structure, uses
@@ -57,7 +58,7 @@ class LoadedSegments:
 
     def __init__(self, folder: Path, span: Span) -> None:
         """Raises BadWeights: as :func:`load_segments`."""
-        imported = _ImportedGraph(folder)
+        imported = ImportedGraph(folder)
         self.manifest = imported.manifest
         self._sessions = {
             index: session(imported.part(Span(index, index + 1)), self.manifest.threads)
@@ -82,7 +83,7 @@ class FastSegments:
 
     def __init__(self, folder: Path, span: Span) -> None:
         """Raises BadWeights: as :func:`load_segments`."""
-        self._imported = _ImportedGraph(folder)
+        self._imported = ImportedGraph(folder)
         self.manifest = self._imported.manifest
         self._own = span
         self._sessions: dict[Span, ort.InferenceSession] = {}
@@ -109,7 +110,7 @@ class FastSegments:
         return found
 
 
-class _ImportedGraph:
+class ImportedGraph:
     """The files of an imported graph, of which parts are made."""
 
     def __init__(self, folder: Path) -> None:
@@ -132,8 +133,7 @@ class _ImportedGraph:
         segments = self.manifest.segments
         nodes = self._model.graph.node[segments[span.start].first : segments[span.end - 1].end]
         used = dict.fromkeys(name for node in nodes for name in uses(node))
-        found = ((self._inline.get(name) or self._weights.get(name)) for name in used)
-        constants = [weight for weight in found if weight is not None]
+        constants = [weight for weight in map(self._constant, used) if weight is not None]
         values = [self.manifest.values[value] for value in self.manifest.takes(span)]
         # Types alone: how large what crosses is, each request says.
         inputs = [helper.make_tensor_value_info(v.name, ELEMENT_TYPES[v.dtype], None) for v in values]
@@ -143,6 +143,22 @@ class _ImportedGraph:
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
         )
         return made.SerializeToString()
+
+    def linear(self) -> LinearGraph:
+        """The linear map that the graph is.
+
+        Raises:
+            BadWeights: it is none, or another than its manifest says.
+        """
+        values = [self.manifest.values[value] for value in self.manifest.inputs]
+        shapes = {value.name: value.shape for value in values if value.shape is not None}
+        found = find_linear_map(self._model.graph, shapes, self._constant)
+        if found is None or found.described != self.manifest.linear:
+            raise BadWeights("it is not the linear map that its manifest says")
+        return found
+
+    def _constant(self, name: str) -> TensorProto | None:
+        return self._inline.get(name) or self._weights.get(name)
 
 
 class _Weights:

@@ -32,7 +32,7 @@ from shoal.types import Digest, ModelShape, Span
 
 SUFFIX = ".onnx"
 SOURCE = "source.json"
-IMPORT_VERSION = 4
+IMPORT_VERSION = 5
 """Of how graphs are imported: one that an older way has imported is imported anew."""
 
 

@@ -31,11 +31,23 @@ MAX_GRAPH_MANIFEST = 16 << 20
 MAX_RANK = 8
 MAX_GRAPH = 1 << 31
 """Bytes of a graph with all its weights: none that is read has more."""
+MAX_COLUMNS = 512
+"""Numbers in a row of a linear graph, each of which is a ciphertext where rows are encrypted."""
+MAX_SCORES = 64
+"""Numbers that a linear graph makes of a row."""
+MAX_PRODUCTS = 1 << 14
+"""Products of a ciphertext and a weight in one request: some seconds."""
 
 GRAPH_NUMERICS = Numerics("fp32", "auto", "any")
 """What nodes of graphs announce: how a graph is computed its manifest says, but for the kind of CPU."""
 FAST_NUMERICS = Numerics("fp32", "auto", "fast")
 """The same of those who optimise their part of it by itself: other bits, for each cut others."""
+
+MAX_FINALS = 4
+"""Operators that may follow a linear map."""
+FinalOperator = Literal["sigmoid", "softmax", "l1", "argmax", "argmax_kept"]
+"""What may follow a linear map. ``l1`` divides a row by the sum of its absolute values; ``argmax_kept`` keeps
+the axis along which it looks."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -89,6 +101,20 @@ class GraphSegment(Struct, frozen=True, array_like=True):
     """Those that its nodes use, by their places in the manifest's ``weights``."""
 
 
+class LinearMap(Struct, frozen=True, array_like=True):
+    """What a graph is that is one linear map of each row of its input: it can be run on encrypted rows."""
+
+    columns: Annotated[int, Meta(ge=1, le=MAX_COLUMNS)]
+    """Numbers in a row."""
+    scores: Annotated[int, Meta(ge=1, le=MAX_SCORES)]
+    """Numbers that the map makes of it."""
+    outputs: Annotated[
+        tuple[Annotated[tuple[FinalOperator, ...], Meta(max_length=MAX_FINALS)], ...],
+        Meta(min_length=1, max_length=MAX_CROSSING),
+    ]
+    """For each output of the graph, what is done with the scores, in order."""
+
+
 class GraphManifest(Struct, frozen=True, omit_defaults=True):
     """All that decides what a graph computes, and how it is cut."""
 
@@ -109,6 +135,8 @@ class GraphManifest(Struct, frozen=True, omit_defaults=True):
     """How pictures become its inputs, as its author says it: :class:`Preprocess`, written."""
     structure_size: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
     """Bytes of the optimised graph without its weights."""
+    linear: LinearMap | None = None
+    """Where the graph is one: :mod:`shoal.models.graph.linear` finds it out."""
 
     @property
     def work(self) -> list[float]:
@@ -225,6 +253,7 @@ def _check(manifest: GraphManifest) -> None:
         if crossing > MAX_CROSSING:
             raise _bad(f"{crossing} values cross where {MAX_CROSSING} may")
     _check_weights(manifest)
+    _check_linear(manifest)
 
 
 def _check_weights(manifest: GraphManifest) -> None:
@@ -249,6 +278,19 @@ def _check_weights(manifest: GraphManifest) -> None:
         used.update(segment.weights)
     if len(used) < len(manifest.weights):
         raise _bad(f"{len(manifest.weights) - len(used)} of its weights are of no segment")
+
+
+def _check_linear(manifest: GraphManifest) -> None:
+    """A linear graph has one input, and says of every output what it is."""
+    linear = manifest.linear
+    if linear is None:
+        return
+    if len(manifest.inputs) != 1 or len(linear.outputs) != len(manifest.outputs):
+        raise _bad("it is linear, and has other inputs or outputs")
+    if linear.columns * linear.scores > MAX_PRODUCTS:
+        raise _bad(
+            f"{linear.columns * linear.scores} products of a linear graph; {MAX_PRODUCTS} are the most"
+        )
 
 
 def _bad(what: str) -> BadWeights:

@@ -17,6 +17,7 @@ from shoal.errors import UnsupportedModel
 from shoal.models.graph.author import authors_preprocess
 from shoal.models.graph.cut import CutNode, CutSegment, choose_cuts, cut_segments
 from shoal.models.graph.items import chunk_hashes, write_parts
+from shoal.models.graph.linear import find_linear_map
 from shoal.models.graph.manifest import (
     GRAPH_VERSION,
     MAX_CROSSING,
@@ -163,6 +164,7 @@ def _write(
     nodes = [nodes[index] for index in order]
     _reorder(graph, order)
     segments = cut_segments(nodes, outputs, choose_cuts(nodes, inputs, outputs, sizes))
+    linear = find_linear_map(graph, _shapes(types), {weight.name: weight for weight in graph.initializer}.get)
     arrays = _take_weights(graph)
     structure = model.SerializeToString(deterministic=True)
     (folder / STRUCTURE).write_bytes(structure)
@@ -185,9 +187,14 @@ def _write(
         segments=tuple(_segment(segment, graph, arrays, weight_place, place) for segment in segments),
         preprocess=preprocess,
         structure_size=len(structure),
+        linear=linear and linear.described,
     )
     write_parts(folder, manifest, {name: _bytes(array) for name, array in arrays.items()}, hashes)
     return manifest
+
+
+def _shapes(types: Mapping[str, ValueType]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in types.items() if value.shape is not None}
 
 
 def _bytes(array: np.ndarray[Any, Any]) -> memoryview:

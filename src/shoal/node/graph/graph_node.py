@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
 import trio
 
 from shoal.config import Settings
 from shoal.executor.device.device import cpu, memory_budget
+from shoal.executor.encrypted.parameters import has_ckks
+from shoal.executor.encrypted.processes import EncryptedMapRunner, MapRunner
 from shoal.executor.graph.runner import GraphRunner, SegmentRunner
 from shoal.executor.thread import ComputeThread
 from shoal.models.graph.graph_store import GraphStore, LocalGraph, check_segments
@@ -35,6 +38,20 @@ class MakeRunner(Protocol):
     def __call__(
         self, graph: LocalGraph, span: Span, *, memory: int, within_s: float, fast: bool = False
     ) -> SegmentRunner: ...
+
+
+class MakeMapRunner(Protocol):
+    """Makes what computes a linear graph on encrypted inputs; the arguments are those of
+    :class:`EncryptedMapRunner`."""
+
+    def __call__(self, folder: Path, *, within_s: float) -> MapRunner: ...
+
+
+def computes_encrypted(graph: LocalGraph, span: Span) -> bool:
+    """Whether a node of these segments computes on encrypted inputs: it has the whole graph, which is linear,
+    and what it takes."""
+    whole = Span(0, len(graph.manifest.segments))
+    return graph.manifest.linear is not None and span == whole and has_ckks()
 
 
 def pick_segments(
@@ -94,6 +111,7 @@ class GraphNode:
             device_memory=self._memory,
             kind="graph",
             numerics=str(server.numerics),
+            encrypted=server.linear is not None,
         )
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -114,12 +132,14 @@ async def start_graph_node(
     settings: Settings,
     *,
     make_runner: MakeRunner = GraphRunner,
+    make_map_runner: MakeMapRunner = EncryptedMapRunner,
     progress: Progress = silent,
 ) -> AsyncGenerator[GraphNode]:
     """Load ``span``, or what the swarm lacks most, and serve it until the block ends.
 
     Args:
         make_runner: makes what computes the segments; by default a process of its own.
+        make_map_runner: makes what computes a linear graph on encrypted inputs; by default the same.
 
     Raises:
         UsageError: the span goes beyond the graph.
@@ -135,6 +155,9 @@ async def start_graph_node(
     await PeerGraphs(member, settings, GraphStore(settings.paths.graphs)).fetch_span(graph, chosen, progress)
     thread = ComputeThread("shoal-segments")
     runner = make_runner(graph, chosen, memory=memory, within_s=settings.step_timeout_s, fast=settings.fast)
+    linear = None
+    if computes_encrypted(graph, chosen):
+        linear = make_map_runner(graph.folder, within_s=settings.step_timeout_s)
     try:
         await thread.run(runner.load)
         server = GraphServer(
@@ -145,6 +168,7 @@ async def start_graph_node(
             numerics,
             max_sessions=settings.max_sessions,
             share_rate=settings.share_rate,
+            linear=linear,
         )
         if shares_weights(settings):
             server.weights.share(SharedModel.of_graph(graph))
@@ -163,4 +187,6 @@ async def start_graph_node(
                 nursery.cancel_scope.cancel()
     finally:
         runner.close()
+        if linear is not None:
+            linear.close()
         thread.close()

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+import msgspec
 import trio
 
 from shoal.errors import Busy, ChannelClosed, ModelError, NotAllowed, ShoalError, StepFailed, UnknownSession
+from shoal.executor.encrypted.parameters import PARAMETERS
+from shoal.executor.encrypted.processes import MapRunner
 from shoal.executor.graph.runner import SegmentRunner
 from shoal.executor.thread import ComputeThread
 from shoal.metrics.logs import about
@@ -31,10 +34,10 @@ from shoal.node.handlers import Handlers
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.weight_server import WeightServer
 from shoal.types import Numerics, SessionId, Span
-from shoal.wire.arrays import ArraySpec
 from shoal.wire.fetching import MAX_PIECE, Fetch, Fetched, NotFetched
 from shoal.wire.fields import MAX_PAYLOAD
-from shoal.wire.messages import Close, Failed, Infer, Inferred, Open, Opened, shorten
+from shoal.wire.inferring import ArraySpec, Infer, InferEncrypted, Inferred, InferredEncrypted
+from shoal.wire.messages import Close, Failed, Open, Opened, shorten
 
 NEWEST = 0.2
 """Share of the newest request in the time that is announced."""
@@ -44,6 +47,9 @@ READ_BYTES_S = 1e6
 MANIFEST_QUEUE = b"manifest"
 QUEUED_BYTES = 8 << 20
 """Bytes waiting for a peer, past which it is given no more of a manifest: it asks and does not read."""
+
+GraphQuestion = Infer | InferEncrypted
+GraphReply = Inferred | InferredEncrypted
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +67,12 @@ class GraphServer:
         *,
         max_sessions: int,
         share_rate: int = 0,
+        linear: MapRunner | None = None,
     ) -> None:
         self.graph = graph
         self.runner = runner
+        self.linear = linear
+        """Computes all of the graph on encrypted rows, where it can."""
         self.numerics = numerics
         self.metrics = Metrics()
         self.draining = False
@@ -89,6 +98,7 @@ class GraphServer:
         )
         self.handlers.register(Open, self._open)
         self.handlers.register(Infer, self._infer)
+        self.handlers.register(InferEncrypted, self._infer)
         self.handlers.register(Close, self._close)
         self.handlers.register(Fetch, self._fetch)
 
@@ -145,12 +155,15 @@ class GraphServer:
         with suppress(ChannelClosed):
             channel.reply(Opened(message.session, self.requests_free))
 
-    async def _infer(self, channel: Channel, message: Infer, payload: bytes) -> None:
+    async def _infer(self, channel: Channel, message: GraphQuestion, payload: bytes) -> None:
         session = self._open_sessions.get(SessionId(message.session), channel)
         try:
             if session is None:
                 raise UnknownSession("the session is not open here, or belongs to another")
-            self._check(session.span, message.arrays)
+            if isinstance(message, InferEncrypted):
+                self._check_encrypted(session.span, message)
+            else:
+                self._check(session.span, message.arrays)
             self._open_sessions.begin(session, len(payload), trio.current_time())
         except ShoalError as error:
             self._fail(channel, message, error)
@@ -158,7 +171,7 @@ class GraphServer:
         if self._nursery is not None:
             self._nursery.start_soon(self._answer, session, message, payload)
 
-    async def _answer(self, session: GraphSession, message: Infer, payload: bytes) -> None:
+    async def _answer(self, session: GraphSession, message: GraphQuestion, payload: bytes) -> None:
         held = len(payload)
         try:
             with suppress(ChannelClosed):
@@ -180,26 +193,39 @@ class GraphServer:
             if not self.waiting:
                 self._idle.set()
 
-    async def _compute(self, session: GraphSession, message: Infer, payload: bytes) -> tuple[Inferred, bytes]:
+    async def _compute(
+        self, session: GraphSession, message: GraphQuestion, payload: bytes
+    ) -> tuple[GraphReply, bytes]:
         """Raises ChannelClosed: nobody wants it any more. StepFailed, ModelError: it cannot be computed."""
         came = time.perf_counter()
         began = came
 
-        def compute() -> tuple[tuple[ArraySpec, ...], bytes]:
+        def compute() -> tuple[GraphReply, bytes]:
             nonlocal began
             began = time.perf_counter()
             if self._open_sessions.get(session.session, session.channel) is not session:
                 raise ChannelClosed("who asked is gone")
-            return self.runner.run(session.span, message.arrays, payload)
+            return self._run(session.span, message, payload)
 
-        arrays, made = await self._thread.run(compute)
+        answer, made = await self._thread.run(compute)
         if len(made) > MAX_PAYLOAD:
             raise StepFailed(f"segments {session.span} give {len(made)} bytes; {MAX_PAYLOAD} are sent")
         compute_us, waiting_us = round(1e6 * (time.perf_counter() - began)), round(1e6 * (began - came))
-        self._note(session.span, compute_us, waiting_us)
-        return Inferred(message.session, message.number, arrays, compute_us, waiting_us), made
+        self._note(session.span, compute_us, waiting_us, encrypted=isinstance(message, InferEncrypted))
+        return msgspec.structs.replace(answer, compute_us=compute_us, waiting_us=waiting_us), made
 
-    async def _send(self, session: GraphSession, answer: Inferred, made: bytes) -> None:
+    def _run(self, span: Span, message: GraphQuestion, payload: bytes) -> tuple[GraphReply, bytes]:
+        """The answer to a question, and its payload; takes long. Raises StepFailed, ModelError."""
+        if not isinstance(message, InferEncrypted):
+            arrays, made = self.runner.run(span, message.arrays, payload)
+            return Inferred(message.session, message.number, arrays), made
+        if self.linear is None:
+            raise _not_encrypted()
+        scores = self.linear.run(message.sizes, payload)
+        answer = InferredEncrypted(message.session, message.number, scores.sizes, scores.exponent)
+        return answer, scores.ciphertexts
+
+    async def _send(self, session: GraphSession, answer: GraphReply, made: bytes) -> None:
         """Send an answer, and see to it that it leaves: a peer that is too slow to read loses its channel."""
         channel = session.channel
         with trio.move_on_after(READ_WITHIN_S + self._open_sessions.owed(channel) / READ_BYTES_S) as sending:
@@ -220,18 +246,32 @@ class GraphServer:
             if (why := misfit(manifest.values[array.value], array.dtype, array.shape)) is not None:
                 raise StepFailed(why)
 
-    def _note(self, span: Span, compute_us: int, waiting_us: int) -> None:
+    def _check_encrypted(self, span: Span, message: InferEncrypted) -> None:
+        """Raises StepFailed: the graph is not run on encrypted rows here, or these are not its columns."""
+        linear = self.graph.manifest.linear
+        if self.linear is None or linear is None or span != self.span:
+            raise _not_encrypted()
+        if message.parameters != PARAMETERS:
+            raise StepFailed(f"rows are encrypted by {PARAMETERS} alone, not {message.parameters!r}")
+        if len(message.sizes) != linear.columns + 1:
+            raise StepFailed(
+                f"{len(message.sizes)} ciphertexts; a row has {linear.columns} columns, and one of 1"
+            )
+
+    def _note(self, span: Span, compute_us: int, waiting_us: int, *, encrypted: bool = False) -> None:
         """Count a request, and what the time of one through all segments is expected to be."""
         self._computed += 1
         self.metrics.step("infer", 1, compute_us, waiting_us)
+        self.wait_ms += NEWEST * (waiting_us / 1e3 - self.wait_ms)
+        if encrypted:  # says nothing of what others take
+            return
         work = self.graph.manifest.work
         share = sum(work[span.start : span.end]) / sum(work[self.span.start : self.span.end])
         whole_ms = compute_us / 1e3 / share
         old = self.step_ms or whole_ms
         self.step_ms = old + NEWEST * (whole_ms - old)
-        self.wait_ms += NEWEST * (waiting_us / 1e3 - self.wait_ms)
 
-    def _fail(self, channel: Channel, message: Infer, error: ShoalError) -> None:
+    def _fail(self, channel: Channel, message: GraphQuestion, error: ShoalError) -> None:
         self.metrics.failures.labels(error.code).inc()
         log.info("a request failed: %s", error.message, extra=about(channel.peer, message.session))
         with suppress(ChannelClosed):
@@ -260,3 +300,7 @@ class GraphServer:
 
     def _lost(self, channel: Channel, reason: str) -> None:
         self._open_sessions.lost(channel)
+
+
+def _not_encrypted() -> StepFailed:
+    return StepFailed("this node does not compute all of this graph on encrypted inputs")

@@ -1,0 +1,1 @@
+"""Encrypted inputs for tests, and what they take."""
