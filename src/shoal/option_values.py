@@ -204,6 +204,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "image_pixels": (1, 1 << 28),
     "prefill_chunk": (0, 1 << 22),
     "audit_budget": (0, 16),
+    "redeem_at": (0, 1 << 20),
     "store_days": (0, 3650),
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),
