@@ -9,7 +9,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { readFile } from 'node:fs/promises'
 import { extname, join, normalize } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ANSWER, apps, scene, health, history, invite, requests, used } from './scenes.ts'
+import { ANSWER, apps, scene, health, history, invite, market, marketCsv, money, requests, used } from './scenes.ts'
 
 const ROOT = join(import.meta.dirname, '../../src/shoal/gateway/page/built')
 const TYPES: Record<string, string> = {
@@ -99,6 +99,9 @@ const server = createServer((request, response) => {
     response.on('close', () => listeners.delete(response))
   } else if (pathname === '/api/invite') json(response, 200, invite())
   else if (pathname === '/api/history') json(response, 200, history(current))
+  else if (pathname === '/api/market') json(response, 200, market(current))
+  else if (pathname === '/api/market.csv') response.writeHead(200, { 'content-type': 'text/csv' }).end(marketCsv(current))
+  else if (pathname === '/api/money') json(response, 200, money(current))
   else if (pathname === '/api/usage') json(response, 200, used())
   else if (pathname === '/api/apps') json(response, 200, apps())
   else if (pathname === '/v1/chat/completions') void answer(request, response)

@@ -1,6 +1,6 @@
 /** Swarms to look at: whole, with a gap, many, empty, and one whose peers mean harm. */
 
-import type { Health, History, Invite, Model, Peer, Request, Swarm, UsedByKey } from '../src/api/types.ts'
+import type { Health, History, Invite, Market, Model, Money, Peer, Request, Swarm, UsedByKey } from '../src/api/types.ts'
 
 const MODEL = 'SmolLM2-135M-Instruct'
 const DIGEST = 'sha256:9c1f0e4b7d2a58c3e6f1'
@@ -187,6 +187,50 @@ export function history(name: string): History {
     tokens: Math.max(0, Math.round(1800 * Math.sin((index - 500) / 300))),
   }))
   return { model: scene(name).models[0]?.id ?? 'SmolLM2-135M-Instruct', moments: moments.filter((_, index) => index < 700 || index > 740) }
+}
+
+/** What the peers of a scene offer: every second one for a price, one that audits found out. */
+export function market(name: string): Market {
+  const shown = scene(name)
+  const spans = shown.peers.filter((one) => one.model !== null).map((one, i) => ({
+    model: one.model ?? '',
+    start: one.start,
+    end: one.end,
+    peer: one.peer,
+    format: one.format ?? '',
+    tokens_per_s: one.step_ms ? Math.round(10_000 / one.step_ms) / 10 : null,
+    tokens_free: one.tokens_free,
+    share: one.share,
+    attests: i === 1 ? 'tdx' : '',
+    found_out: i === 2,
+    price: i % 2 ? `0.00${i % 9}` : '',
+  }))
+  const models = shown.models.map((one, i) => ({
+    name: one.id,
+    digest: one.digest,
+    n_blocks: one.n_blocks,
+    format: one.format,
+    peers: spans.length,
+    complete: one.missing.length === 0,
+    tokens_per_s: i ? null : 24.8,
+    protection: ['fast', 'audited'],
+  }))
+  return { models, spans, peers_in_all: shown.peers_in_all }
+}
+
+export function marketCsv(name: string): string {
+  return ['model,peer,price', ...market(name).spans.map(({ model, peer, price }) => `${model},${peer},${price}`)].join('\n')
+}
+
+/** A node that earns by day, and a client that spends in the first week. */
+export function money(name: string): Money {
+  const now = Math.floor(Date.now() / 3_600_000)
+  const hours = Array.from({ length: 720 }, (_, index) => ({
+    hour: now - 719 + index,
+    earned: index % 24 > 8 ? '0.0005' : '0',
+    spent: index < 168 ? '0.0002' : '0',
+  }))
+  return { hours: name === 'empty' ? [] : hours }
 }
 
 /** Nine keys, of which some are used on working days alone. */

@@ -204,7 +204,17 @@ class Settings:
         ),
     )
     pay_password_file: str = field(
-        default="", metadata=_about("File with the wallet's password, for clients that pay.")
+        default="",
+        metadata=_about(
+            "File with the wallet's password, for clients that pay and nodes that redeem what they are paid."
+        ),
+    )
+    redeem_at: int = field(
+        default=50,
+        metadata=_about(
+            "A node that is paid, and has pay-password-file, redeems a voucher by itself once it is worth so "
+            "many times the gas of that. 0 leaves it to shoal wallet withdraw."
+        ),
     )
     pin: tuple[str, ...] = field(
         default=(), metadata=_about("Ids of peers that routes must use wherever they serve.")

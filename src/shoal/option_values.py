@@ -41,18 +41,24 @@ MAX_PRICE = (1 << 63) - 1
 """In the smallest unit: what an announcement can hold."""
 
 
+def read_amount(text: str) -> Decimal:
+    """An amount as people write it; 0 where the text is none, or is longer than one can be."""
+    try:
+        value = Decimal(text) if len(text) <= LONGEST_AMOUNT else Decimal(0)
+    except InvalidOperation:
+        value = Decimal(0)
+    return value if value.is_finite() else Decimal(0)
+
+
 def parse_coins(amount: str) -> int:
     """An amount of a chain's coin in its smallest unit, to the last digit.
 
     Raises:
         UsageError: it is none above 0.
     """
-    try:
-        value = Decimal(amount) if len(amount) <= LONGEST_AMOUNT else Decimal(0)
-    except InvalidOperation:
-        value = Decimal(0)
+    value = read_amount(amount)
     # Compared before it is multiplied: comparing is exact, whatever the exponent.
-    if value.is_finite() and Decimal(1) / COIN_UNITS <= value < 1 << 128:
+    if Decimal(1) / COIN_UNITS <= value < 1 << 128:
         with localcontext(prec=2 * LONGEST_AMOUNT):
             units = value * COIN_UNITS
             if units == int(units) and units < 1 << 128:
@@ -199,6 +205,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "prefill_chunk": (0, 1 << 22),
     "audit_budget": (0, 16),
     "canaries": (0, 1),
+    "redeem_at": (0, 1 << 20),
     "store_days": (0, 3650),
     "announce_s": (0.05, 120),
     "expiry_s": (0.1, 300),

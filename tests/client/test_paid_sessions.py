@@ -168,6 +168,47 @@ async def test_a_payer_that_does_not_pay_is_stopped_at_the_window_and_told_what_
         assert there.payee(desk).owed <= account.window
 
 
+class Dying(VoucherPayer):
+    """A client that pays nothing and writes nothing any more from the moment at which it is killed."""
+
+    killed = False
+
+    async def pay_due(self, channel_id, bills):
+        if not self.killed:
+            return await super().pay_due(channel_id, bills)
+        self._paying[channel_id].pending.clear()
+        self._paying[channel_id].busy = False
+        return {}
+
+    async def settle(self, bills, live):
+        if not self.killed:
+            await super().settle(bills, live)
+
+
+async def test_a_client_that_is_killed_in_a_later_session_comes_back_and_pays_for_both(
+    tmp_path, checkpoint, whole, monkeypatch
+):
+    async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
+        (desk,) = there.desks
+        client = await there.client(there.payer(Dying))
+        await there.tokens(client, 12)
+        await settled(there, desk)
+        with trio.fail_after(10):
+            while there.payers()[desk._address].under_way:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        monkeypatch.setattr(Dying, "killed", True)
+        with pytest.raises((PaymentRequired, NoCoverage)):
+            await there.tokens(client, 100)
+        lost = there.payee(desk)
+        assert 0.9 * lost.window < lost.owed - lost.paid <= lost.window
+        # Whoever comes back asks for little, and ends at once.
+        for _ in range(2):
+            again = await there.client(there.payer())
+            assert await there.tokens(again, 12) == whole.greedy(PROMPT, 12)
+        account = await settled(there, desk)
+        assert account.owed - account.paid <= 2 * 6 * TOKEN_BLOCK
+
+
 class Late(VoucherPayer):
     """A client whose vouchers take their time."""
 

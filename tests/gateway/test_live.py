@@ -183,3 +183,8 @@ async def test_what_the_swarm_offers_is_told_as_the_command_line_does_it(gateway
         (2, 3, False),
         (3, 6, False),
     ]
+    table = await gateway.http.get("/api/market.csv")
+    assert table.headers["content-type"].startswith("text/csv")
+    names, *rows = table.text.splitlines()
+    assert names.startswith("model,digest,start,end,peer,")
+    assert [row.split(",")[4] for row in rows] == [span["peer"] for span in found["spans"]]

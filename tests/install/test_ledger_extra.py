@@ -45,7 +45,7 @@ def test_a_node_a_client_and_a_gateway_import_nothing_that_needs_the_extra() -> 
 def test_who_pays_and_who_is_paid_is_imported_only_where_a_price_or_a_budget_is_set() -> None:
     said = run(FACES + "\nprint(*sys.modules)").split()
     assert {"shoal.node.paying.payment", "shoal.client.paying.accounts"} <= set(said)
-    needing = {f"shoal.node.paying.{name}" for name in ("payee_desk", "start")}
+    needing = {f"shoal.node.paying.{name}" for name in ("payee_desk", "redeemer", "start")}
     needing |= {f"shoal.client.paying.{name}" for name in ("voucher_payer", "start")}
     assert not needing & set(said)
 

@@ -11,7 +11,7 @@ import pytest
 from blake3 import blake3
 from filelock import BaseFileLock, FileLock
 
-from shoal.errors import BadLedgerFile, Busy, UsageError, VoucherRefused
+from shoal.errors import BadLedgerFile, Busy, OutOfResources, UsageError, VoucherRefused
 from shoal.ledger.vouchers import book as module
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import recover
@@ -53,6 +53,14 @@ def test_an_account_of_an_earlier_release_is_read_which_had_a_price(tmp_path: Pa
     body = path.read_bytes().split(b"\n")[1].removesuffix(b"}") + b',"price":0}'
     path.write_bytes(blake3(body).hexdigest().encode() + b"\n" + body + b"\n")
     assert book.read(CHANNEL) == payer()
+
+
+def test_where_the_disk_cannot_tell_whether_a_channel_is_kept_nobody_takes_it_for_a_new_one(
+    tmp_path: Path,
+) -> None:
+    book = PaymentBook(tmp_path / ("x" * 300), PayeeAccount)  # a name that no folder can have
+    with pytest.raises(OutOfResources, match="too long"):
+        assert CHANNEL in book
 
 
 def test_a_payment_channel_is_begun_once_and_must_be_known(book: PaymentBook[PayeeAccount]) -> None:

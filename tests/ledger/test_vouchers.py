@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import msgspec
@@ -10,6 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.client.paying.terms import HopBill
+from shoal.client.paying.voucher_payer import _Paying
+from shoal.client.paying.work import HopWork, RingWork
 from shoal.errors import PaymentRequired, PaymentStopped, UsageError, VoucherRefused
 from shoal.ledger.vouchers.keys import HALF_ORDER, ChainKey, recover
 from shoal.ledger.vouchers.payee import (
@@ -34,6 +36,7 @@ from shoal.ledger.vouchers.voucher import (
     sign_voucher,
     voucher_digest,
 )
+from shoal.swarm.announcement import AskedPrice
 
 ORDER = 2 * HALF_ORDER + 1
 PAYER, PAYEE = ChainKey.from_secret(b"\1" * 32), ChainKey.from_secret(b"\2" * 32)
@@ -318,34 +321,37 @@ EVENTS = st.lists(
 )
 
 
-@dataclasses.dataclass
-class Both:
-    """What each side knows; a token costs 1. What dies goes on from its disk, where the payer's account is
-    always."""
+PRICE = AskedPrice(MICRO, WINDOW, PAYEE.address, DOMAIN.chain_id, DOMAIN.contract)
+"""At which a token of one block costs 1."""
 
-    payer: PayerAccount
-    payee: PayeeAccount
-    payee_disk: PayeeAccount
-    served: int = 0
-    came: int = 0
-    """Of that, what has come back to the payer."""
-    kept: tuple[int, int] = (0, 0)
-    """What had come, and what may be owed, of all before the payer died."""
-    since: tuple[int, int] = (0, 0)
-    """What was served and what had come then."""
-    why: str | None = None
-    """What the payer last said."""
+
+class Both:
+    """What each side knows; the payer counts as a client does. What dies goes on from its disk, where the
+    payer's account is always."""
+
+    def __init__(self, payer: PayerAccount, payee: PayeeAccount) -> None:
+        self.payer = payer
+        self.payee = self.payee_disk = payee
+        self.served = 0
+        self.came = 0
+        """Of that, what has come back to the payer."""
+        self.why: str | None = None
+        """What the payer last said."""
+        self.payer_dies()
 
     def serve(self, tokens: int, comes: bool) -> None:
         check_credit(self.payee, tokens * MICRO, now=0)
         self.payee = charge(self.payee, tokens * MICRO)
+        self.ring.sent(self.served, tokens)
+        if comes:
+            self.ring.came_back(self.served)
         self.served += tokens
         self.came += tokens * comes
 
     def pay(self, arrives: bool, more: int = 0) -> None:
         """The payee claims what it is owed, and ``more``."""
-        asked, came = self.served - self.since[0], self.came - self.since[1]
-        most = (self.kept[1] + min(asked, came + WINDOW)) * MICRO
+        bill = HopBill(PRICE, 1, self.work, None)
+        most = self.paying.most_micro + bill.most_micro(WINDOW * MICRO)
         claimed = self.payee.owed_micro + more * MICRO
         amount = amount_due(self.payer, claimed, most)
         if amount > self.payer.signed:
@@ -357,8 +363,11 @@ class Both:
             self.payee = self.payee_disk = take_voucher(self.payee, self.payer.voucher, recover)
 
     def payer_dies(self) -> None:
-        came = max(self.payer.received_micro // MICRO, self.payer.signed)
-        self.kept, self.since = (came, came + WINDOW), (self.served, self.came)
+        """The client begins anew, from its disk."""
+        self.paying = _Paying(self.payer, WINDOW)
+        self.payer = replace(self.payer, under_way=WINDOW)
+        self.ring = RingWork()
+        self.work = HopWork(self.ring)
 
 
 @given(EVENTS, st.sampled_from([10_000, 300]))
@@ -367,7 +376,7 @@ def test_whoever_dies_or_lies_whenever_nobody_loses_more_than_a_window(
     events: list[tuple[str, int]], budget: int
 ) -> None:
     theirs = payee(window=WINDOW, least=1)
-    both = Both(payer(budget=budget), theirs, theirs)
+    both = Both(payer(budget=budget), theirs)
     died = payer_died = 0
     lied = lost = False
     for event, number in events:

@@ -10,18 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import trio
 from eth_account import Account
 
+from shoal import config
 from shoal.errors import BadLedgerFile, NotAllowed, OutOfResources, UsageError
 from shoal.ledger import wallet as module
 from shoal.ledger.chain import client as chain_client
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
+from shoal.ledger.vouchers.redeeming import note_failed
 from shoal.ledger.vouchers.typed_data import parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
 from shoal.ledger.wallet import MAX_FILE, create_wallet, open_wallet, read_password, wallet_address
+from shoal.node.paying.start import payee_desk
 from shoal.option_values import parse_coins, show_coins
 from tests.cli.conftest import Shoal, home, shoal
 from tests.ledger.engines import Engine, anvil
@@ -224,17 +229,14 @@ def test_what_is_in_escrow_comes_back_without_the_folder_of_payments(
     assert sorted(shoal("wallet", "recover", "--json").data["channels"]) == sorted([first, second])
 
 
-def test_what_vouchers_gave_is_taken_out_once(
-    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
-) -> None:
-    asked = ("--password-file", password, "--json")
-    # A stranger pays this wallet: a payer of its own home would do the same.
+def paid_by_a_stranger(rich: dict[str, Any], node: Engine, home: Path) -> str:
+    """A payment channel over which this wallet was paid a coin of two, as by a payer of another home."""
     payer = module.ChainKey.from_secret(b"\x31" * 32)
     node.give(show_address(payer.address))
     client = chain_client.ChainClient(
         chain_client.Deployment(str(node.w3.provider.endpoint_uri), 31337, contracts_of(home))
     )
-    terms = module_terms(payer, rich["address"])
+    terms = msgspec.structs.replace(module_terms(payer, rich["address"]), salt=os.urandom(32))
     client.deposit(payer, terms, 2 * ETHER)
     channel_id = terms.channel_id(client.deployment.escrow)
     voucher = sign_voucher(payer, client.deployment.escrow, channel_id, ETHER)
@@ -248,11 +250,58 @@ def test_what_vouchers_gave_is_taken_out_once(
             voucher=voucher,
         )
     )
-    assert shoal("wallet", "withdraw", channel_id.hex(), *asked).data["done"] == "redeemed"
+    return channel_id.hex()
+
+
+def test_what_vouchers_gave_is_taken_out_once(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
+) -> None:
+    asked = ("--password-file", password, "--json")
+    name = paid_by_a_stranger(rich, node, home)
+    assert shoal("wallet", "withdraw", name, *asked).data["done"] == "redeemed"
     (row,) = shoal("wallet", "channels", "--json").data["channels"]
     assert (row["role"], row["redeemed_wei"]) == ("paid by", str(ETHER))
     assert about(shoal("wallet", "show", "--json").data, 101)
-    assert shoal("wallet", "withdraw", channel_id.hex(), *asked).code == 2
+    assert shoal("wallet", "withdraw", name, *asked).code == 2
+
+
+def test_a_node_that_may_open_its_wallet_redeems_by_itself_and_it_is_listed(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path, password: str
+) -> None:
+    channel = paid_by_a_stranger(rich, node, home)
+    (row,) = shoal("wallet", "channels", "--json").data["channels"]
+    assert (row["to_redeem_wei"], row["closes_at"], row["redeem_failed"]) == (str(ETHER), None, None)
+    books = PaymentBooks.below(home / "payments")
+
+    async def serve() -> None:
+        """A node's life, as far as it is paid, until it has redeemed."""
+        desk = payee_desk(config.load({"price": "1", "pay_password_file": password}))
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(desk.run)
+                while not books.paid.read(bytes.fromhex(channel)).redeemed:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+                nursery.cancel_scope.cancel()
+
+    trio.run(serve)
+    (row,) = shoal("wallet", "channels", "--json").data["channels"]
+    assert (row["redeemed_wei"], row["to_redeem_wei"]) == (str(ETHER), "0")
+    assert about(shoal("wallet", "show", "--json").data, 101)
+
+
+def test_what_could_not_be_redeemed_is_listed_with_why_and_when_it_is_tried_again(
+    shoal: Shoal, rich: dict[str, Any], node: Engine, home: Path
+) -> None:
+    channel_id = bytes.fromhex(paid_by_a_stranger(rich, node, home))
+    book = PaymentBooks.below(home / "payments").paid
+    book.change(channel_id, lambda kept: note_failed(kept, "the node is away", 1_000.0))
+    closing = msgspec.structs.replace(book.read(channel_id), closes_at=2_000_000_000.0)
+    book.change(channel_id, lambda _: closing)
+    (row,) = shoal("wallet", "channels", "--json").data["channels"]
+    assert row["redeem_failed"] == {"times": 1, "why": "the node is away", "again_at": 1_060.0}
+    shown = " ".join(shoal("wallet", "channels").out.split())
+    for part in ("until 2033-05-1", "tried", "once in vain", "away"):
+        assert part in shown, shown
 
 
 def test_a_damaged_file_of_a_channel_is_told_beside_the_others(shoal: Shoal, home: Path) -> None:

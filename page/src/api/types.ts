@@ -198,6 +198,44 @@ export interface History {
   moments: Moment[]
 }
 
+/** What one node offers, as `shoal market` lists it. */
+export interface MarketSpan {
+  model: string
+  start: number
+  end: number
+  peer: string
+  format: string
+  tokens_per_s: number | null
+  tokens_free: number
+  share: number
+  /** The hardware that it says to show; empty where it shows none. */
+  attests: string
+  /** Whether audits have found that it computed something else. */
+  found_out: boolean
+  /** Of a million tokens of one block, in coins; empty where it asks nothing. */
+  price: string
+}
+
+export interface Market {
+  models: {
+    name: string
+    digest: string
+    n_blocks: number
+    format: string
+    peers: number
+    complete: boolean
+    tokens_per_s: number | null
+    protection: string[]
+  }[]
+  spans: MarketSpan[]
+  peers_in_all: number
+}
+
+export interface Money {
+  /** The oldest first; in coins. Hours in which nothing is known are missing. */
+  hours: { hour: number; earned: string; spent: string }[]
+}
+
 export interface UsedByKey {
   /** By UTC, for example `2030-01-31`, the oldest first. */
   days: string[]

@@ -48,6 +48,7 @@ from shoal.gateway.ollama import OllamaRoutes
 from shoal.gateway.page.feed import Feed, Health
 from shoal.gateway.page.history import Sight, SwarmHistory
 from shoal.gateway.page.live import Invite, Live
+from shoal.gateway.page.money import MoneyHistory, read_sums
 from shoal.gateway.page.requests import Record, Records
 from shoal.gateway.page.static import StaticPage
 from shoal.gateway.prefixes import Prefixes
@@ -126,8 +127,15 @@ class Gateway:
         self.feed = Feed(swarm, options.swarm, self.records, options.health)
         self._page = StaticPage()
         self.history = SwarmHistory(options.database, self._sight)
+        self.money = MoneyHistory(options.database, partial(read_sums, swarm.settings.paths.payments))
         self._live = Live(
-            self.feed, options.invite, options.model, history=self.history, usage=self.usage, keys=self.keys
+            self.feed,
+            options.invite,
+            options.model,
+            history=self.history,
+            money=self.money,
+            usage=self.usage,
+            keys=self.keys,
         )
         speculate = swarm.settings.speculate == "auto"
         answers = Answers(
@@ -170,6 +178,7 @@ class Gateway:
                         await nursery.start(self.prefixes.run)
                         nursery.start_soon(self.feed.run)
                         nursery.start_soon(self.history.run)
+                        nursery.start_soon(self.money.run)
                         nursery.start_soon(self._refresh_keys)
                         nursery.start_soon(self._sweep)
                         nursery.start_soon(self.batch_runner.run)

@@ -16,6 +16,7 @@ from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.payee import PayeeAccount, note_escrow
 from shoal.ledger.vouchers.payer import PayerAccount, note_deposit, note_sending
+from shoal.ledger.vouchers.redeeming import note_redeemed
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms
 
@@ -110,7 +111,8 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
         ChainError: as :meth:`ChainClient.transact`.
     """
     if channel_id in books.paid:
-        return _redeem(client, books, key, channel_id)
+        redeem(client, books, key, channel_id)
+        return "redeemed"
     account = books.paying.read(channel_id)
     terms = account.terms
     _check_domain(client, account)
@@ -169,7 +171,14 @@ def recover(
     return found
 
 
-def _redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id: bytes) -> Withdrawal:
+def redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id: bytes) -> PayeeAccount:
+    """Have the newest voucher of a payment channel paid out over which this machine is paid.
+
+    Raises:
+        UsageError: it is not kept here, is of another chain or contract, or there is nothing to redeem.
+        NotAllowed: it is another wallet's.
+        ChainError: as :meth:`ChainClient.transact`.
+    """
     terms = books.paid.read(channel_id).terms
     _check_wallet(key, channel_id, terms.payee, terms.payee_signer)
     client.check()
@@ -178,7 +187,7 @@ def _redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id:
         raise UsageError("no voucher of this payment channel is worth more than was redeemed")
     client.redeem(key, account.terms, account.voucher)
     refresh_payee(client, books, channel_id)
-    return "redeemed"
+    return books.paid.change(channel_id, note_redeemed)
 
 
 def _check_domain(client: ChainClient, account: PayerAccount | PayeeAccount) -> None:

@@ -345,7 +345,13 @@ def _paying(account: PayerAccount) -> dict[str, Any]:
 
 
 def _paid(account: PayeeAccount) -> dict[str, Any]:
-    return _row(account, "paid by", account.terms.payer, account.paid, account.redeemed)
+    from shoal.ledger.vouchers.redeeming import next_try
+
+    row = _row(account, "paid by", account.terms.payer, account.paid, account.redeemed)
+    row |= {"to_redeem_wei": str(account.unredeemed), "closes_at": account.closes_at, "redeem_failed": None}
+    if failed := account.redeem_failed:
+        row["redeem_failed"] = {"times": failed.times, "why": failed.why, "again_at": next_try(account)}
+    return row
 
 
 def _row(
@@ -370,9 +376,8 @@ def _table(rows: list[dict[str, Any]]) -> Table | str:
 
     if not rows:
         return "no payment channels; shoal wallet fund opens one"
-    table = Table(
-        "channel", "role", "address", "chain", "contract", "in escrow", "paid", "redeemed", box=None
-    )
+    names = ("channel", "role", "address", "chain", "contract", "in escrow", "paid", "redeemed", "to redeem")
+    table = Table(*names, box=None)
     for row in rows:
         if "damaged" in row:
             table.add_row(row["channel"][:16], row["role"], "damaged")
@@ -383,5 +388,26 @@ def _table(rows: list[dict[str, Any]]) -> Table | str:
         if on_the_way := int(row.get("on_the_way_wei", 0)):
             deposit += f" (and {show_coins(on_the_way)} on the way)"
         place = (str(row["chain_id"]), row["contract"])
-        table.add_row(row["channel"][:16], row["role"], row["other"], *place, deposit, paid, redeemed)
+        left = _to_redeem(row)
+        table.add_row(row["channel"][:16], row["role"], row["other"], *place, deposit, paid, redeemed, left)
     return table
+
+
+def _to_redeem(row: dict[str, Any]) -> str:
+    """What is not redeemed yet, until when it has to be, and what has become of it."""
+    if "to_redeem_wei" not in row:
+        return ""
+    parts = [show_coins(int(row["to_redeem_wei"]))]
+    if (closes_at := row["closes_at"]) is not None:
+        parts.append(f"until {_moment(closes_at)}, when the payer may take all back")
+    if failed := row["redeem_failed"]:
+        tries = "once" if failed["times"] == 1 else f"{failed['times']} times"
+        parts.append(f"tried {tries} in vain, again at {_moment(failed['again_at'])}: {failed['why']}")
+    return "; ".join(parts)
+
+
+def _moment(since_epoch: float) -> str:
+    """A time as people here write it."""
+    from datetime import datetime
+
+    return f"{datetime.fromtimestamp(since_epoch).astimezone():%Y-%m-%d %H:%M}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.client.paying.acknowledging import Acknowledging
@@ -50,12 +50,12 @@ class HopAccounts:
         return HopTerms(credit, await self.payer.offer(peer, price))
 
     async def settle(
-        self, given: Sequence[GivenWork], bills: Sequence[HopBill], live: Sequence[HopBill]
+        self, given: Sequence[GivenWork], bills: Sequence[HopBill], live: Callable[[], Sequence[HopBill]]
     ) -> None:
         """A session is over: sign for it, and pay for it.
 
         Args:
-            live: bills of sessions that are not over.
+            live: bills of sessions that are not over by then, or are being opened.
         """
         if self._acknowledging is not None:
             units: dict[PeerId, int] = {}

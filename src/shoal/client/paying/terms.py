@@ -88,11 +88,11 @@ class Payer(Protocol):
         """
         ...
 
-    async def settle(self, bills: Sequence[HopBill], live: Sequence[HopBill]) -> None:
+    async def settle(self, bills: Sequence[HopBill], live: Callable[[], Sequence[HopBill]]) -> None:
         """Pay for a session that is over.
 
         Args:
-            live: bills of those that are not.
+            live: bills of those that are not by then, or are being opened.
         """
         ...
 

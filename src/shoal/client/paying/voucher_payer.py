@@ -60,6 +60,8 @@ class _Paying:
         # Of sessions that were open when this machine stopped, nobody knows here what came.
         self.most_micro = self.received_micro + account.under_way * MICRO
         """What their hops may ask for them."""
+        self.owes_before = account.under_way > 0
+        """Whether those may be owed something still: the payee has not said yet what, or it is not paid."""
         self.window = window
         self.last_claim = -1
         self.peers: OrderedDict[PeerId, None] = OrderedDict()
@@ -110,6 +112,7 @@ class VoucherPayer:
             paying = self._to.get(price.payee)
             if paying is None or paying.account.signed >= paying.account.ceiling:
                 paying = await self._opened(price)
+        await self._note_under_way(paying)
         paying.peers[peer] = None
         paying.peers.move_to_end(peer)
         if len(paying.peers) > MAX_PEERS:
@@ -156,19 +159,22 @@ class VoucherPayer:
             paying.busy = False
         return waiting
 
-    async def settle(self, bills: Sequence[HopBill], live: Sequence[HopBill]) -> None:
+    async def settle(self, bills: Sequence[HopBill], live: Callable[[], Sequence[HopBill]]) -> None:
         """Pay for a session that is over. See :class:`~shoal.client.paying.terms.Payer`."""
         for payee in {bill.price.payee for bill in bills}:
             paying = self._to.get(payee)
             if paying is None:
                 continue
             over = [bill for bill in bills if bill.price.payee == payee]
-            left = [bill for bill in live if bill.price.payee == payee]
+
+            def left(payee: bytes = payee) -> list[HopBill]:
+                return [bill for bill in live() if bill.price.payee == payee]
+
             paying.received_micro += sum(bill.came_micro for bill in over)
             paying.most_micro += sum(bill.most_micro(paying.window * MICRO) for bill in over)
-            micro = paying.received_micro + sum(bill.came_micro for bill in left)
+            micro = paying.received_micro + sum(bill.came_micro for bill in left())
             try:
-                voucher = await self._sign(paying, micro, micro, b"", idle=not left)
+                voucher = await self._sign(paying, micro, micro, b"", left)
             except ShoalError as error:
                 log.warning("a session could not be paid for to the end: %s", error.message)
                 continue
@@ -191,6 +197,8 @@ class VoucherPayer:
             with suppress(ChannelClosed):
                 await channel.send(Paid(msgspec.msgpack.encode(voucher)))
         account = paying.account
+        if account.signed >= claimed // MICRO:
+            paying.owes_before = False
         again, paying.last_claim = claimed == paying.last_claim, claimed
         why = stop_reason(account, claimed, most, paying.window, waiting=message.waiting, again=again)
         if why == "overcharged":
@@ -203,15 +211,21 @@ class VoucherPayer:
         return self._spent(account) if why is not None else None
 
     async def _sign(
-        self, paying: _Paying, claimed: int, most: int, newest: bytes, *, idle: bool = False
+        self,
+        paying: _Paying,
+        claimed: int,
+        most: int,
+        newest: bytes,
+        left: Callable[[], Sequence[HopBill]] | None = None,
     ) -> Voucher | None:
         """Sign for what is due, as far as the budget goes. Returns the newest voucher.
 
         Args:
             claimed: what is to be paid in all, in millionths; ``most``: what may be.
             newest: the payee's voucher.
-            idle: whether no session is open any more.
+            left: bills of sessions that go on; with none, nothing new is under way any more.
         """
+        idle = False
 
         def change(account: PayerAccount) -> PayerAccount:
             if newest:
@@ -226,27 +240,33 @@ class VoucherPayer:
             )
 
         async with paying.signing:
+            idle = left is not None and not left() and not paying.owes_before
             run = partial(self._book.change, paying.account.channel_id, change)
             paying.account = await trio.to_thread.run_sync(run)
         return paying.account.voucher
+
+    async def _note_under_way(self, paying: _Paying) -> None:
+        """Put on the disk that a session is open, whose hop is owed up to its window if we are killed."""
+        async with paying.signing:
+            if not paying.account.under_way:
+                window = partial(msgspec.structs.replace, under_way=paying.window)
+                run = partial(self._book.change, paying.account.channel_id, window)
+                paying.account = await trio.to_thread.run_sync(run)
 
     async def _opened(self, price: AskedPrice) -> _Paying:
         """The payment channel to a payee, with what is left in it; a new one where there is none."""
         payee = ChainAddress(price.payee)
 
-        def open_or_find() -> tuple[PayerAccount, PayerAccount]:
+        def open_or_find() -> PayerAccount:
             found = self._find(payee)
             if found is None and self._budget:
                 found = self._fund(payee, self._budget)
             if found is None or found.signed >= found.ceiling:
                 raise self._spent(found)
-            window = partial(msgspec.structs.replace, under_way=price.window)
-            return found, self._book.change(found.channel_id, window)
+            return found
 
-        before, account = await trio.to_thread.run_sync(open_or_find)
-        paying = _Paying(before, price.window)
-        paying.account = account
-        self._paying[account.channel_id] = self._to[price.payee] = paying
+        account = await trio.to_thread.run_sync(open_or_find)
+        paying = self._paying[account.channel_id] = self._to[price.payee] = _Paying(account, price.window)
         return paying
 
     def _find(self, payee: ChainAddress) -> PayerAccount | None:

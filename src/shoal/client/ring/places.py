@@ -119,11 +119,12 @@ class Places:
 
     @property
     def bills(self) -> list[HopBill]:
-        """What the hops may ask for that are to be paid, those that have lost their places among them."""
+        """What the hops may ask for that are to be paid, those that have lost their places among them, and
+        those that are only just being asked to take one."""
         return [
-            HopBill(hop.hop.price, len(hop.hop.span), hop.work, hop.channel)
+            HopBill(hop.hop.price, len(hop.hop.span), hop.work or HopWork(RingWork()), hop.channel)
             for hop in (*self.hops, *self.departed)
-            if hop.hop.price is not None and hop.work is not None
+            if hop.hop.price is not None
         ]
 
     @property

@@ -364,7 +364,7 @@ class Rings:
             if (step_s := pace.usual_s) is not None:
                 self.finder.reputation.paced(hop.address.peer, step_s / len(hop.span))
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
-            await self._accounts.settle(ring.places.given, ring.places.bills, self._bills)
+            await self._accounts.settle(ring.places.given, ring.places.bills, lambda: self._bills)
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
             await ring.aclose()
 

@@ -126,7 +126,19 @@ CREATE TABLE secrets (
 );
 """
 """What only the gateways of this database know."""
-STEPS = (KEPT, NUMBERED, ALLOWED, WRITTEN_ONCE, SECRETS)
+EARNED = """
+CREATE TABLE money (
+    hour BIGINT PRIMARY KEY,
+    earned TEXT NOT NULL,
+    spent TEXT NOT NULL
+);
+CREATE TABLE money_seen (
+    channel TEXT PRIMARY KEY,
+    amount TEXT NOT NULL
+);
+"""
+"""What payment channels came to, hour by hour, and how far each was seen. Amounts have 128 bits: text."""
+STEPS = (KEPT, NUMBERED, ALLOWED, WRITTEN_ONCE, SECRETS, EARNED)
 LOCK = "schema"
 """Held while steps are taken, so that of several gateways that start at once one takes them."""
 

@@ -24,10 +24,12 @@ from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.page.apps import APPS, KEY_HINT, NO_KEY, GatewayAddress
 from shoal.gateway.page.feed import Feed
 from shoal.gateway.page.history import SwarmHistory
+from shoal.gateway.page.money import MoneyHistory
+from shoal.option_values import show_coins
 from shoal.swarm.audit_book import AuditBook
 from shoal.swarm.invite import write_invite
 from shoal.swarm.join import here_only
-from shoal.swarm.market import market
+from shoal.swarm.market import Market, as_csv, market
 from shoal.swarm.membership import Membership
 
 MOST_CHARACTERS = 1024
@@ -39,12 +41,21 @@ class Live:
     """The routes of the page's data."""
 
     def __init__(
-        self, feed: Feed, invite: Invite, model: str, *, history: SwarmHistory, usage: Usage, keys: KeyRing
+        self,
+        feed: Feed,
+        invite: Invite,
+        model: str,
+        *,
+        history: SwarmHistory,
+        money: MoneyHistory,
+        usage: Usage,
+        keys: KeyRing,
     ) -> None:
         self._feed = feed
         self._invite = invite
         self._model = model
         self._day = history
+        self._money_by_hour = money
         self._used = usage
         self._keys = keys
 
@@ -53,6 +64,8 @@ class Live:
             Route("/api/events", self._events),
             Route("/api/swarm", self._swarm),
             Route("/api/market", self._market),
+            Route("/api/market.csv", self._market_csv),
+            Route("/api/money", self._money),
             Route("/api/requests", self._requests),
             Route("/api/health", self._health),
             Route("/api/history", self._history),
@@ -71,11 +84,29 @@ class Live:
 
     async def _market(self, request: Request) -> Response:
         """What the swarm offers, as `shoal market --json` prints it."""
+        return Response(msgspec.json.encode(await self._offered()), media_type="application/json")
+
+    async def _market_csv(self, request: Request) -> Response:
+        """The same, as `shoal market --csv` does."""
+        return Response(as_csv(await self._offered()), media_type="text/csv")
+
+    async def _offered(self) -> Market:
         swarm = self._feed.swarm
         book, now = AuditBook(swarm.settings.paths.audits), swarm.member.clock.wall()
         liars = await trio.to_thread.run_sync(book.liars, now)
-        found = market(self._feed.name, swarm.announcements(), liars)
-        return Response(msgspec.json.encode(found), media_type="application/json")
+        return market(self._feed.name, swarm.announcements(), liars)
+
+    async def _money(self, request: Request) -> Response:
+        """What this machine has earned and spent by vouchers, hour by hour: for administrators alone."""
+        if not caller_of(request).admin:
+            check = "use a key made with: shoal key create NAME --admin"
+            raise Forbidden("this key may not see what was earned and spent", check=check)
+        hours = await self._money_by_hour.database.run(self._money_by_hour.shown)
+        shown = [
+            {"hour": one.hour, "earned": show_coins(one.earned), "spent": show_coins(one.spent)}
+            for one in hours
+        ]
+        return JSONResponse({"hours": shown})
 
     async def _requests(self, request: Request) -> Response:
         return JSONResponse(self._feed.records.shown())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from shoal.config import Settings
@@ -57,21 +58,19 @@ def offer_of(terms: PaymentTermsFile, token: TokenFacts, key: ChainKey) -> Gatew
     Raises:
         UsageError: a request, or a deposit, costs more than a voucher can say.
     """
-    price = smallest_units(terms.price, token.decimals)
-    ceiling = -(-price * terms.most_tokens // 1_000_000)
-    if terms.least_deposit is None:
-        least = LEAST_REQUESTS * ceiling
-    else:
-        least = smallest_units(terms.least_deposit, token.decimals)
-    return GatewayOffer(
+    offer = GatewayOffer(
         chain_id=terms.chain_id,
         token=terms.token,
         token_name=token.name,
         token_version=token.version,
         payee=terms.payee,
         signer=key.address,
-        price=price,
+        price=smallest_units(terms.price, token.decimals),
         most_tokens=terms.most_tokens,
-        least_deposit=max(least, ceiling),
+        least_deposit=0,
         delay_s=terms.delay_s,
     )
+    least = LEAST_REQUESTS * offer.ceiling
+    if terms.least_deposit is not None:
+        least = smallest_units(terms.least_deposit, token.decimals)
+    return replace(offer, least_deposit=max(least, offer.ceiling))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation, localcontext
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from shoal.errors import UsageError
 from shoal.ledger.chain.deployment import check_test_chain, check_url
 from shoal.ledger.vouchers.typed_data import ChainAddress, parse_address
 from shoal.ledger.vouchers.voucher import MAX_AMOUNT, MAX_DELAY_S, MIN_DELAY_S
-from shoal.option_values import LONGEST_AMOUNT
+from shoal.option_values import LONGEST_AMOUNT, read_amount
 from shoal.toml_file import read_toml
 
 MOST_TOKENS = 4096
@@ -101,11 +101,8 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def _amount(path: Path, name: str, text: str) -> Decimal:
-    try:
-        value = Decimal(text) if len(text) <= LONGEST_AMOUNT else Decimal(0)
-    except InvalidOperation:
-        value = Decimal(0)
-    if not value.is_finite() or not Decimal(10) ** -36 <= value <= MAX_AMOUNT:
+    value = read_amount(text)
+    if not Decimal(10) ** -36 <= value <= MAX_AMOUNT:
         raise _wrong(path, name, 'an amount above 0 in whole tokens, for example "0.5"')
     return value
 

@@ -35,6 +35,15 @@ class Escrowed(Protocol):
     def closes_at(self) -> float | None: ...
 
 
+class FailedRedemption(Struct, frozen=True, kw_only=True):
+    """Tries to have a voucher paid out, one after the other, that came to nothing."""
+
+    times: Annotated[int, Meta(ge=1)]
+    last_s: float
+    """When the last one ended, in seconds since the epoch."""
+    why: Annotated[str, Meta(max_length=1000)]
+
+
 class PayeeAccount(Struct, frozen=True, kw_only=True, tag="payee"):
     """One payment channel as its payee knows it."""
 
@@ -57,6 +66,8 @@ class PayeeAccount(Struct, frozen=True, kw_only=True, tag="payee"):
     """When the payer may take back what is left, by the chain's clock; ``None`` while it has not asked."""
     told: Amount = 0
     """What a payer that counts by what it is told was told that it owes (:mod:`shoal.ledger.x402.taking`)."""
+    redeem_failed: FailedRedemption | None = None
+    """Tries to redeem by itself, since it last went well (:mod:`shoal.ledger.vouchers.redeeming`)."""
 
     @property
     def owed(self) -> int:

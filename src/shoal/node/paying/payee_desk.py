@@ -34,6 +34,7 @@ from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
+from shoal.node.paying.redeemer import Redeemer
 from shoal.option_values import show_coins
 from shoal.swarm.announcement import AskedPrice, window_of
 from shoal.types import Span
@@ -172,6 +173,7 @@ class PayeeDesk:
         price: for a million tokens of one block, in the smallest unit.
         address: to whom clients pay.
         wall: seconds since the epoch, to compare with when a payment channel closes.
+        redeemer: what redeems by itself; ``None``: whoever owns the wallet does.
     """
 
     def __init__(
@@ -182,7 +184,9 @@ class PayeeDesk:
         address: ChainAddress,
         price: int,
         wall: Callable[[], float],
+        redeemer: Redeemer | None = None,
     ) -> None:
+        self._redeemer = redeemer
         self._book = book
         self._escrow = escrow
         self._domain = domain
@@ -211,6 +215,8 @@ class PayeeDesk:
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
+                if self._redeemer is not None:
+                    self._nursery.start_soon(self._redeemer.run, self._is_serving)
                 while True:
                     await trio.sleep(LOOK_S)
                     await self._look()
@@ -220,6 +226,11 @@ class PayeeDesk:
                 for account in self._accounts.values():
                     await self._write(account)
 
+    def _is_serving(self, channel_id: bytes) -> bool:
+        """Whether a session is open that is paid for over a payment channel."""
+        account = self._accounts.get(channel_id)
+        return account is not None and account.sessions > 0
+
     async def _look(self) -> None:
         """See whether payers are closing their payment channels, of open sessions and of all in which
         something is to be redeemed: no more is served then, and what is not redeemed in time is lost."""
@@ -228,7 +239,7 @@ class PayeeDesk:
                 self._adopt(account, await self._looked(account.kept.channel_id, account.kept.terms))
             except ShoalError as error:
                 _warn_unknown(account.kept, error)
-            _warn_closing(account.kept)
+            self._warn_closing(account.kept)
         for kept in await trio.to_thread.run_sync(self._due_to_look, abandon_on_cancel=True):
             account = self._accounts.get(kept.channel_id)
             if account is not None and account.sessions:
@@ -243,7 +254,7 @@ class PayeeDesk:
                 break  # the others would wait as long for nothing; a minute later they are asked for again
             if account is not None:
                 self._adopt(account, seen)
-            _warn_closing(seen)
+            self._warn_closing(seen)
 
     async def _drop(self, kept: PayeeAccount) -> None:
         """Forget a payment channel that has nothing left: what the chain says is all that counts by now."""
@@ -450,6 +461,11 @@ class PayeeDesk:
         except ShoalError as error:
             log.warning("what is owed was not written: %s", error.message)
 
+    def _warn_closing(self, account: PayeeAccount) -> None:
+        if account.closes_at is not None and self._redeemer is None:
+            name = account.channel_id.hex()
+            log.warning("%s is being closed: shoal wallet withdraw %s takes what is paid", name, name)
+
     def _start(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(task)
@@ -458,9 +474,3 @@ class PayeeDesk:
 def _warn_unknown(account: PayeeAccount, error: ShoalError) -> None:
     name = account.channel_id.hex()
     log.warning("it is not known what is in the payment channel %s: %s", name, error.message)
-
-
-def _warn_closing(account: PayeeAccount) -> None:
-    if account.closes_at is not None:
-        name = account.channel_id.hex()
-        log.warning("%s is being closed: shoal wallet withdraw %s takes what is paid", name, name)
