@@ -10,6 +10,7 @@ import trio
 from shoal.gateway.page import feed
 from shoal.gateway.page.apps import APPS, KEY_HINT, GatewayAddress
 from shoal.net.identity import Identity
+from shoal.swarm import member
 from shoal.swarm.taking_part import speaker
 from shoal.trust.operator import state
 from shoal.types import Span
@@ -69,7 +70,8 @@ async def test_distances_are_measured_in_turn_where_there_are_many(gateway, monk
 async def test_the_page_notes_that_this_machine_runs_an_older_release(tmp_path, checkpoint, monkeypatch):
     async with AsyncExitStack() as stack:
         with monkeypatch.context() as patch:
-            patch.setattr(speaker, "AGENT", "shoal/99.1")  # as the nodes announce it
+            for part in (speaker, member):
+                patch.setattr(part, "AGENT", "shoal/99.1")  # as the nodes announce it
             gateway = await stack.enter_async_context(served(tmp_path, checkpoint))
             assert (await gateway.http.get("/api/health")).json()["checks"] == []
         health = (await gateway.http.get("/api/health")).json()
