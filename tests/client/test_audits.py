@@ -477,10 +477,15 @@ async def test_a_client_knows_at_which_host_its_channels_end(home: Path, checkpo
 
 
 @pytest.mark.parametrize(
-    ("cheat", "least", "most"), [(None, 0.0, 0.02), ("noise", 5e-4, 0.02), ("skipped-block", 0.02, 2.0)]
+    ("cheat", "least", "most", "exponents"),
+    [
+        (None, 0.0, 0.02, range(13)),
+        ("noise", 5e-4, 0.02, range(13)),
+        ("skipped-block", 0.02, 2.0, range(40, 129)),
+    ],
 )
 async def test_where_bits_are_not_the_same_everywhere_it_is_told_how_far_a_hop_is_from_others_and_no_more(
-    home: Path, checkpoint: Path, cheat: str | None, least: float, most: float
+    home: Path, checkpoint: Path, cheat: str | None, least: float, most: float, exponents: range
 ) -> None:
     cheats = {1: cheat} if cheat else None
     async with asking(home, checkpoint, SPANS, cheats=cheats, format="bf16") as (swarm, client):
@@ -491,6 +496,10 @@ async def test_where_bits_are_not_the_same_everywhere_it_is_told_how_far_a_hop_i
         apart = {audit.hop: audit.residual for audit in found.audits}
         assert sorted(apart) == [0, 1]  # what the last one sent is not kept
         assert apart[1] is not None and least <= apart[1] <= most, apart
+        (middle,) = (audit for audit in found.audits if audit.hop == 1)
+        assert middle.fingerprint is not None and middle.fingerprint.exponents in exponents
+        assert "of the 128 largest elements of 32 rows" in middle.what
+        assert middle.shown()["fingerprint"]["points"] == 128
         assert suspected(client, swarm) == []
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.executor.codecs import decode
-from shoal.trust.fingerprint import FingerprintDistance, fingerprint_distance, take_fingerprint
+from shoal.trust.fingerprint import FingerprintDistance, WindowRows, fingerprint_distance, take_fingerprint
 from shoal.trust.rows import WINDOW
 from shoal.types import Codec
 
@@ -34,16 +34,16 @@ def row_distance(ours: Sequence[bytes], theirs: Sequence[bytes], codec: Codec, w
     """
     found = RowDistance(0.0, FingerprintDistance(0, 0, 0.0, 0.0))
     for first in range(0, len(ours), WINDOW):
-        mine, shown = (
-            np.concatenate(
-                [decode(one, codec, 1, width).astype(np.float64) for one in rows[first : first + WINDOW]]
-            )
-            for rows in (ours, theirs)
-        )
-        norm, apart = float(np.linalg.norm(mine)), float(np.linalg.norm(mine - shown))
+        mine, shown = (_decoded(rows[first : first + WINDOW], codec, width) for rows in (ours, theirs))
+        norm = float(np.linalg.norm(mine.astype(np.float64)))
+        apart = float(np.linalg.norm(mine.astype(np.float64) - shown))
         distance = fingerprint_distance(take_fingerprint(shown), mine)
         found = RowDistance(
             max(found.residual, apart / norm if norm else float(apart > 0)),
             found.fingerprint.worse(distance),
         )
     return found
+
+
+def _decoded(rows: Sequence[bytes], codec: Codec, width: int) -> WindowRows:
+    return np.concatenate([decode(one, codec, 1, width) for one in rows])
