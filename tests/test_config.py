@@ -78,6 +78,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "log_format": ("json", "json"),
         "announce_s": ("2.5", 2.5),
         "expiry_s": ("45", 45.0),
+        "canaries": ("0.5", 0.5),
     }
     text, value = samples.get(option, ("7", 7))
     kind = type(getattr(Settings(), option))
