@@ -49,6 +49,9 @@ from shoal.swarm import invite as invite_codes
 from shoal.swarm.announcement import unseal
 from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite
+from shoal.training.federated.demo.coefficients import coefficient_bytes, read_coefficients
+from shoal.training.federated.demo.transform import CHUNK
+from shoal.training.federated.int8 import unpack_int8
 from shoal.training.federated.statements import read_statement
 from shoal.trust.answer import (
     check_answer,
@@ -97,9 +100,13 @@ def directory(data: bytes) -> None:
 
 
 def federated(data: bytes) -> None:
-    """What members of a federated run sign."""
+    """What members of a federated run sign, and what they send of their updates."""
     with suppress(RemoteProtocolError):
         read_statement(data, verify)
+    for kept in (1, 16):
+        payload = data[: coefficient_bytes(CHUNK, kept)].ljust(coefficient_bytes(CHUNK, kept), b"\1")
+        read_coefficients(payload, CHUNK, kept)
+    unpack_int8(data, max(0, len(data) - 4))
 
 
 def invite(data: bytes) -> None:

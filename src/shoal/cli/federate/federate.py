@@ -18,6 +18,7 @@ from shoal.cli.progress import working
 from shoal.cli.tune.tune import DataOption, LayerOption, LongestOption, OwnBlocksOption, SkipOption
 from shoal.config import Settings
 from shoal.errors import UsageError
+from shoal.training.federated.compress import COMPRESSIONS, compression
 from shoal.training.federated.means import MEAN_RULES, mean_rule
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def start(
     data: DataOption,
     out: MemberFolderOption = Path("federated"),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after which the run ends.")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="Local steps of each member in a round.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Local steps of a round; 0: 20, and 1 with --compress demo.")
+    ] = 0,
     least: Annotated[int, typer.Option(min=2, max=64, help="Members without whom there is no round.")] = 2,
     mean: Annotated[
         str, typer.Option(metavar="|".join(MEAN_RULES), help="How updates are averaged.")
@@ -79,6 +82,18 @@ def start(
     noise: Annotated[
         float, typer.Option(min=0, help="Noise in each number of an update, in its norm's limit; 0: none.")
     ] = 0,
+    compress: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(COMPRESSIONS), help="How updates travel; with demo each round is a step."
+        ),
+    ] = "none",
+    kept: Annotated[
+        int, typer.Option(min=1, max=512, help="With demo, numbers sent of each 4,096 of the adapter.")
+    ] = 16,
+    decay: Annotated[
+        float, typer.Option(min=0, help="With demo, decay of each member's momentum in a step.")
+    ] = 0.999,
     gather: SecondsOption = 60,
     rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")] = 8,
     alpha: Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")] = 16,
@@ -100,7 +115,7 @@ def start(
 ) -> None:
     """Start a run that tunes a LoRA adapter of MODEL, and take part in it; prints the code to join by."""
     settings = options.settings(swarm=swarm, public=public, model=model, only=only, bootstrap=bootstrap)
-    rule = mean_rule(mean)
+    rule, form = mean_rule(mean), compression(compress)
     from shoal.client.federated.open import FederatedOptions, start_run
     from shoal.client.tuning.open import TuningData
     from shoal.client.tuning.tuner import TuningOptions
@@ -118,6 +133,9 @@ def start(
         least=least,
         secret=secret,
         noise=noise,
+        compress=form,
+        kept=kept,
+        decay=decay,
         gather_s=gather,
         part_s=gather,
     )

@@ -193,6 +193,25 @@ class Tuner:
         tokens, seed = self._batch_tokens, self._options.seed
         return await self._timed(batches(examples, tokens=tokens, seed=seed, epoch=self._taken))
 
+    async def gradients(self, examples: Sequence[Example]) -> float:
+        """The gradients of the mean loss of examples, added up in the adapter's parameters and clipped. No
+        step follows from them: whoever asks makes it. Where loss or gradients are not finite they are none.
+
+        Returns:
+            The loss.
+
+        Raises:
+            UsageError, ShoalError: as :meth:`learn`.
+        """
+        self._check_lengths("an example", examples)
+        tokens, seed = self._batch_tokens, self._options.seed
+        step = batches(examples, tokens=tokens, seed=seed, epoch=self._taken)
+        loss = await self._add_gradients(step)
+        self._taken += 1
+        if loss is None:
+            self.optimizer.zero_grad()
+        return math.nan if loss is None else loss
+
     async def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int, seed: int
     ) -> list[TunedAnswer]:
@@ -266,6 +285,20 @@ class Tuner:
 
     async def _step(self, step: Sequence[list[Example]], rate: float) -> float:
         """One step of the optimizer; its loss, which is not applied where it is not finite."""
+        loss = await self._add_gradients(step)
+        if loss is None:
+            return math.nan
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return loss
+
+    async def _add_gradients(self, step: Sequence[list[Example]]) -> float | None:
+        """The loss of a step, and its gradients, clipped; ``None`` where one of them is not finite.
+
+        Raises:
+            StepFailed: they were not in several steps one after another.
+        """
         learnt = sum(example.answer_tokens for batch in step for example in batch)
         self.optimizer.zero_grad()
         total = 0.0
@@ -285,7 +318,7 @@ class Tuner:
                     f"the loss was NaN or infinite in {self._bad} steps one after another",
                     check="lower --rate, or look for odd examples in the data",
                 )
-            return loss
+            return None
         self._bad = 0
         strength, begun = self._anchor
         for half, began in zip(self.adapter.parameters, begun, strict=False):
@@ -293,9 +326,6 @@ class Tuner:
             half.grad = term if half.grad is None else half.grad + term
         if self._options.clip:
             torch.nn.utils.clip_grad_norm_(self.adapter.parameters, self._options.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
         return loss
 
     async def _learn(self, batch: list[Example], share: float) -> float:
