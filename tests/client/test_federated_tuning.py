@@ -23,7 +23,7 @@ from shoal.types import Span
 
 OPTIONS = TuningOptions(rank=2, rate=5e-3, warmup=1, batch_tokens=200, steps=3)
 RUN = FederatedOptions(rounds=2, steps=3)
-DEMO = FederatedOptions(rounds=6, compress="demo", kept=64, decay=0.9)
+DEMO = FederatedOptions(rounds=3, compress="demo", kept=64, decay=0.9)
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,8 @@ OwnBlocksOption = Annotated[
         "--own-blocks", help="Run all blocks on this machine, so that nodes see nothing of the data."
     ),
 ]
+RATES = {"lora": 2e-4, "prompt": 1e-2}
+"""AdamW's, by method: a soft prompt's rows are as long as embeddings, and far fewer."""
 SAID = 20
 """Lines that were skipped, of which each is told; then only how many."""
 
@@ -67,10 +69,23 @@ def tune(
     data: DataOption,
     out: OutOption = Path("adapter"),
     evaluation: EvaluationOption = None,
+    method: Annotated[
+        str, typer.Option(metavar="lora|prompt", help="What to tune: an adapter, or a soft prompt.")
+    ] = "lora",
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, max=512, help="With --method prompt, virtual tokens before each prompt.")
+    ] = 20,
     rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")] = 8,
     alpha: Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")] = 16,
     layer: LayerOption = None,
-    rate: Annotated[float, typer.Option(min=0, help="AdamW's learning rate after the warm-up.")] = 2e-4,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="AdamW's learning rate after the warm-up; if not given, 2e-4, and 1e-2 of a soft prompt.",
+            show_default=False,
+        ),
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Steps in which the rate rises from 0.")] = 10,
     epochs: Annotated[int, typer.Option(min=1, help="How often each example is seen.")] = 1,
     steps: Annotated[int, typer.Option(min=0, help="Most steps; 0 ends with the last epoch.")] = 0,
@@ -88,10 +103,15 @@ def tune(
     only: options.OnlyOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Tune a LoRA adapter of MODEL through the nodes that serve it; data and adapter stay here."""
+    """Tune a LoRA adapter or a soft prompt of MODEL through the nodes that serve it; data stay here."""
     settings = options.settings(swarm=swarm, model=model, only=only)
     from shoal.client.tuning.open import TuningData, open_tuner
+    from shoal.client.tuning.tuned import METHODS
     from shoal.client.tuning.tuner import TuningOptions
+
+    chosen = next((known for known in METHODS if known == method), None)
+    if chosen is None:
+        raise UsageError(f"there is no method {method!r}", check=f"name one of: {', '.join(METHODS)}")
 
     skipped: Counter[Path] = Counter()
 
@@ -101,10 +121,12 @@ def tune(
             say(f"line {line} of {path} is skipped: {why}")
 
     given = TuningOptions(
+        method=chosen,
+        prompt_tokens=prompt_tokens,
         rank=rank,
         alpha=alpha,
         layers=tuple(layer or ()),
-        rate=rate,
+        rate=RATES[chosen] if rate is None else rate,
         warmup=warmup,
         epochs=epochs,
         steps=steps,
@@ -140,7 +162,10 @@ def tune(
         "loss": _finite(last.loss),
         "evaluation": _finite(last.evaluation),
     }
-    emit(fields, as_json, lambda: f"the adapter is in {out}: shoal serve {model} --adapter {out}")
+    how = f"shoal serve {model} --adapter {out}"
+    if chosen == "prompt":
+        how = f"shoal run {model}:{out.resolve().name} --soft-prompt {out}"
+    emit(fields, as_json, lambda: f"what was tuned is in {out}: {how}")
 
 
 def _tell(step: TuningStep, report: Progress, as_json: bool) -> None:
