@@ -13,9 +13,9 @@ TEXT = "alice.txt"
 KINDS = 128
 """Bytes of ASCII."""
 WIDTH, BLOCKS, HEADS = 128, 4, 4
-ROWS = 128
+ROWS = 64
 """Bytes of an example, each of which but the first is to be told."""
-EXAMPLES = 8
+EXAMPLES = 4
 """Of one member in a step."""
 KEPT_BACK = 0.1
 """Of the text, its end, from which nothing is learnt."""
