@@ -331,6 +331,14 @@ def learning(
     demo_rate: Annotated[float, typer.Option(help="DeMo's, of its signs.", min=0)] = 1e-3,
     decay: Annotated[float, typer.Option(help="DeMo: decay of momenta in a step.", min=0)] = 0.999,
     kept: Annotated[int, typer.Option(help="DeMo: numbers sent of each 4,096.", min=1, max=512)] = 16,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="all-reduce|demo|none|int8",
+            help="Way to measure; repeat it to give several. If not given, all.",
+            show_default=False,
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE.svg", help="Draw losses against steps.", show_default=False),
@@ -340,7 +348,7 @@ def learning(
     """Train a small model from scratch in local processes; compare bytes and loss of ways to send updates."""
     import trio
 
-    from shoal.bench.learning.measure import LearningBench, learning_table, measure_learning
+    from shoal.bench.learning.measure import LearningBench, chosen_ways, learning_table, measure_learning
     from shoal.bench.learning.plot import learning_plot
 
     check_output(plot)
@@ -352,6 +360,7 @@ def learning(
         demo_rate=demo_rate,
         decay=decay,
         kept=kept,
+        ways=chosen_ways(way or ()),
     )
     with working("getting ready") as progress:
         found = trio.run(measure_learning, asked, progress)

@@ -122,6 +122,13 @@ class SessionEnds:
         """Those of a soft prompt, which a prompt stands behind."""
         return self.given if self._given is not None and self._given.counted else ()
 
+    def prompt_of(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What a session begins with: the prompt, behind a soft prompt if there is one; or, where an encoder
+        has read it, what that gave and a first token."""
+        if self.virtual or not self.given:
+            return (*self.virtual, *prompt)
+        return (*self.given, self.given[0])
+
     @property
     def hops_have_all(self) -> bool:
         """Whether all of a session's KV is at hops, and follows from its tokens, as far as they are words."""

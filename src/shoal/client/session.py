@@ -76,12 +76,8 @@ class Session:
         return self._transcript.token_ids
 
     def prompt_of(self, prompt: Sequence[int]) -> Sequence[int]:
-        """What to begin with: the prompt, behind a soft prompt if there is one; or, where an encoder has read
-        it, what that gave and a first token."""
-        given = self.ends.given
-        if self.ends.virtual:
-            return (*given, *prompt)
-        return (*given, given[0]) if given else prompt
+        """What to begin with. As :meth:`SessionEnds.prompt_of`."""
+        return self.ends.prompt_of(prompt)
 
     @property
     def room(self) -> int:

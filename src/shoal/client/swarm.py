@@ -39,9 +39,9 @@ from shoal.client.seq2seq.sides import EncoderInput, OpenSide, Side, encode_sour
 from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
-from shoal.client.soft_prompts import SoftPrompts, no_soft_prompt
 from shoal.client.speculation.draft_holder import DraftHolder
-from shoal.client.tuning.served import no_own_blocks, with_adapter
+from shoal.client.tuning.served import no_own_blocks
+from shoal.client.tuning.soft_prompts import SoftPrompts
 from shoal.client.vision.ask import encode_into
 from shoal.client.vision.look import Looking, PictureFile
 from shoal.config import Settings
@@ -207,8 +207,6 @@ class Swarm:
         both = await self.encoder_decoder(local)
         if both is None and source is None:
             return Side(self.routed(local.shape), given=await self.soft_prompts.given(local))
-        if local.soft_prompt is not None:
-            raise no_soft_prompt(local, "none stands before an encoder and a decoder")
         if both is None or source is None:
             has = "has no encoder" if both is None else "has an encoder"
             raise UsageError(f"{local.name} {has} before a decoder", check="give a source to those that do")
@@ -408,8 +406,6 @@ class Swarm:
 
     async def embedding(self, local: LocalModel) -> EmbeddingSettings:
         """How a model's embeddings are made. Raises as ``embedding_settings``."""
-        if local.soft_prompt is not None:
-            raise no_soft_prompt(local, "embeddings are of texts alone")
         if local.digest not in self._embeddings:
             self._embeddings[local.digest] = await trio.to_thread.run_sync(embedding_settings, local)
         return self._embeddings[local.digest]
@@ -440,20 +436,12 @@ class Swarm:
 
     async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
         """The model here, as far as a client needs it, fetched if need be; as MODEL:NAME with a soft prompt
-        of this client, or else with an adapter.
-
-        Raises:
-            As :meth:`PeerWeights.resolve`, :meth:`PeerWeights.fetch_ends`, :meth:`SoftPrompts.before` and
-            :func:`with_adapter`.
-        """
+        or an adapter. Raises as :meth:`PeerWeights.resolve`, ``fetch_ends`` and :meth:`SoftPrompts.find`."""
         base, adapter = await trio.to_thread.run_sync(split_name, model)
         local = await self.weights.resolve(base, progress)
         await self.weights.fetch_ends(local, progress)
         self.member.directory.know([local.shape])
-        if not adapter:
-            return local
-        soft = await self.soft_prompts.before(local, adapter)
-        return soft or await with_adapter(self.rings.finder, local, adapter)
+        return await self.soft_prompts.find(self.rings.finder, local, adapter) if adapter else local
 
     async def encodes_only(self, local: LocalModel) -> bool:
         """Whether a model gives embeddings and no text. Raises BadWeights: its config cannot be read."""

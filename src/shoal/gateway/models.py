@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from shoal.client.swarm import Swarm
-from shoal.client.tuning.served import adapted, names_of, with_adapter
+from shoal.client.tuning.served import adapted, names_of
 from shoal.client.vision.look import Looking
 from shoal.errors import DigestMismatch, PromptTooLong, UnknownModel, UsageError
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
@@ -138,9 +138,8 @@ class Models:
         local = self._known(name)
         base, _, adapter = name.rpartition(":")
         if local is None and (without := self._known(base)) is not None:
-            soft = await self._swarm.soft_prompts.before(without, adapter)
             finder = self._swarm.rings.finder
-            local = soft or await with_adapter(finder, without, adapter[:64], within_s=0)
+            local = await self._swarm.soft_prompts.find(finder, without, adapter[:64], within_s=0)
         if local is None:
             raise await self._unknown(name)
         generates = not await self._swarm.encodes_only(local)

@@ -22,7 +22,7 @@ from shoal import process_environ
 from shoal.bench.learning.member import LOOKS, MemberOrder
 from shoal.bench.learning.small_model import EXAMPLES, Book, SmallModel, held_back_loss
 from shoal.client.federated.module_learner import ModuleLearner
-from shoal.errors import DeadlineExceeded, StepFailed
+from shoal.errors import DeadlineExceeded, StepFailed, UsageError
 from shoal.executor.thread import ComputeThread
 from shoal.local.processes import Process, ended_with_us
 from shoal.net.identity import Identity
@@ -31,8 +31,8 @@ from shoal.training.federated.demo.direction import DemoTerms
 from shoal.training.federated.statements import TermsStatement, sign_statement
 from shoal.training.federated.terms import FederatedTerms, adam_radius
 
-Way = Literal["all-reduce", "demo", "none", "int8"]
-WAYS: tuple[Way, ...] = ("all-reduce", "demo", "none", "int8")
+UpdateWay = Literal["all-reduce", "demo", "none", "int8"]
+WAYS: tuple[UpdateWay, ...] = ("all-reduce", "demo", "none", "int8")
 BF16_BYTES = 2
 ROUND_WITHIN_S = 120.0
 MEMBER = ("-P", "-m", "shoal.bench.learning.member")
@@ -53,7 +53,7 @@ class LearningBench:
     decay: float = 0.999
     kept: int = 16
     warmup: int = 20
-    ways: tuple[Way, ...] = WAYS
+    ways: tuple[UpdateWay, ...] = WAYS
     seed: int = 0
 
 
@@ -74,6 +74,15 @@ class WayLearnt:
     """How many times fewer bytes than all-reduce."""
     above: float = 0.0
     """By how much of it the loss is above that of all-reduce."""
+
+
+def chosen_ways(names: Sequence[str]) -> tuple[UpdateWay, ...]:
+    """Ways by their names, in our order; all where none is named. Raises UsageError: there is no such."""
+    if unknown := set(names) - set(WAYS):
+        raise UsageError(
+            f"there is no way {', '.join(sorted(unknown))}", check=f"name some of: {', '.join(WAYS)}"
+        )
+    return tuple(way for way in WAYS if not names or way in names)
 
 
 async def measure_learning(asked: LearningBench, progress: Progress) -> dict[str, Any]:
@@ -156,7 +165,7 @@ async def _all_reduce(asked: LearningBench, size: int, progress: Progress) -> Wa
     return WayLearnt("all-reduce", sent, last, _last(losses), curve)
 
 
-async def _together(asked: LearningBench, way: Way, size: int, progress: Progress) -> WayLearnt:
+async def _together(asked: LearningBench, way: UpdateWay, size: int, progress: Progress) -> WayLearnt:
     """The members as processes of this machine, each with the text's places of its own."""
     terms = _terms(asked, way, size)
     starter = Identity.ephemeral()
@@ -208,7 +217,7 @@ async def _event(process: Process, name: str) -> dict[str, Any]:
     raise DeadlineExceeded(f"a member said nothing for {ROUND_WITHIN_S:.0f} s", check=process.last_words())
 
 
-def _terms(asked: LearningBench, way: Way, size: int) -> FederatedTerms:
+def _terms(asked: LearningBench, way: UpdateWay, size: int) -> FederatedTerms:
     demo = _rates(asked, asked.demo_rate) if way == "demo" else None
     steps = 1 if demo else min(asked.local_steps, asked.steps)
     terms = FederatedTerms(

@@ -7,11 +7,20 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from shoal.errors import UsageError
 from shoal.executor.arrays import Floats
 from shoal.types import Span
 
 TuningMethod = Literal["lora", "prompt"]
 METHODS: tuple[TuningMethod, ...] = ("lora", "prompt")
+
+
+def tuning_method(name: str) -> TuningMethod:
+    """A method by its name. Raises UsageError: there is none."""
+    for method in METHODS:
+        if method == name:
+            return method
+    raise UsageError(f"there is no method {name!r}", check=f"name one of: {', '.join(METHODS)}")
 
 
 class Tuned(Protocol):

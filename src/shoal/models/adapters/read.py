@@ -141,10 +141,10 @@ def _low_rank(file: Path, name: str, pair: Mapping[str, TensorEntry]) -> LowRank
         )
     if down.shape[0] > MAX_RANK:
         raise UnsupportedModel(f"{file}: {name[:120]} has rank {down.shape[0]}, above {MAX_RANK}")
-    return LowRank(read_tensor(down), read_tensor(up))
+    return LowRank(read_factor(down), read_factor(up))
 
 
-def read_tensor(entry: TensorEntry) -> Factor:
+def read_factor(entry: TensorEntry) -> Factor:
     """A tensor in float32.
 
     Raises:

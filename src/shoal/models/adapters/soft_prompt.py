@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import BadWeights, DigestMismatch, UnsupportedModel
 from shoal.models.adapters.peft_config import CONFIG, LIMIT, TASKS
-from shoal.models.adapters.read import checked_name, read_base, read_tensor, weights_file
+from shoal.models.adapters.read import checked_name, read_base, read_factor, weights_file
 from shoal.models.checkpoint.headers import read_safetensors_header
 from shoal.models.checkpoint.json_file import read_object
 from shoal.types import Digest, ModelShape
@@ -114,7 +114,7 @@ def read_soft_prompt(path: str | Path, name: str = "") -> SoftPrompt:
             f"{file}: {TENSOR} is {list(entries[TENSOR].shape)}, and {CONFIG} says {[tokens, width]}",
             check="fetch it again",
         )
-    rows = read_tensor(entries[TENSOR])
+    rows = read_factor(entries[TENSOR])
     return SoftPrompt(name, soft_prompt_digest(rows), rows, read_base(folder))
 
 

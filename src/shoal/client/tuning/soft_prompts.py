@@ -11,6 +11,8 @@ import torch
 import trio
 
 from shoal.client.ends import Given
+from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
+from shoal.client.tuning.served import with_adapter
 from shoal.errors import PromptTooLong, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
@@ -41,6 +43,16 @@ class SoftPrompts:
         """How they are called. Raises as :func:`read_soft_prompt`, and UsageError: two have one name."""
         return sorted(await self._read())
 
+    async def find(
+        self, finder: RouteFinder, local: LocalModel, name: str, within_s: float = HEAR_WITHIN_S
+    ) -> LocalModel:
+        """The model with the soft prompt of that name, or, where there is none, the adapter that nodes serve.
+
+        Raises:
+            As :meth:`before` and :func:`with_adapter`.
+        """
+        return await self.before(local, name) or await with_adapter(finder, local, name, within_s)
+
     async def before(self, local: LocalModel, name: str) -> LocalModel | None:
         """The model with the soft prompt of that name; ``None`` where there is none.
 
@@ -64,8 +76,12 @@ class SoftPrompts:
         return replace(local, name=f"{local.name}:{name}", shape=shape, soft_prompt=soft)
 
     async def given(self, local: LocalModel) -> Given | None:
-        """What a session with a model begins with. Raises as :func:`load_ends_module`, and UnsupportedModel:
-        it takes tokens alone."""
+        """What a session with a model begins with.
+
+        Raises:
+            BadWeights: the model's ends cannot be loaded here.
+            UnsupportedModel: it takes tokens alone.
+        """
         soft = local.soft_prompt
         if soft is None:
             return None
@@ -94,13 +110,6 @@ class SoftPrompts:
                 )
             found[soft.name] = soft
         return found
-
-
-def no_soft_prompt(local: LocalModel, what: str) -> UsageError:
-    """The error of something that no soft prompt stands before."""
-    return UsageError(
-        f"{local.name} has a soft prompt, and {what}", check="ask the model without the name behind it"
-    )
 
 
 def _place(local: LocalModel, soft: SoftPrompt) -> Floats:
