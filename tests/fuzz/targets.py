@@ -23,6 +23,7 @@ from shoal.models.adapters.adapter import MAX_RANK
 from shoal.models.adapters.peft_config import CONFIG as PEFT_CONFIG
 from shoal.models.adapters.peft_config import read_scale
 from shoal.models.adapters.read import WEIGHTS, read_adapter
+from shoal.models.adapters.soft_prompt import read_soft_prompt
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
@@ -203,6 +204,8 @@ def adapter_config(data: bytes) -> None:
     (_folder("config") / PEFT_CONFIG).write_bytes(data)
     with suppress(ModelError):
         assert 0 < read_scale(_folder("config")) < 1e6
+    with suppress(ModelError):
+        read_soft_prompt(_folder("config"), "fuzz")
 
 
 def manifest(data: bytes) -> None:
