@@ -328,9 +328,9 @@ def learning(
         int, typer.Option(help="Steps between two exchanges of whole updates.", min=1, max=1000)
     ] = 20,
     rate: Annotated[float, typer.Option(help="AdamW's learning rate.", min=0)] = 3e-3,
-    demo_rate: Annotated[float, typer.Option(help="DeMo's, of its signs.", min=0)] = 1e-3,
-    decay: Annotated[float, typer.Option(help="DeMo: decay of momenta in a step.", min=0)] = 0.999,
-    kept: Annotated[int, typer.Option(help="DeMo: numbers sent of each 4,096.", min=1, max=512)] = 16,
+    demo_rate: Annotated[float, typer.Option(help="DeMo's, of its signs.", min=0)] = 2e-3,
+    decay: Annotated[float, typer.Option(help="DeMo: decay of momenta in a step.", min=0)] = 0.9,
+    kept: Annotated[int, typer.Option(help="DeMo: numbers sent of each 4,096.", min=1, max=512)] = 32,
     way: Annotated[
         list[str] | None,
         typer.Option(

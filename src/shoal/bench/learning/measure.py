@@ -49,9 +49,9 @@ class LearningBench:
     """Of a round of whole updates."""
     rate: float = 3e-3
     """AdamW's."""
-    demo_rate: float = 1e-3
-    decay: float = 0.999
-    kept: int = 16
+    demo_rate: float = 2e-3
+    decay: float = 0.9
+    kept: int = 32
     warmup: int = 20
     ways: tuple[UpdateWay, ...] = WAYS
     seed: int = 0

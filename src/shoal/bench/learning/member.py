@@ -6,6 +6,7 @@ It says where it can be reached, then what each round came to, in lines of JSON,
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -74,7 +75,7 @@ async def _take_part(order: MemberOrder) -> None:
 
 
 async def _end_with_stdin(scope: trio.CancelScope) -> None:
-    while await trio.to_thread.run_sync(sys.stdin.buffer.read1, abandon_on_cancel=True):
+    while await trio.to_thread.run_sync(os.read, 0, 4096, abandon_on_cancel=True):
         pass
     scope.cancel()
 

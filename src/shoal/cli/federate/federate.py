@@ -102,8 +102,8 @@ def start(
         float, typer.Option(min=0, help="Noise in each number of an update, in its norm's limit; 0: none.")
     ] = 0,
     compress: CompressOption = "none",
-    kept: KeptOption = 16,
-    decay: DecayOption = 0.999,
+    kept: KeptOption = 32,
+    decay: DecayOption = 0.9,
     gather: SecondsOption = 60,
     rank: RankOption = 8,
     alpha: AlphaOption = 16,

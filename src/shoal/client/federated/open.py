@@ -51,9 +51,9 @@ class FederatedOptions:
     """Deviation of the noise in each number of a member's update, in ``radius``; 0: none."""
     compress: Compression = "none"
     """How updates travel."""
-    decay: float = 0.999
+    decay: float = 0.9
     """DeMo: of each member's momentum, in a step."""
-    kept: int = 16
+    kept: int = 32
     """DeMo: coefficients of each chunk of 4,096 numbers that are sent."""
     name: str = ""
 

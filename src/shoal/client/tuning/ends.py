@@ -43,7 +43,8 @@ class TuningEnds:
             entered: the gradients of all that went into the first block, ``[rows, width]``.
         """
         begins = np.cumsum([0, *lengths[:-1]])
-        found = sum(torch.from_numpy(entered[begin : begin + len(rows)].copy()) for begin in begins.tolist())
+        parts = [torch.from_numpy(entered[begin : begin + len(rows)]) for begin in begins.tolist()]
+        found = torch.stack(parts).sum(0)
         with torch.enable_grad():
             placed = self._ends.place(rows)[0]
             placed.backward(found.to(placed.device, placed.dtype))

@@ -1,7 +1,8 @@
 """The coefficients that a member sends in a step, as they travel.
 
-Of each chunk: one float32, which is the scale of its values; their places, 2 bytes each, rising; and the
-values, a byte each. All scales come first, then all places, then all values, little-endian.
+Of each chunk: one float32, which is the scale of its values; and for each coefficient 2 bytes, of which the
+lower 12 bits are its place, rising, and the upper 4 its value, from -7 to 7. All scales come first,
+little-endian.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from shoal.training.federated.means import UpdateVector
 
 MOST_KEPT = 512
 """Coefficients of a chunk."""
-LARGEST = 127
-"""Of a value's byte."""
+LARGEST = 7
+"""Of a value."""
+PLACE_BITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,17 @@ class Coefficients:
 
     def payload(self) -> bytes:
         """As they travel."""
-        return (
-            self.scales.astype("<f4").tobytes() + self.places.astype("<u2").tobytes() + self.values.tobytes()
-        )
+        values = (self.values.astype(np.uint16) & 15) << PLACE_BITS
+        return self.scales.astype("<f4").tobytes() + (self.places | values).astype("<u2").tobytes()
 
 
 def coefficient_bytes(size: int, kept: int) -> int:
     """Of the coefficients of a vector of ``size`` elements, ``kept`` of each chunk."""
-    return chunk_count(size) * (4 + 3 * kept)
+    return chunk_count(size) * (4 + 2 * kept)
 
 
 def largest_of(frequencies: UpdateVector, kept: int) -> Coefficients:
-    """The ``kept`` largest of each chunk, rounded to a byte each.
+    """The ``kept`` largest of each chunk, rounded to whole steps of the chunk's scale.
 
     Args:
         frequencies: float32 ``[chunks, CHUNK]``.
@@ -70,12 +71,13 @@ def read_coefficients(payload: bytes, size: int, kept: int) -> Coefficients | st
     if len(payload) != expected:
         return f"its coefficients have {len(payload)} bytes and not {expected}"
     scales = np.frombuffer(payload, "<f4", chunks).astype(np.float32)
-    places = np.frombuffer(payload, "<u2", chunks * kept, 4 * chunks).astype(np.uint16).reshape(chunks, kept)
-    values = np.frombuffer(payload, np.int8, chunks * kept, chunks * (4 + 2 * kept)).reshape(chunks, kept)
+    packed = np.frombuffer(payload, "<u2", chunks * kept, 4 * chunks).astype(np.uint16).reshape(chunks, kept)
+    places, upper = packed & np.uint16(CHUNK - 1), (packed >> PLACE_BITS).astype(np.int8)
+    values = np.where(upper > LARGEST, upper - np.int8(16), upper).astype(np.int8)
     if not np.isfinite(scales).all():
         return "it has NaN or infinite numbers"
     if (scales < 0).any():
         return "a scale of its values is below zero"
-    if (places >= CHUNK).any() or (places[:, 1:] <= places[:, :-1]).any():
-        return "the places of its coefficients do not rise, or are outside of a chunk"
+    if (places[:, 1:] <= places[:, :-1]).any():
+        return "the places of its coefficients do not rise"
     return Coefficients(scales, places, values)

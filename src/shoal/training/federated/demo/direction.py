@@ -28,9 +28,9 @@ class DemoTerms(Struct, frozen=True, array_like=True, gc=False):
     """By how much a step moves each number, after the warm-up."""
     warmup: Annotated[int, Meta(ge=0, le=1 << 20)] = 10
     """Steps in which the rate rises; from then on it falls evenly, to 0 after the last round."""
-    decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    decay: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     """Of the momentum, in each step."""
-    kept: Annotated[int, Meta(ge=1, le=MOST_KEPT)] = 16
+    kept: Annotated[int, Meta(ge=1, le=MOST_KEPT)] = 32
     """Coefficients of each chunk of 4,096 numbers that are sent."""
 
     def rate_of(self, round: int, rounds: int) -> float:

@@ -31,7 +31,7 @@ class DecoupledMomentum:
     def extract(self, gradient: UpdateVector) -> Coefficients:
         """Add a step's gradient, finite, and take out what is to be sent.
 
-        What rounding to a byte leaves out stays in the momentum with all the rest.
+        What rounding leaves out stays in the momentum with all the rest.
         """
         self._held = self._decay * self._held + to_chunks(gradient)
         taken = largest_of(to_frequencies(self._held), self._kept)

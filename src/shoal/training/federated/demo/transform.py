@@ -39,14 +39,12 @@ def to_chunks(vector: UpdateVector) -> UpdateVector:
 
 def to_frequencies(chunks: UpdateVector) -> UpdateVector:
     """Coefficients of each chunk, float32 ``[chunks, CHUNK]``."""
-    table = _orthonormal()
-    return (table @ chunks.reshape(-1, SIDE, SIDE) @ table.T).reshape(chunks.shape)
+    return _through(_orthonormal(), chunks)
 
 
 def from_frequencies(coefficients: UpdateVector) -> UpdateVector:
     """The chunks again, float32 ``[chunks, CHUNK]``."""
-    table = _orthonormal()
-    return (table.T @ coefficients.reshape(-1, SIDE, SIDE) @ table).reshape(coefficients.shape)
+    return _through(_orthonormal().T, coefficients)
 
 
 def joint_signs(coefficients: NDArray[np.float64]) -> NDArray[np.int8]:
@@ -64,6 +62,12 @@ def joint_signs(coefficients: NDArray[np.float64]) -> NDArray[np.int8]:
         signs = np.sign(table.T @ rounded @ table)
         found[start : start + AT_ONCE] = signs.reshape(part.shape)
     return found
+
+
+def _through(table: UpdateVector, chunks: UpdateVector) -> UpdateVector:
+    """Both sides of each square through a table."""
+    squares = chunks.reshape(-1, SIDE, SIDE)
+    return (table @ squares @ table.T).astype(np.float32, copy=False).reshape(chunks.shape)
 
 
 @cache
