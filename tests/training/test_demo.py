@@ -68,6 +68,13 @@ def test_what_is_not_sent_stays_and_is_sent_when_it_has_grown():
     assert np.linalg.norm(momentum.held) > np.linalg.norm(before)
 
 
+def test_a_member_goes_on_with_the_momentum_that_it_kept():
+    one = DecoupledMomentum(SIZE, 0.5, KEPT)
+    one.extract(vector(1))
+    other = DecoupledMomentum(SIZE, 0.5, KEPT, one.held.copy())
+    assert one.extract(vector(2)).payload() == other.extract(vector(2)).payload()
+
+
 def test_coefficients_travel_whole_in_36_bytes_a_chunk():
     sent = taken()
     payload = sent.payload()

@@ -36,6 +36,7 @@ class DecoupledMomentum:
         self._held = self._decay * self._held + to_chunks(gradient)
         taken = largest_of(to_frequencies(self._held), self._kept)
         self._held -= from_frequencies(taken.dense())
+        self._held.reshape(-1)[self._size :] = 0  # what stands behind the last number is nobody's
         return taken
 
     def put_back(self, taken: Coefficients) -> None:
