@@ -125,9 +125,10 @@ class SessionEnds:
     def prompt_of(self, prompt: Sequence[int]) -> Sequence[int]:
         """What a session begins with: the prompt, behind a soft prompt if there is one; or, where an encoder
         has read it, what that gave and a first token."""
-        if self.virtual or not self.given:
-            return (*self.virtual, *prompt)
-        return (*self.given, self.given[0])
+        given = self.given
+        if not given:
+            return prompt
+        return (*given, *prompt) if self.virtual else (*given, given[0])
 
     @property
     def hops_have_all(self) -> bool:

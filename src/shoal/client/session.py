@@ -476,7 +476,8 @@ class Session:
 
     def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> int:
         """The next token. If it has a step, that is sent from the thread that runs this, without waiting."""
-        token = sampler.choose(logits[-1], self.token_ids[len(self.ends.virtual) :])
+        virtual = len(self.ends.virtual)
+        token = sampler.choose(logits[-1], self.token_ids[virtual:] if virtual else self.token_ids)
         if following is not None:
             codec = self.ring.codec
             launch = partial(_launch, self.ring, following, codec)
