@@ -72,6 +72,7 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "share": ("off", "off"),
         "train": ("on", True),
         "adapter": ("a,b=c", ("a", "b=c")),
+        "soft_prompt": ("a,b=c", ("a", "b=c")),
         "share_rate": ("20MB", 20_000_000),
         "credits": ("on", True),
         "log_level": ("debug", "debug"),

@@ -298,6 +298,13 @@ class Settings:
             "the flag to give several. Clients ask for MODEL:NAME."
         ),
     )
+    soft_prompt: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Folder of a soft prompt, as PEFT's prompt tuning writes it, that this machine puts before "
+            "prompts: PATH or NAME=PATH. Repeat the flag to give several. Ask for MODEL:NAME."
+        ),
+    )
     train: bool = field(
         default=False,
         metadata=_about(

@@ -32,11 +32,15 @@ def report(**fields):
 
 def test_each_round_is_told_and_who_was_left_out_is_named(capsys):
     lines = []
-    told.tell_round(report(left_out={"b": "it has NaN"}, epsilon=2.5), lambda *what: lines.append(what), True)
+    told.tell_round(
+        report(left_out={"b": "it has NaN"}, epsilon=2.5, sent_in_round=1234),
+        lambda *what: lines.append(what),
+        True,
+    )
     told.tell_round(report(members=()), lambda *what: lines.append(what), False)
     epsilon = "epsilon 2.5 with delta 1e-05"
     assert lines == [
-        (f"round 3: 2 members, 2 with the same adapter, loss 0.5000, {epsilon}", 3, 9),
+        (f"round 3: 2 members, 2 with the same adapter, loss 0.5000, 1.2 kB sent, {epsilon}", 3, 9),
         ("round 3: it was missed, and the adapter came from others", 3, 9),
     ]
     out, err = capsys.readouterr()
@@ -100,11 +104,14 @@ def test_what_is_given_is_what_all_are_told(tmp_path, monkeypatch, capsys):
         mean="median",
         noise=2.0,
         rank=4,
+        compress="int8",
+        kept=8,
         own_blocks=True,
         as_json=True,
     )
     chosen = seen["chosen"]
     assert (chosen.rounds, chosen.rule, chosen.noise, chosen.secret) == (9, "median", 2.0, False)
+    assert (chosen.compress, chosen.kept, chosen.steps) == ("int8", 8, 0)
     assert (seen["options"].rank, seen["more"]["own_blocks"]) == (4, True)
     said, err = capsys.readouterr()
     assert json.loads(said.splitlines()[-1])["agreed"] == 2
@@ -116,6 +123,8 @@ def test_a_mean_and_a_code_that_are_none_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
     with pytest.raises(UsageError, match="there is no mean 'best'"):
         federate.start("fish", tmp_path / "d.jsonl", tmp_path / "out", mean="best")
+    with pytest.raises(UsageError, match="there is no compression 'zip'"):
+        federate.start("fish", tmp_path / "d.jsonl", tmp_path / "out", compress="zip")
     with pytest.raises(UsageError, match="no code of a run"):
         federate.join("fish", tmp_path / "d.jsonl", tmp_path / "out")
     with pytest.raises(UsageError, match="no code of a run"):

@@ -10,6 +10,7 @@ import trio
 
 from shoal.cli.tune import tune
 from shoal.client.tuning.tuner import TuningStep
+from shoal.errors import UsageError
 
 
 def test_each_step_is_told_in_a_line_and_as_json(capsys):
@@ -67,6 +68,33 @@ def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
     for number, name, why in ((7, "d.jsonl", "it is no JSON"), (3, "e.jsonl", "it is empty")):
         assert f"line {number} of {tmp_path / name} is skipped: {why}" in err
         assert f"1 line of {tmp_path / name} skipped" in err
+
+
+def test_a_soft_prompt_has_a_rate_of_its_own_and_a_method_that_is_none_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    seen = []
+
+    async def open_tuner(swarm, model, data, options, folder, *, own_blocks):
+        seen.append(options)
+
+        async def run():
+            yield TuningStep(1, 1, 0.5, 10.0)
+
+        return SimpleNamespace(run=run, close=lambda: None)
+
+    monkeypatch.setattr("shoal.client.tuning.open.open_tuner", open_tuner)
+    monkeypatch.setattr(tune, "in_swarm", lambda settings, use: trio.run(use, None))
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    for method in ("lora", "prompt"):
+        tune.tune("fish", tmp_path / "d.jsonl", tmp_path / "mine", method=method, prompt_tokens=7)
+    assert [(o.method, o.rate) for o in seen] == [("lora", 2e-4), ("prompt", 1e-2)]
+    assert seen[1].prompt_tokens == 7
+    out = capsys.readouterr().out
+    assert f"shoal serve fish --adapter {tmp_path / 'mine'}" in out
+    assert f"shoal run fish:mine --soft-prompt {tmp_path / 'mine'}" in out
+    with pytest.raises(UsageError, match="there is no method 'magic'"):
+        tune.tune("fish", tmp_path / "d.jsonl", tmp_path / "mine", method="magic")
 
 
 def test_a_loss_that_is_no_number_is_null_in_json(capsys):

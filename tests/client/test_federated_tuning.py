@@ -23,6 +23,7 @@ from shoal.types import Span
 
 OPTIONS = TuningOptions(rank=2, rate=5e-3, warmup=1, batch_tokens=200, steps=3)
 RUN = FederatedOptions(rounds=2, steps=3)
+DEMO = FederatedOptions(rounds=3, compress="demo", kept=64, decay=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -56,43 +57,50 @@ async def test_own_blocks_give_what_nodes_give(tmp_path, fish):
 
 
 async def test_members_with_other_data_end_with_one_adapter_that_knows_both(tmp_path, fish):
-    """Two members, in a swarm without any node that trains; a third looks at them."""
-    reports = {"sea": [], "sky": []}
-    seen = []
+    """Two runs, one by updates and one by DeMo, in a swarm without any node that trains; somebody looks at
+    them from outside.
+    """
     async with memory_swarm(tmp_path / "home", fish, [Span(0, 6)]) as swarm:
-        code = trio.Event()
-        started = []
-
-        async def member(subject):
-            client = await swarm.add_client()
-            data, folder = TuningData(path=data_file(tmp_path, subject)), RunFolder(tmp_path / subject)
-            if subject == "sea":
-                opening = start_run(client, str(fish), data, OPTIONS, RUN, folder, own_blocks=True)
-            else:
-                await code.wait()
-                run = read_code(started[0])
-                opening = join_run(client, run, data, OPTIONS, folder, own_blocks=True)
-            async with opening as run:
-                started.append(run.code)
-                code.set()
-                async for report in run.participant.run():
-                    reports[subject].append(report)
-                    if subject == "sky" and report.round == 1:
-                        view = await look_at_run(swarm.client.network, read_code(run.code), listen_s=0.2)
-                        seen.append(view)
-
         with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(member, "sea")
-                nursery.start_soon(member, "sky")
+                for run in (RUN, DEMO):
+                    nursery.start_soon(_two_members, swarm, fish, tmp_path / run.compress, run)
+
+
+async def _two_members(swarm, fish, home, chosen):
+    reports, seen, code = {"sea": [], "sky": []}, [], []
+    begun = trio.Event()
+    home.mkdir()
+
+    async def member(subject):
+        client = await swarm.add_client()
+        data, folder = TuningData(path=data_file(home, subject)), RunFolder(home / subject)
+        if subject == "sea":
+            opening = start_run(client, str(fish), data, OPTIONS, chosen, folder, own_blocks=True)
+        else:
+            await begun.wait()
+            opening = join_run(client, read_code(code[0]), data, OPTIONS, folder, own_blocks=True)
+        async with opening as run:
+            code.append(run.code)
+            begun.set()
+            async for report in run.participant.run():
+                reports[subject].append(report)
+                if subject == "sky" and report.round == 1:
+                    view = await look_at_run(swarm.client.network, read_code(run.code), listen_s=0.2)
+                    seen.append(view)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(member, "sea")
+        nursery.start_soon(member, "sky")
     assert reports["sea"][-1].digest == reports["sky"][-1].digest
     assert reports["sea"][-1].loss < reports["sea"][0].loss
     assert len(seen[0].cards) == 2
-    assert seen[0].terms.rounds == 2
-    adapters = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in reports]
+    assert (seen[0].terms.rounds, seen[0].terms.compress) == (chosen.rounds, chosen.compress)
+    adapters = [load_file(home / name / "adapter/adapter_model.safetensors") for name in reports]
     for name, half in adapters[0].items():
         assert (adapters[1][name] == half).all(), name
     assert any(bool(half.abs().max() > 0) for name, half in adapters[0].items() if "lora_B" in name)
+    assert (home / "sky/own-momentum.safetensors").exists() == (chosen.compress == "demo")
 
 
 def test_the_folder_keeps_what_a_member_goes_on_from(tmp_path):
@@ -109,6 +117,11 @@ def test_the_folder_keeps_what_a_member_goes_on_from(tmp_path):
     (folder.path / "shared.safetensors").write_bytes(b"nothing")
     with pytest.raises(BadWeights, match="is damaged"):
         folder.state(3)
+    assert folder.momentum(3) is None
+    folder.keep_momentum(np.array([1, 2, 3], np.float32))
+    assert folder.momentum(3).tolist() == [1, 2, 3]
+    with pytest.raises(BadWeights, match="is damaged"):
+        folder.momentum(4)
     folder.keep_terms(b"terms")
     folder.keep_terms(b"terms")
     with pytest.raises(UsageError, match="belongs to another run"):

@@ -76,7 +76,7 @@ class Peers:
 
 async def through(blocks):
     passed, out = await blocks.forward(HIDDEN, [3])
-    return out, await blocks.backward(passed, HIDDEN)
+    return out, (await blocks.backward(passed, HIDDEN)).factors
 
 
 @pytest.mark.parametrize("code", sorted(codes()))

@@ -24,6 +24,7 @@ from shoal.models.adapters.adapter import MAX_RANK
 from shoal.models.adapters.peft_config import CONFIG as PEFT_CONFIG
 from shoal.models.adapters.peft_config import read_scale
 from shoal.models.adapters.read import WEIGHTS, read_adapter
+from shoal.models.adapters.soft_prompt import read_soft_prompt
 from shoal.models.checkpoint import headers
 from shoal.models.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from shoal.models.checkpoint.llama_config import read_llama_config
@@ -50,6 +51,9 @@ from shoal.swarm import invite as invite_codes
 from shoal.swarm.announcement import unseal
 from shoal.swarm.failure import suspicion
 from shoal.swarm.invite import read_invite
+from shoal.training.federated.demo.coefficients import coefficient_bytes, read_coefficients
+from shoal.training.federated.demo.transform import CHUNK
+from shoal.training.federated.int8 import unpack_int8
 from shoal.training.federated.statements import read_statement
 from shoal.trust.answer import (
     check_answer,
@@ -99,9 +103,13 @@ def directory(data: bytes) -> None:
 
 
 def federated(data: bytes) -> None:
-    """What members of a federated run sign."""
+    """What members of a federated run sign, and what they send of their updates."""
     with suppress(RemoteProtocolError):
         read_statement(data, verify)
+    for kept in (1, 16):
+        payload = data[: coefficient_bytes(CHUNK, kept)].ljust(coefficient_bytes(CHUNK, kept), b"\1")
+        read_coefficients(payload, CHUNK, kept)
+    unpack_int8(data, max(0, len(data) - 4))
 
 
 def invite(data: bytes) -> None:
@@ -198,6 +206,8 @@ def adapter_config(data: bytes) -> None:
     (_folder("config") / PEFT_CONFIG).write_bytes(data)
     with suppress(ModelError):
         assert 0 < read_scale(_folder("config")) < 1e6
+    with suppress(ModelError):
+        read_soft_prompt(_folder("config"), "fuzz")
 
 
 def manifest(data: bytes) -> None:

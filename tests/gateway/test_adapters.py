@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.testing.adapters import write_adapter
+from shoal.testing.adapters import write_adapter, write_soft_prompt
 
 from .conftest import served
 
@@ -17,13 +17,15 @@ async def gateway(tmp_path, checkpoint):
         str(write_adapter(tmp_path / name, checkpoint, LAYERS, seed=seed))
         for seed, name in enumerate(("pirate", "poet"))
     ]
-    async with served(tmp_path / "home", checkpoint, nodes={"adapter": adapters}) as found:
+    soft = str(write_soft_prompt(tmp_path / "polite", checkpoint, rows=4))
+    settings = {"adapter": adapters, "soft_prompt": [soft]}
+    async with served(tmp_path / "home", checkpoint, nodes=settings) as found:
         yield found
 
 
-async def test_a_models_adapters_are_listed_and_answer_each_in_its_own_words(gateway):
+async def test_a_models_adapters_and_soft_prompts_are_listed_and_answer_each_in_its_own_words(gateway):
     plain = gateway.model
-    names = [plain, f"{plain}:pirate", f"{plain}:poet"]
+    names = [plain, f"{plain}:pirate", f"{plain}:poet", f"{plain}:polite"]
     listed = (await gateway.http.get("/v1/models")).json()["data"]
     assert [model["id"] for model in listed] == names
     said = {}
@@ -32,8 +34,24 @@ async def test_a_models_adapters_are_listed_and_answer_each_in_its_own_words(gat
         assert answer["model"] == name
         text = answer["choices"][0]["message"]["content"]
         assert said.setdefault(name, text) == text
-    assert len(set(said.values())) == 3
+    assert len(set(said.values())) == 4
     assert (await gateway.http.get(f"/v1/models/{plain}:poet")).json()["id"] == f"{plain}:poet"
+
+
+async def test_with_a_soft_prompt_a_prompts_own_tokens_are_scored_and_counted_alone(gateway):
+    bodies = [
+        {"model": model, "prompt": [3, 4, 5], "max_tokens": 1, "echo": True, "logprobs": 1}
+        for model in (gateway.model, f"{gateway.model}:polite")
+    ]
+    plain, polite = [(await gateway.http.post("/v1/completions", json=body)).json() for body in bodies]
+    assert polite["usage"] == plain["usage"]
+    scores = [answer["choices"][0]["logprobs"]["token_logprobs"] for answer in (plain, polite)]
+    assert [len(found) for found in scores] == [4, 4]
+    assert scores[0] != scores[1]
+    refused = await gateway.http.post(
+        "/v1/embeddings", json={"model": f"{gateway.model}:polite", "input": "a"}
+    )
+    assert refused.status_code == 400
 
 
 async def test_an_adapter_that_nobody_serves_is_told_and_no_path_is_looked_at(gateway, tmp_path):

@@ -10,6 +10,7 @@ from msgspec import structs
 from shoal.errors import RemoteProtocolError
 from shoal.net.identity import Identity, verify
 from shoal.training.federated.board import RunBoard
+from shoal.training.federated.compress import UpdateForm
 from shoal.training.federated.decide import (
     GRACE_S,
     RunSnapshot,
@@ -159,7 +160,7 @@ def test_what_is_not_signed_by_whom_it_is_of_is_refused():
 
 
 def board(members=PEERS, least=2):
-    made = RunBoard(RUN, PEERS[0], 100, least)
+    made = RunBoard(RUN, PEERS[0], UpdateForm(100), least)
     for peer in members:
         made.take(MemberCard(RUN, peer, (), (), 1), b"card" + peer.encode(), 0.0)
     made.begin(3, A, 0.0)

@@ -66,7 +66,19 @@ LEAST_CONTEXT, MOST_CONTEXT = 16, 131072
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    for command in (device, executor, start, overhead, swarm, gateway, peers, accuracy, proof, compare):
+    for command in (
+        device,
+        executor,
+        start,
+        overhead,
+        swarm,
+        gateway,
+        peers,
+        accuracy,
+        proof,
+        learning,
+        compare,
+    ):
         group.command()(command)
     app.add_typer(group, name="bench")
 
@@ -307,6 +319,55 @@ def proof(
     with working("getting ready") as progress:
         found = measure_proof(settings, window, rounds, progress)
     emit(found, as_json, lambda: PROOF_SENTENCE.format(**found))
+
+
+def learning(
+    members: Annotated[int, typer.Option(help="Processes that train together.", min=2, max=16)] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of each member.", min=20)] = 300,
+    local_steps: Annotated[
+        int, typer.Option(help="Steps between two exchanges of whole updates.", min=1, max=1000)
+    ] = 20,
+    rate: Annotated[float, typer.Option(help="AdamW's learning rate.", min=0)] = 3e-3,
+    demo_rate: Annotated[float, typer.Option(help="DeMo's, of its signs.", min=0)] = 2e-3,
+    decay: Annotated[float, typer.Option(help="DeMo: decay of momenta in a step.", min=0)] = 0.9,
+    kept: Annotated[int, typer.Option(help="DeMo: numbers sent of each 4,096.", min=1, max=512)] = 32,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="all-reduce|demo|none|int8",
+            help="Way to measure; repeat it to give several. If not given, all.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.svg", help="Draw losses against steps.", show_default=False),
+    ] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Train a small model from scratch in local processes; compare bytes and loss of ways to send updates."""
+    import trio
+
+    from shoal.bench.learning.measure import LearningBench, chosen_ways, learning_table, measure_learning
+    from shoal.bench.learning.plot import learning_plot
+
+    check_output(plot)
+    asked = LearningBench(
+        members=members,
+        steps=steps,
+        local_steps=local_steps,
+        rate=rate,
+        demo_rate=demo_rate,
+        decay=decay,
+        kept=kept,
+        ways=chosen_ways(way or ()),
+    )
+    with working("getting ready") as progress:
+        found = trio.run(measure_learning, asked, progress)
+    if plot is not None:
+        plot.write_text(learning_plot(found), encoding="utf-8")
+        say(f"the plot is in {plot}")
+    emit(found, as_json, lambda: learning_table(found))
 
 
 def compare(

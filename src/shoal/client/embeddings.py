@@ -162,6 +162,11 @@ async def embed_tokens(
     work = _Work(open_session, texts, settings, dimensions, follow, found, left)
     # Only when one is open, others: of several that were opened at once, each might find half a route.
     async with open_session(longest) as session:
+        if session.ends.virtual:
+            raise UsageError(
+                "embeddings are of texts alone, and a soft prompt would stand before each",
+                check="ask the model without the name behind it",
+            )
         with one_error():
             async with trio.open_nursery() as nursery:
                 for _ in range(min(SESSIONS, len(texts)) - 1):

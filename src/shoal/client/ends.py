@@ -52,6 +52,8 @@ class Given:
     """``[n, width]``"""
     token: int
     """Stands for each of them among the session's tokens; a decoder begins with it."""
+    counted: bool = False
+    """Whether the tokens behind them are counted from the first of them, as of a soft prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,19 @@ class SessionEnds:
     def given(self) -> tuple[int, ...]:
         """The tokens that stand for what the session begins with."""
         return () if self._given is None else (self._given.token,) * len(self._given.rows)
+
+    @property
+    def virtual(self) -> tuple[int, ...]:
+        """Those of a soft prompt, which a prompt stands behind."""
+        return self.given if self._given is not None and self._given.counted else ()
+
+    def prompt_of(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What a session begins with: the prompt, behind a soft prompt if there is one; or, where an encoder
+        has read it, what that gave and a first token."""
+        given = self.given
+        if not given:
+            return prompt
+        return (*given, *prompt) if self.virtual else (*given, given[0])
 
     @property
     def hops_have_all(self) -> bool:
@@ -373,8 +388,13 @@ class SessionEnds:
         """What the first block receives. What was given is one piece; tokens are counted from its end."""
         given = 0 if self._given is None else len(self._given.rows)
         if self._given is not None and position < given:
-            return self._given.rows[position : position + len(token_ids)]
-        return self.pictures.put(self._ends.ends.embed(token_ids, position - given), position)
+            rows = self._given.rows[position : position + len(token_ids)]
+            if len(rows) == len(token_ids):
+                return rows
+            # Where single tokens were joined, a soft prompt of one row is among them.
+            return np.concatenate([rows, self._embedded(token_ids[len(rows) :], given)])
+        before = 0 if self.virtual else given
+        return self.pictures.put(self._ends.ends.embed(token_ids, position - before), position)
 
     def _note(self, engine: Engine, rows: int, out: StepOutput) -> None:
         if rows == 1:

@@ -75,6 +75,11 @@ async def generate(
             "rows of these images see each other, and this session promises the same bits",
             check="open it with Swarm.session(mutual=True)",
         )
+    if pictures and session.ends.virtual:
+        raise UsageError(
+            "images stand among a prompt's tokens, and a soft prompt was tuned before tokens alone",
+            check="ask without the soft prompt, or without images",
+        )
     timing = timing if timing is not None else Timing()
     sampler = Sampler(sampling, constraint)
     text = StopFilter(stop)

@@ -24,9 +24,11 @@ async def score_prompt(session: Session, prompt: Sequence[int], top: int) -> lis
         ShoalError: the session is lost or a step failed.
     """
     scores: list[TokenScore | None] = [None]
+    virtual = session.ends.virtual
     for start in range(0, len(prompt), SCORED_AT_ONCE):
         piece = prompt[start : start + SCORED_AT_ONCE]
-        logits = await session.step(piece, sequence_length=len(prompt))
+        begins = () if start else virtual
+        logits = await session.step((*begins, *piece), sequence_length=len(virtual) + len(prompt))
         following = prompt[start + 1 : start + 1 + len(piece)]
         scores += await trio.to_thread.run_sync(_scores, logits, following, top)
     return scores

@@ -76,9 +76,8 @@ class Session:
         return self._transcript.token_ids
 
     def prompt_of(self, prompt: Sequence[int]) -> Sequence[int]:
-        """What to begin with: the prompt or, where an encoder has read it, what it gave and a first token."""
-        given = self.ends.given
-        return (*given, given[0]) if given else prompt
+        """What to begin with. As :meth:`SessionEnds.prompt_of`."""
+        return self.ends.prompt_of(prompt)
 
     @property
     def room(self) -> int:
@@ -239,7 +238,8 @@ class Session:
         self._heard = trio.current_time()
         self._recovery.relieve(self.ring, cached=before, remaining=self.room)
         try:
-            choose = partial(choose_all, sampler, ahead, self.token_ids[:before], ends)
+            said = self.token_ids[len(self.ends.virtual) : before]
+            choose = partial(choose_all, sampler, ahead, said, ends)
             chosen = await self.ends.head(returned, choose)
         except BaseException:
             self._take_back(before)
@@ -476,7 +476,8 @@ class Session:
 
     def _choose(self, sampler: Sampler, following: Issued | None, logits: Floats) -> int:
         """The next token. If it has a step, that is sent from the thread that runs this, without waiting."""
-        token = sampler.choose(logits[-1], self.token_ids)
+        virtual = len(self.ends.virtual)
+        token = sampler.choose(logits[-1], self.token_ids[virtual:] if virtual else self.token_ids)
         if following is not None:
             codec = self.ring.codec
             launch = partial(_launch, self.ring, following, codec)

@@ -40,7 +40,8 @@ from shoal.client.seq2seq.sound import Sound, read_recording
 from shoal.client.seq2seq.transcribe import Transcription, open_transcriber
 from shoal.client.session import Session
 from shoal.client.speculation.draft_holder import DraftHolder
-from shoal.client.tuning.served import no_own_blocks, with_adapter
+from shoal.client.tuning.served import no_own_blocks
+from shoal.client.tuning.soft_prompts import SoftPrompts
 from shoal.client.vision.ask import encode_into
 from shoal.client.vision.look import Looking, PictureFile
 from shoal.config import Settings
@@ -106,6 +107,7 @@ class Swarm:
         self._both: dict[Digest, EncoderDecoder | None] = {}
         self._loading = trio.Lock()
         self._thread = ComputeThread("shoal-ends")
+        self.soft_prompts = SoftPrompts(settings.soft_prompt, self._thread)
         self._own = settings.own_blocks
         self._opener = partial(
             SessionOpener, settings=settings, thread=self._thread, load_ends=self._load_ends
@@ -213,14 +215,14 @@ class Swarm:
             mutual=mutual,
         )
         side = await self._side(local, source, open_side)
-        async with open_side(side, tokens) as session:
+        async with open_side(side, tokens + local.virtual_tokens) as session:
             yield session
 
     async def _side(self, local: LocalModel, source: EncoderInput | None, open_side: OpenSide) -> Side:
         """Which blocks a session goes over; an encoder before them has taken its source by then."""
         both = await self.encoder_decoder(local)
         if both is None and source is None:
-            return Side(self.routed(local.shape))
+            return Side(self.routed(local.shape), given=await self.soft_prompts.given(local))
         if both is None or source is None:
             has = "has no encoder" if both is None else "has an encoder"
             raise UsageError(f"{local.name} {has} before a decoder", check="give a source to those that do")
@@ -433,16 +435,13 @@ class Swarm:
         return coverage([a.served.span for a in serving if a.served], shapes[0]) if shapes else []
 
     async def resolve(self, model: str, progress: Progress = silent) -> LocalModel:
-        """The model here, as far as a client needs it, fetched if need be; as MODEL:NAME with an adapter.
-
-        Raises:
-            As :meth:`PeerWeights.resolve`, :meth:`PeerWeights.fetch_ends` and :func:`with_adapter`.
-        """
+        """The model here, as far as a client needs it, fetched if need be; as MODEL:NAME with a soft prompt
+        or an adapter. Raises as :meth:`PeerWeights.resolve`, ``fetch_ends`` and :meth:`SoftPrompts.find`."""
         base, adapter = await trio.to_thread.run_sync(split_name, model)
         local = await self.weights.resolve(base, progress)
         await self.weights.fetch_ends(local, progress)
         self.member.directory.know([local.shape])
-        return await with_adapter(self.rings.finder, local, adapter) if adapter else local
+        return await self.soft_prompts.find(self.rings.finder, local, adapter) if adapter else local
 
     async def encodes_only(self, local: LocalModel) -> bool:
         """Whether a model gives embeddings and no text. Raises BadWeights: its config cannot be read."""
@@ -491,6 +490,6 @@ class Swarm:
         async with self._loading:
             key = (local.digest, format)
             if key not in self._ends:
-                self._ends[key] = await load_ends(local, format, self.settings, self._thread)
+                self._ends[key] = await load_ends(local.bare, format, self.settings, self._thread)
                 self.rings.ends.append(self._ends[key])
             return self._ends[key]

@@ -6,14 +6,16 @@ an administrator pulls it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from shoal.client.swarm import Swarm
-from shoal.client.tuning.served import adapted, names_of, with_adapter
+from shoal.client.tuning.served import adapted, names_of
 from shoal.client.vision.look import Looking
-from shoal.errors import UnknownModel, UsageError
+from shoal.errors import DigestMismatch, PromptTooLong, UnknownModel, UsageError
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
 from shoal.models.store.catalogue import close_names, find_entry
 from shoal.models.store.local_model import LocalModel
@@ -92,8 +94,20 @@ class Models:
         Each stands there with every adapter, too, that it is served with.
         """
         await self._look()
-        served = self.served()
-        return [found for local in served for found in (local, *self._adapted(local))]
+        served, names = self.served(), await self._swarm.soft_prompts.names()
+        found: list[LocalModel] = []
+        for local in served:
+            found += [local, *self._adapted(local), *await self._softened(local, names)]
+        return found
+
+    async def _softened(self, local: LocalModel, names: Sequence[str]) -> list[LocalModel]:
+        """A model with each of the gateway's soft prompts that was made for it."""
+        found: list[LocalModel] = []
+        for name in names:
+            with suppress(DigestMismatch, PromptTooLong):
+                soft = await self._swarm.soft_prompts.before(local, name)
+                found += [] if soft is None else [soft]
+        return found
 
     def _adapted(self, local: LocalModel) -> list[LocalModel]:
         """A model with each adapter that has a name of its own."""
@@ -147,7 +161,8 @@ class Models:
         local = self._known(name)
         base, _, adapter = name.rpartition(":")
         if local is None and (without := self._known(base)) is not None:
-            local = await with_adapter(self._swarm.rings.finder, without, adapter[:64], within_s=0)
+            finder = self._swarm.rings.finder
+            local = await self._swarm.soft_prompts.find(finder, without, adapter[:64], within_s=0)
         if local is None:
             raise await self._unknown(name)
         generates = not await self._swarm.encodes_only(local)

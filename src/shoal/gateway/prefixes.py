@@ -22,7 +22,7 @@ from shoal.gateway.access.keys import Caller
 from shoal.gateway.api.request import GenerationRequest
 from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
 from shoal.gateway.database.database import Database
-from shoal.types import AdapterDigest, Digest
+from shoal.types import Digest
 from shoal.wire.cache_names import Beginning, cache_keys
 
 KEPT = 8
@@ -48,7 +48,8 @@ class Owner:
     caller: str
     salt: str
     model: Digest
-    adapter: AdapterDigest | None
+    adapter: str | None
+    """Its digest, or that of a soft prompt."""
     attested: bool
     """Whether only peers take part that show what they run on."""
     mutual: bool = False
@@ -73,8 +74,8 @@ class Lease:
 
     @property
     def tokens(self) -> int:
-        """What every hop has reserved for it."""
-        return self.session.room + len(self.session.token_ids)
+        """What every hop has reserved for it, beside a soft prompt."""
+        return self.session.room + len(self.session.token_ids) - len(self.session.ends.virtual)
 
     def close(self) -> None:
         """Free it on every hop, soon."""
@@ -181,7 +182,8 @@ class Prefixes:
         for lease in [kept for kept in self._kept if not self._doubtful(kept)]:
             ours = lease.owner == owner and lease.tokens >= asked.least_need
             ours = ours and not (lease.session.taken_up and asked.checked)
-            shared = lease.session.reusable(asked.prompt, asked.placed) if ours else 0
+            prompt = lease.session.prompt_of(asked.prompt)
+            shared = lease.session.reusable(prompt, asked.placed) if ours else 0
             if shared > most and shared >= len(lease.session.token_ids) // 2:
                 best, most = lease, shared
         return best
@@ -249,4 +251,5 @@ def _owner(asked: GenerationRequest, caller: Caller) -> Owner:
     attested = caller.attested_only or asked.protect == "attested"
     model = asked.model.local
     mutual = any(picture.mutual for picture in asked.placed)
-    return Owner(caller.id, asked.salt, model.digest, model.shape.adapter, attested, mutual)
+    adapter = model.shape.adapter or (model.soft_prompt.digest if model.soft_prompt is not None else None)
+    return Owner(caller.id, asked.salt, model.digest, adapter, attested, mutual)

@@ -55,3 +55,27 @@ def write_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(said | config))
     return folder
+
+
+def write_soft_prompt(
+    folder: Path, checkpoint: Path, *, rows: int = 4, seed: int = 0, size: float = 0.5
+) -> Path:
+    """Write a soft prompt for ``checkpoint``.
+
+    Args:
+        size: of its elements.
+    """
+    width = int(json.loads((checkpoint / "config.json").read_text())["hidden_size"])
+    drawn = np.random.default_rng(seed).standard_normal((rows, width), np.float32) * np.float32(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"prompt_embeddings": drawn}, folder / "adapter_model.safetensors")
+    said = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": checkpoint.name,
+        "num_virtual_tokens": rows,
+        "token_dim": width,
+        "num_transformer_submodules": 1,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder

@@ -52,17 +52,21 @@ class SoftmaxLearner:
     async def learn(self, round: int, steps: int, proximal: float) -> tuple[int, float]:
         begun = self.flat.copy()
         for _ in range(steps):
-            gradient = self.gradient() + np.float32(proximal) * (self.flat - begun)
+            gradient = self.gradients() + np.float32(proximal) * (self.flat - begun)
             self.flat = (self.flat - np.float32(self.rate) * gradient).astype(np.float32)
             await trio.sleep(self.step_s)
         return len(self.labels), self.loss(self.inputs, self.labels)
+
+    async def gradient(self, round: int) -> tuple[UpdateVector, int, float]:
+        await trio.sleep(self.step_s)
+        return self.gradients(), len(self.labels), self.loss(self.inputs, self.labels)
 
     def loss(self, inputs: UpdateVector, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
         """The mean cross entropy."""
         chances = self._chances(inputs)
         return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-12).mean())
 
-    def gradient(self) -> UpdateVector:
+    def gradients(self) -> UpdateVector:
         """Of the loss over its own examples, by the flat weights."""
         chances = self._chances(self.inputs)
         chances[np.arange(len(self.labels)), self.labels] -= 1

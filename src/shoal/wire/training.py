@@ -56,7 +56,8 @@ class Train(TaggedMessage, frozen=True, tag="train"):
     """As an :class:`~shoal.models.adapters.adapter.Adapter` has it."""
     rank: Annotated[int, Meta(ge=1, le=64)]
     scale: Annotated[float, Meta(gt=0, le=1e6)]
-    layers: Annotated[tuple[TunedLayer, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
+    layers: Annotated[tuple[TunedLayer, ...], Meta(max_length=MAX_LAYERS)]
+    """None where the blocks run as they are, and gradients are wanted of what goes in alone."""
 
     @property
     def rows(self) -> int:

@@ -15,9 +15,21 @@ from shoal.cli.enter import in_swarm, looking
 from shoal.cli.federate.told import tell_round, view_fields, view_lines
 from shoal.cli.output import emit, say
 from shoal.cli.progress import working
-from shoal.cli.tune.tune import DataOption, LayerOption, LongestOption, OwnBlocksOption, SkipOption
+from shoal.cli.tune.tune import (
+    AlphaOption,
+    BatchOption,
+    CutOption,
+    DataOption,
+    LayerOption,
+    LongestOption,
+    OwnBlocksOption,
+    RankOption,
+    SkipOption,
+    WarmupOption,
+)
 from shoal.config import Settings
 from shoal.errors import UsageError
+from shoal.training.federated.compress import COMPRESSIONS, compression
 from shoal.training.federated.means import MEAN_RULES, mean_rule
 
 if TYPE_CHECKING:
@@ -33,10 +45,20 @@ MemberFolderOption = Annotated[
         "--out", metavar="FOLDER", help="Where key, state and adapter go; a run there that was ended goes on."
     ),
 ]
-RateOption = Annotated[float, typer.Option(min=0, help="AdamW's learning rate after the warm-up.")]
-WarmupOption = Annotated[int, typer.Option(min=0, help="Steps in which the rate rises from 0.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Tokens that travel together.")]
-CutOption = Annotated[bool, typer.Option("--cut", help="Cut longer examples, instead of refusing them.")]
+RateOption = Annotated[float, typer.Option(min=0, help="AdamW's rate after the warm-up; DeMo's, of signs.")]
+CompressOption = Annotated[
+    str,
+    typer.Option(metavar="|".join(COMPRESSIONS), help="How updates travel; with demo each round is a step."),
+]
+KeptOption = Annotated[
+    int, typer.Option(min=1, max=512, help="With demo, numbers sent of each 4,096 of the adapter.")
+]
+DecayOption = Annotated[
+    float, typer.Option(min=0, help="With demo, decay of each member's momentum in a step.")
+]
+StepsOption = Annotated[
+    int, typer.Option(min=0, help="Local steps of a round; 0: 20, and 1 with --compress demo.")
+]
 PatienceOption = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long too few members are waited for.")
 ]
@@ -62,7 +84,7 @@ def start(
     data: DataOption,
     out: MemberFolderOption = Path("federated"),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after which the run ends.")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="Local steps of each member in a round.")] = 20,
+    steps: StepsOption = 0,
     least: Annotated[int, typer.Option(min=2, max=64, help="Members without whom there is no round.")] = 2,
     mean: Annotated[
         str, typer.Option(metavar="|".join(MEAN_RULES), help="How updates are averaged.")
@@ -79,9 +101,12 @@ def start(
     noise: Annotated[
         float, typer.Option(min=0, help="Noise in each number of an update, in its norm's limit; 0: none.")
     ] = 0,
+    compress: CompressOption = "none",
+    kept: KeptOption = 32,
+    decay: DecayOption = 0.9,
     gather: SecondsOption = 60,
-    rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")] = 8,
-    alpha: Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")] = 16,
+    rank: RankOption = 8,
+    alpha: AlphaOption = 16,
     layer: LayerOption = None,
     rate: RateOption = 2e-4,
     warmup: WarmupOption = 10,
@@ -100,7 +125,7 @@ def start(
 ) -> None:
     """Start a run that tunes a LoRA adapter of MODEL, and take part in it; prints the code to join by."""
     settings = options.settings(swarm=swarm, public=public, model=model, only=only, bootstrap=bootstrap)
-    rule = mean_rule(mean)
+    rule, form = mean_rule(mean), compression(compress)
     from shoal.client.federated.open import FederatedOptions, start_run
     from shoal.client.tuning.open import TuningData
     from shoal.client.tuning.tuner import TuningOptions
@@ -118,6 +143,9 @@ def start(
         least=least,
         secret=secret,
         noise=noise,
+        compress=form,
+        kept=kept,
+        decay=decay,
         gather_s=gather,
         part_s=gather,
     )

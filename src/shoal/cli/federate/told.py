@@ -24,6 +24,7 @@ def tell_round(done: RoundReport, report: Progress, as_json: bool) -> None:
     else:
         who = many(len(done.members), "member")
         line = f"round {done.round}: {who}, {done.agreed} with the same adapter, loss {done.loss:.4f}"
+        line += f", {done.sent_in_round / 1000:,.1f} kB sent"
         if done.epsilon is not None:
             line += f", epsilon {done.epsilon:.3g} with delta {DELTA:g}"
     report(line, done.round, done.rounds)
@@ -47,6 +48,7 @@ def round_fields(done: RoundReport) -> dict[str, Any]:
         "agreed": done.agreed,
         "loss": done.loss if math.isfinite(done.loss) else None,
         "sent": done.sent,
+        "sent_in_round": done.sent_in_round,
         "epsilon": "infinite" if done.epsilon == math.inf else done.epsilon,
     }
 
@@ -68,9 +70,10 @@ def view_fields(view: RunView) -> dict[str, Any]:
 def view_lines(view: RunView) -> str:
     """The same for people."""
     terms = view.terms
+    how = "" if terms.compress == "none" else f", sent by {terms.compress}"
     lines = [
         f"{terms.model}, rank {terms.rank}: {many(terms.rounds, 'round')} of {many(terms.steps, 'step')}, "
-        f"{'secret ' if terms.secret else ''}{terms.rule}, updates up to a norm of {terms.radius:.3g}",
+        f"{'secret ' if terms.secret else ''}{terms.rule}, updates up to a norm of {terms.radius:.3g}{how}",
         f"{many(len(view.cards), 'member')}, {terms.least} at least",
     ]
     for peer in sorted(view.cards):

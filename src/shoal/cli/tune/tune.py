@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,27 @@ OwnBlocksOption = Annotated[
         "--own-blocks", help="Run all blocks on this machine, so that nodes see nothing of the data."
     ),
 ]
+MethodOption = Annotated[
+    str, typer.Option(metavar="lora|prompt", help="What to tune: an adapter, or a soft prompt.")
+]
+PromptTokensOption = Annotated[
+    int, typer.Option(min=1, max=512, help="With --method prompt, virtual tokens before each prompt.")
+]
+RankOption = Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")]
+AlphaOption = Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")]
+TuningRateOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="AdamW's learning rate after the warm-up; if not given, 2e-4, and 1e-2 of a soft prompt.",
+        show_default=False,
+    ),
+]
+WarmupOption = Annotated[int, typer.Option(min=0, help="Steps in which the rate rises from 0.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Tokens that travel together.")]
+CutOption = Annotated[bool, typer.Option("--cut", help="Cut longer examples, instead of refusing them.")]
+RATES = {"lora": 2e-4, "prompt": 1e-2}
+"""AdamW's, by method: a soft prompt's rows are as long as embeddings, and far fewer."""
 SAID = 20
 """Lines that were skipped, of which each is told; then only how many."""
 
@@ -67,19 +89,19 @@ def tune(
     data: DataOption,
     out: OutOption = Path("adapter"),
     evaluation: EvaluationOption = None,
-    rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")] = 8,
-    alpha: Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")] = 16,
+    method: MethodOption = "lora",
+    prompt_tokens: PromptTokensOption = 20,
+    rank: RankOption = 8,
+    alpha: AlphaOption = 16,
     layer: LayerOption = None,
-    rate: Annotated[float, typer.Option(min=0, help="AdamW's learning rate after the warm-up.")] = 2e-4,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the rate rises from 0.")] = 10,
+    rate: TuningRateOption = None,
+    warmup: WarmupOption = 10,
     epochs: Annotated[int, typer.Option(min=1, help="How often each example is seen.")] = 1,
     steps: Annotated[int, typer.Option(min=0, help="Most steps; 0 ends with the last epoch.")] = 0,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens that travel together.")] = 1024,
+    batch_tokens: BatchOption = 1024,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step.")] = 1,
     longest: LongestOption = 0,
-    cut: Annotated[
-        bool, typer.Option("--cut", help="Cut longer examples, instead of refusing them.")
-    ] = False,
+    cut: CutOption = False,
     skip_bad: SkipOption = False,
     seed: Annotated[int, typer.Option(help="Of the order of examples, and of the first matrices.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
@@ -88,23 +110,21 @@ def tune(
     only: options.OnlyOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Tune a LoRA adapter of MODEL through the nodes that serve it; data and adapter stay here."""
+    """Tune a LoRA adapter or a soft prompt of MODEL through the nodes that serve it; data stay here."""
     settings = options.settings(swarm=swarm, model=model, only=only)
     from shoal.client.tuning.open import TuningData, open_tuner
+    from shoal.client.tuning.tuned import tuning_method
     from shoal.client.tuning.tuner import TuningOptions
 
+    chosen = tuning_method(method)
     skipped: Counter[Path] = Counter()
-
-    def skip(path: Path, line: int, why: str) -> None:
-        skipped[path] += 1
-        if skipped[path] <= SAID:
-            say(f"line {line} of {path} is skipped: {why}")
-
     given = TuningOptions(
+        method=chosen,
+        prompt_tokens=prompt_tokens,
         rank=rank,
         alpha=alpha,
         layers=tuple(layer or ()),
-        rate=rate,
+        rate=RATES[chosen] if rate is None else rate,
         warmup=warmup,
         epochs=epochs,
         steps=steps,
@@ -114,9 +134,8 @@ def tune(
         save_every=save_every,
         evaluate_every=save_every,
     )
-    examples = TuningData(
-        path=data, evaluation=evaluation, longest=longest, cut=cut, skipped=skip if skip_bad else None
-    )
+    skip = _skipping(skipped) if skip_bad else None
+    examples = TuningData(path=data, evaluation=evaluation, longest=longest, cut=cut, skipped=skip)
 
     async def run(opened: Connected) -> TuningStep | None:
         with working(f"tuning {settings.model}") as report:
@@ -140,7 +159,25 @@ def tune(
         "loss": _finite(last.loss),
         "evaluation": _finite(last.evaluation),
     }
-    emit(fields, as_json, lambda: f"the adapter is in {out}: shoal serve {model} --adapter {out}")
+    emit(fields, as_json, lambda: f"what was tuned is in {out}: {_use_of(model, out, chosen)}")
+
+
+def _skipping(skipped: Counter[Path]) -> Callable[[Path, int, str], None]:
+    """Counts lines that are left out, and tells of the first of a file."""
+
+    def skip(path: Path, line: int, why: str) -> None:
+        skipped[path] += 1
+        if skipped[path] <= SAID:
+            say(f"line {line} of {path} is skipped: {why}")
+
+    return skip
+
+
+def _use_of(model: str, out: Path, method: str) -> str:
+    """The command that uses what was tuned."""
+    if method == "prompt":
+        return f"shoal run {model}:{out.resolve().name} --soft-prompt {out}"
+    return f"shoal serve {model} --adapter {out}"
 
 
 def _tell(step: TuningStep, report: Progress, as_json: bool) -> None:

@@ -129,8 +129,7 @@ class Audits:
             reused: of the prompt's tokens, how many were not computed for it.
         """
         route = [hop for hop, _ in all_hops(session)]
-        if session.shape.adapter is not None and level in ("audited", "proved"):
-            why = "receipts, audits and proofs are of a model as it is: an answer with an adapter has none"
+        if why := _why_unsigned(session, level):
             return None, Protection(level, "fast", budget=self._settings.audit_budget, faults=(why,))
         if level == "attested" or any(hop.noise_key for hop in route):
             # An audit would show rows to peers that have not shown what they run on.
@@ -378,3 +377,12 @@ def _what(
         return f"{who} gives other rows than {by}, and nobody else could confirm either: nobody is blamed"
     why = silent[0] if silent else "nobody else serves these blocks, and they are not on this machine"
     return f"{who} could not be audited: {why}"
+
+
+def _why_unsigned(session: Session, level: ProtectionLevel) -> str:
+    """Why nothing of a session is signed or audited at this level; empty where it may be."""
+    if session.shape.adapter is not None and level in ("audited", "proved"):
+        return "receipts, audits and proofs are of a model as it is: an answer with an adapter has none"
+    if session.ends.virtual and level in ("audited", "proved", "consensus"):
+        return "receipts, audits, proofs and replicas are of tokens: an answer with a soft prompt has none"
+    return ""

@@ -31,3 +31,14 @@ class Learner(Protocol):
             ShoalError: they cannot be done.
         """
         ...
+
+    async def gradient(self, round: int) -> tuple[UpdateVector, int, float]:
+        """The gradient of the loss at the weights as they are, for a step of all members together.
+
+        Returns:
+            Finite, float32 ``[size]``; how many examples were seen, and their mean loss.
+
+        Raises:
+            ShoalError: it cannot be computed.
+        """
+        ...

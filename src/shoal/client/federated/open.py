@@ -17,11 +17,16 @@ from shoal.client.swarm import Swarm
 from shoal.client.tuning.open import TuningData, open_tuner
 from shoal.client.tuning.tuner import Tuner, TuningOptions
 from shoal.errors import DigestMismatch, UsageError
+from shoal.training.federated.compress import Compression
+from shoal.training.federated.demo.direction import DemoTerms
 from shoal.training.federated.means import MeanRule
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.statements import TermsStatement, sign_statement
 from shoal.training.federated.terms import FederatedTerms, adam_radius, run_of
 from shoal.wire.federating import MAX_SIZE
+
+STEPS = 20
+"""Local steps of a round, if nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +34,8 @@ class FederatedOptions:
     """What the starter of a run chooses for all."""
 
     rounds: int = 10
-    steps: int = 20
-    """Local steps of a round."""
+    steps: int = 0
+    """Local steps of a round; 0: 20 of them, and by DeMo, where a round is a step, one."""
     rule: MeanRule = "mean"
     radius: float = 0.0
     """The norm to which updates are clipped; 0: that of AdamW's steps if all go one way."""
@@ -44,6 +49,12 @@ class FederatedOptions:
     """Whether updates are added up without anybody seeing one."""
     noise: float = 0.0
     """Deviation of the noise in each number of a member's update, in ``radius``; 0: none."""
+    compress: Compression = "none"
+    """How updates travel."""
+    decay: float = 0.9
+    """DeMo: of each member's momentum, in a step."""
+    kept: int = 32
+    """DeMo: coefficients of each chunk of 4,096 numbers that are sent."""
     name: str = ""
 
 
@@ -170,7 +181,10 @@ async def _open(
 def _terms(
     model: str, digest: str, options: TuningOptions, chosen: FederatedOptions, learner: TunerLearner
 ) -> FederatedTerms:
-    size = learner.layout.size
+    size, steps, demo = learner.layout.size, chosen.steps or STEPS, None
+    if chosen.compress == "demo":
+        demo = DemoTerms(options.rate, options.warmup, chosen.decay, chosen.kept)
+        steps = chosen.steps or 1
     terms = FederatedTerms(
         model=model,
         digest=digest,
@@ -181,9 +195,9 @@ def _terms(
         size=size,
         layout=learner.layout.digest,
         rounds=chosen.rounds,
-        steps=chosen.steps,
+        steps=steps,
         rule=chosen.rule,
-        radius=chosen.radius or adam_radius(options.rate, chosen.steps, size),
+        radius=chosen.radius or adam_radius(options.rate, steps, size),
         outer_rate=chosen.outer_rate,
         outer_momentum=chosen.outer_momentum,
         proximal=chosen.proximal,
@@ -193,6 +207,8 @@ def _terms(
         secret=chosen.secret,
         noise=chosen.noise,
         name=chosen.name,
+        compress=chosen.compress,
+        demo=demo,
     )
     terms.check()
     return terms
@@ -229,6 +245,8 @@ async def _going_on(
     async def save(number: int, reached: SharedState) -> None:
         learner.put(reached.weights)
         await learner.tuner.save()
+        if participant.momentum is not None:
+            await trio.to_thread.run_sync(folder.keep_momentum, participant.momentum.copy())
         await trio.to_thread.run_sync(partial(folder.keep_state, number, reached))
 
     async def keep_spent(count: int) -> None:
@@ -242,6 +260,7 @@ async def _going_on(
         learner,
         round=round,
         state=state,
+        momentum=await trio.to_thread.run_sync(folder.momentum, terms.size) if terms.demo else None,
         save=save,
         spent=await trio.to_thread.run_sync(folder.spent),
         keep_spent=keep_spent,

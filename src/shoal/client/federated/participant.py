@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import trio
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from shoal.client.federated.gather import CoefficientGathering, computed
 from shoal.client.federated.learner import Learner
 from shoal.client.federated.reduce import ReducedRound, RoundReduction
 from shoal.client.federated.reduce_secret import STAGES, SecretReduction
@@ -20,6 +21,8 @@ from shoal.swarm.clock import Clock
 from shoal.tasks import one_error
 from shoal.training.federated.board import RunBoard
 from shoal.training.federated.decide import ahead, convenes_at, ready_members
+from shoal.training.federated.demo.coefficients import Coefficients
+from shoal.training.federated.demo.momentum import DecoupledMomentum
 from shoal.training.federated.means import UpdateVector, clip_norm
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.private import noisy_update, spent_epsilon
@@ -36,6 +39,8 @@ LINGER_S = 30.0
 """The same after the last one, so that whoever has missed it can have the adapter from us."""
 CATCH_UP_ATTEMPTS = 4
 STATES_KEPT = 2
+DEMO_SAVED = 20
+"""Steps by DeMo between two that are kept; what a member has missed it has from the others."""
 LOOK_S = 1.0
 """How often it is looked whether something is due, whatever is heard."""
 
@@ -68,9 +73,20 @@ class RoundReport:
     """Of this member's last local step."""
     sent: int = 0
     """Bytes to other members so far."""
+    sent_in_round: int = 0
+    """The same since the round before."""
     epsilon: float | None = None
     """What all its updates so far have shown of this member's data, with a delta of ``DELTA``; ``None``
     without noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRound:
+    """What a member has to send in a round, and what that was learnt from."""
+
+    update: UpdateVector | Coefficients
+    examples: int
+    loss: float
 
 
 class Participant:
@@ -79,6 +95,7 @@ class Participant:
     Args:
         terms, raw: the terms, and as they are signed.
         state: what the round ``round`` begins with, of a member that goes on after it was ended.
+        momentum: what it had then of its own, of a run by DeMo.
         spent: updates with noise that it has sent before.
     """
 
@@ -92,17 +109,22 @@ class Participant:
         *,
         round: int = 0,
         state: SharedState | None = None,
+        momentum: UpdateVector | None = None,
         save: Save | None = None,
         spent: int = 0,
         keep_spent: KeepSpent | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.terms, self.learner = terms, learner
-        self.board = RunBoard(run_of(raw), network.peer, terms.size, terms.least, terms.secret)
+        self.board = RunBoard(run_of(raw), network.peer, terms.form, terms.least)
         self.peers = RunPeers(network, clock, self.board, raw, self._state_of)
         self._save, self._patience_s = save, patience_s
         self._spent, self._keep_spent = spent, keep_spent
+        self._sent_before = 0
         self._mask_key = X25519PrivateKey.generate()
+        self._demo: DecoupledMomentum | None = None
+        if terms.demo is not None:
+            self._demo = DecoupledMomentum(terms.size, terms.demo.decay, terms.demo.kept, momentum)
         self._states: dict[bytes, SharedState] = {}
         self.round = round
         self.state = state or SharedState.fresh(learner.weights())
@@ -110,6 +132,11 @@ class Participant:
             raise StepFailed(
                 f"an adapter of {self.state.weights.size} numbers, and the run's has {terms.size}"
             )
+
+    @property
+    def momentum(self) -> UpdateVector | None:
+        """What this member keeps to itself in a run by DeMo; ``None`` in any other."""
+        return None if self._demo is None else self._demo.held
 
     async def run(self) -> AsyncGenerator[RoundReport]:
         """Take part until the last round is over; tells of each.
@@ -127,17 +154,35 @@ class Participant:
                 yield report
                 continue
             self.learner.put(self.state.weights)
-            examples, loss = await self.learner.learn(self.round, self.terms.steps, self.terms.proximal)
-            update = await self._private(self.learner.weights() - self.state.weights)
-            reduced = await self._average(update, examples)
+            local = await self._learn()
+            reduced = await self._average(local)
             if reduced is None:
+                self._take_back(local)
                 continue  # the others have gone on without us
             await self._finish(reduced)
-            yield self._report(reduced, loss)
+            yield self._report(reduced, local.loss)
+            self._sent_before = self.peers.sent
         await self.peers.wait(trio.current_time() + LINGER_S, self._all_done)
         if (report := await self._catch_up()) is not None:
             yield report
         self.learner.put(self.state.weights)
+
+    async def _learn(self) -> LocalRound:
+        """The local steps of a round; by DeMo one gradient, and what of the momentum is sent."""
+        demo = self._demo
+        if demo is None:
+            examples, loss = await self.learner.learn(self.round, self.terms.steps, self.terms.proximal)
+            return LocalRound(
+                await self._private(self.learner.weights() - self.state.weights), examples, loss
+            )
+        gradient, examples, loss = await self.learner.gradient(self.round)
+        taken = await computed(self.terms.size, lambda: demo.extract(gradient))
+        return LocalRound(taken, examples, loss)
+
+    def _take_back(self, local: LocalRound) -> None:
+        """Of a step that was made without us, keep what we would have sent."""
+        if self._demo is not None and isinstance(local.update, Coefficients):
+            self._demo.put_back(local.update)
 
     async def _private(self, update: UpdateVector) -> UpdateVector:
         """The update as others may see it: clipped, and with noise, where the terms want that."""
@@ -181,18 +226,19 @@ class Participant:
         await self._reach(round, state)
         return RoundReport(round, self.terms.rounds, (), digest=state.digest.hex(), agreed=self._agreeing())
 
-    async def _average(self, update: UpdateVector, examples: int) -> ReducedRound | None:
+    async def _average(self, local: LocalRound) -> ReducedRound | None:
         """The round's mean; ``None`` where most others are in a later one."""
         self._mask_key = X25519PrivateKey.generate()  # of this round alone
-        self._say(ready=True, examples=examples)
+        self._say(ready=True, examples=local.examples)
         accepted = await self._await_plan()
         if accepted is None:
             return None
-        until = trio.current_time() + self.terms.part_s
+        until, common = trio.current_time() + self.terms.part_s, (self.peers, accepted, self.terms)
+        if isinstance(local.update, Coefficients):
+            return await CoefficientGathering(*common, local.update, until).run()
         if self.terms.secret:
-            secret = SecretReduction(self.peers, accepted, self.terms, update, until, self._mask_key)
-            return await secret.run()
-        return await RoundReduction(self.peers, accepted, self.terms, update, until).run()
+            return await SecretReduction(*common, local.update, until, self._mask_key).run()
+        return await RoundReduction(*common, local.update, until).run()
 
     async def _await_plan(self) -> AcceptedPlan | None:
         """Wait for a plan, or make one when it is our turn; ``None`` where the others have gone on."""
@@ -236,7 +282,8 @@ class Participant:
 
     async def _reach(self, round: int, state: SharedState) -> None:
         self._adopt(round, state)
-        if self._save is not None:
+        due = self._demo is None or round % DEMO_SAVED == 0 or round >= self.terms.rounds
+        if self._save is not None and due:
             await self._save(round, state)
 
     def _adopt(self, round: int, state: SharedState) -> None:
@@ -277,6 +324,7 @@ class Participant:
             self._agreeing(),
             loss,
             self.peers.sent,
+            self.peers.sent - self._sent_before,
             spent_epsilon(self.terms.noise, self._spent) if self.terms.noise else None,
         )
 

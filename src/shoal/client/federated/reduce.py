@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from shoal.client.federated.run_peers import RunPeers
+from shoal.training.federated.int8 import STRETCHED, pack_int8, unpack_int8
 from shoal.training.federated.layout import part_bounds
 from shoal.training.federated.means import UpdateVector, mean_fault, part_radius, robust_mean, update_fault
 from shoal.training.federated.received import AcceptedPlan
@@ -73,7 +74,7 @@ class RoundReduction:
     async def _exchange(self) -> None:
         """Send every part to its owner, wait for those that are ours, and send their mean to all."""
         for index, peer in self._others():
-            payload = self._update[self._bounds[index]].astype("<f4").tobytes()
+            payload = self._packed(self._update[self._bounds[index]])
             self._peers.post(peer, self._part(index, "update", payload), payload, self._until)
         await self._peers.wait(self._until, self._has_all_parts)
         self._give_mean(self._reduce_own())
@@ -84,9 +85,10 @@ class RoundReduction:
 
     def _give_mean(self, mean: UpdateVector) -> None:
         """Send all members what our part comes to."""
-        self._reduced.mean[self._bounds[self._own]] = mean
+        payload = self._packed(mean)
+        # As the others read it, so that all have the same bits.
+        self._reduced.mean[self._bounds[self._own]] = self._unpacked(payload, mean.size)
         why = tuple((peer, shorten(reason)) for peer, reason in self._reduced.left_out.items())
-        payload = mean.astype("<f4").tobytes()
         message = self._part(self._own, "mean", payload, why)
         for _, peer in self._others():
             self._peers.post(peer, message, payload, self._means_until)
@@ -105,7 +107,7 @@ class RoundReduction:
             elif peer not in came or came[peer].message.index != self._own:
                 values, fault = np.zeros(0, np.float32), "its part did not come in time"
             else:
-                values = _floats(came[peer].payload)
+                values = self._unpacked(came[peer].payload, size)
                 fault = ""
             fault = fault or update_fault(values, size, radius)
             if fault:
@@ -127,8 +129,10 @@ class RoundReduction:
             if peer not in came or came[peer].message.index != index:
                 self._reduced.missing[peer] = "the mean of its part did not come in time"
                 continue
-            values = _floats(came[peer].payload)
+            values = self._unpacked(came[peer].payload, size)
             radius = part_radius(self._terms.allowed, size, self._terms.size)
+            if self._terms.compress == "int8":
+                radius *= STRETCHED
             if fault := mean_fault(values, size, radius):
                 self._reduced.missing[peer] = fault
                 continue
@@ -155,7 +159,14 @@ class RoundReduction:
         plan, run = self._accepted, self._board.run
         return UpdatePart(run, plan.plan.round, plan.hash, index, kind, len(payload), left_out)
 
+    def _packed(self, values: UpdateVector) -> bytes:
+        """A part as it travels."""
+        return pack_int8(values) if self._terms.compress == "int8" else values.astype("<f4").tobytes()
 
-def _floats(payload: bytes) -> UpdateVector:
-    """float32; of a length that is no multiple of 4, none."""
-    return np.frombuffer(payload, "<f4").astype(np.float32) if len(payload) % 4 == 0 else np.zeros(0, "f4")
+    def _unpacked(self, payload: bytes, size: int) -> UpdateVector:
+        """float32 as long as the part; of bytes that are none, another length."""
+        if self._terms.compress == "int8":
+            return unpack_int8(payload, size)
+        if len(payload) % 4:
+            return np.zeros(0, np.float32)
+        return np.frombuffer(payload, "<f4").astype(np.float32)

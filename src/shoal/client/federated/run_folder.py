@@ -2,7 +2,8 @@
 
 ``member.key`` is its identity in the run, ``run.terms`` what the starter has signed, ``shared.safetensors``
 weights and momentum with the round that they begin, and ``adapter/`` the adapter as PEFT reads it, with the
-checkpoint of its optimizer. ``updates.sent`` counts updates with noise, for epsilon. Each is written whole.
+checkpoint of its optimizer. ``updates.sent`` counts updates with noise, for epsilon, and
+``own-momentum.safetensors`` is what a member of a run by DeMo keeps to itself. Each is written whole.
 One process at a time takes part from it: two with one identity would count the updates of both as one's.
 """
 
@@ -21,6 +22,7 @@ from safetensors.numpy import save
 
 from shoal.errors import BadWeights, RemoteProtocolError, UsageError
 from shoal.net.identity import Identity, verify
+from shoal.training.federated.means import UpdateVector
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.statements import TermsStatement, read_statement
 from shoal.training.federated.terms import FederatedTerms, run_of
@@ -28,7 +30,7 @@ from shoal.whole_file import write_whole
 from shoal.wire.federating import MAX_ROUNDS
 
 KEY, TERMS, SHARED, ADAPTER = "member.key", "run.terms", "shared.safetensors", "adapter"
-SPENT, LOCK = "updates.sent", ".member.lock"
+SPENT, MOMENTUM, LOCK = "updates.sent", "own-momentum.safetensors", ".member.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,30 @@ class RunFolder:
     def keep_spent(self, count: int) -> None:
         """Raises OSError: it cannot be written."""
         write_whole(self.path / SPENT, str(count).encode(), replace=True)
+
+    def keep_momentum(self, momentum: UpdateVector) -> None:
+        """Raises OSError: it cannot be written."""
+        write_whole(self.path / MOMENTUM, save({"momentum": momentum}), replace=True)
+
+    def momentum(self, size: int) -> UpdateVector | None:
+        """What was kept, float32 ``[size]``; ``None`` where nothing was.
+
+        Raises:
+            BadWeights: the file is damaged.
+        """
+        path = self.path / MOMENTUM
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "numpy") as opened:
+                kept = cast(np.ndarray, opened.get_tensor("momentum"))
+            if kept.shape != (size,) or kept.dtype != np.float32 or not np.isfinite(kept).all():
+                raise ValueError("another size, or no numbers")
+        except (SafetensorError, ValueError) as error:
+            raise BadWeights(
+                f"{path} is damaged ({error})", check="remove it: the member then begins with no momentum"
+            ) from error
+        return kept
 
     def keep_state(self, round: int, state: SharedState) -> None:
         """Raises OSError: it cannot be written."""

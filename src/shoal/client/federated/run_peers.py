@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -89,6 +90,9 @@ class RunPeers:
         self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
         self._giving: set[PeerId] = set()
         self._telling: set[PeerId] = set()
+        self._unheard: Counter[PeerId] = Counter()
+        """Statements that are on their way to each member: parts wait for them, which they would overtake."""
+        self._heard = trio.Event()
         self._wanted: dict[int, tuple[Channel, trio.Event, list[bytes]]] = {}
         self._numbers = 0
         self._said = 0
@@ -154,6 +158,7 @@ class RunPeers:
         message = FederatedStatement(self.board.run, raw)
         for peer in list(self.board.cards):
             if peer not in (author, self.board.own) and self._nursery is not None:
+                self._unheard[peer] += 1
                 self._nursery.start_soon(self._tell, peer, message)
 
     async def send(self, peer: PeerId, message: Message, payload: Payload = b"") -> None:
@@ -170,13 +175,16 @@ class RunPeers:
         await channel.send(message, payload)
 
     def post(self, peer: PeerId, message: Message, payload: Payload, until: float) -> None:
-        """Send to a member beside all else, if it gets through until a moment of trio's clock."""
+        """Send to a member beside all else, behind every statement so far, if it gets through until a moment
+        of trio's clock."""
         if self._nursery is not None:
             self._nursery.start_soon(self._post, peer, message, payload, until)
 
     async def _post(self, peer: PeerId, message: Message, payload: Payload, until: float) -> None:
         try:
             with trio.move_on_at(until):
+                while self._unheard[peer]:
+                    await self._heard.wait()
                 await self.send(peer, message, payload)
         except ShoalError as error:
             log.info("%s did not get its %s: %s", peer, type(message).__name__, error.message)
@@ -264,6 +272,10 @@ class RunPeers:
         except ShoalError as error:
             log.info("%s was not told: %s", peer, error.message)
             self._miss(peer)
+        finally:
+            self._unheard[peer] -= 1
+            self._heard.set()
+            self._heard = trio.Event()
 
     def _miss(self, peer: PeerId) -> None:
         if peer in self.board.cards and peer not in self.board.gone:

@@ -53,6 +53,17 @@ class TunerLearner:
             )
         return seen, loss
 
+    async def gradient(self, round: int) -> tuple[UpdateVector, int, float]:
+        """As :meth:`Learner.gradient`: nothing where it is not finite. Raises as :meth:`Tuner.gradients`."""
+        examples = self._of_step(round)
+        loss = await self.tuner.gradients(examples)
+        halves = self.tuner.adapter.named()
+        found = {
+            name: np.zeros(half.shape, np.float32) if half.grad is None else half.grad.numpy()
+            for name, half in halves.items()
+        }
+        return self.layout.flatten(found), len(examples), loss
+
     def _of_step(self, step: int) -> list[Example]:
         """The examples of one step: those of the next batches, over and over through the data."""
         per_epoch = self._steps_of(0)

@@ -99,6 +99,12 @@ async def held_text(
 ) -> AnswerText:
     """What of an answer a session still holds. Raises as :func:`pull_receipts`."""
     check_can_sign(session.shape)
+    if session.ends.virtual:
+        raise UsageError(
+            "receipts are of tokens that anybody can embed again: none are given for an answer with a soft "
+            "prompt",
+            check="ask the model without its soft prompt, or leave the receipts out",
+        )
     token_ids = (*prompt, *said)
     tokens = min(len(session.token_ids), len(token_ids))
     if not tokens or tuple(session.token_ids[:tokens]) != token_ids[:tokens]:

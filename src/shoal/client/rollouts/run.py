@@ -161,7 +161,7 @@ class Rollouts:
         fields["logit_bias"] = {str(token): bias for token, bias in options.sampling.logit_bias.items()}
         self._run: dict[str, Any] = {
             "digest": str(local.digest),
-            "adapter": local.shape.adapter,
+            "adapter": local.shape.adapter or (local.soft_prompt.digest if local.soft_prompt else None),
             "sampling": fields,
             "max_tokens": options.max_tokens,
             "stop": list(options.stop),
@@ -277,13 +277,14 @@ class Rollouts:
     ) -> RolloutSample:
         seed = sample_seed(self._options.seed, prompt.line, sample)
         sampling = dataclasses.replace(self._options.scored, seed=seed)
-        reused = session.reusable(prompt.token_ids)
+        whole = session.prompt_of(prompt.token_ids)
+        reused = session.reusable(whole)
         text, tokens, logprobs = "", list[int](), list[float]()
         reason: FinishReason = "length"
         may_rest_s = MOST_REST_S
         deltas = generate(
             session,
-            prompt.token_ids,
+            whole,
             self._codec.detokenizer() if self._codec else None,
             sampling=sampling,
             max_tokens=limit,
@@ -300,9 +301,9 @@ class Rollouts:
                 reason = delta.finish_reason or reason
                 if delta.finish_reason is None:
                     may_rest_s -= await self._rest(place, may_rest_s)
-        receipts, protection = await self._swarm.protect(session, prompt.token_ids, tokens, sampling, reused)
+        receipts, protection = await self._swarm.protect(session, whole, tokens, sampling, reused)
         if self._options.receipts and receipts is None:
-            receipts = await pull_receipts(session, prompt.token_ids, tokens, sampling)
+            receipts = await pull_receipts(session, whole, tokens, sampling)
         faults = [] if receipts is None else [fault.what for fault in receipts.faults]
         return RolloutSample(
             prompt=prompt.line,

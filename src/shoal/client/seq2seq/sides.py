@@ -69,6 +69,11 @@ async def encode_source(
         PromptTooLong: a text is too long.
         ShoalError: the encoder's session could not be opened, or failed.
     """
+    if local.soft_prompt is not None:
+        raise UsageError(
+            f"{local.name} has a soft prompt, and none stands before an encoder and a decoder",
+            check="ask the model without the name behind it",
+        )
     rows = check_source(local, both, source)
     async with open_side(Side(both.encoder, source, token=both.start), rows) as session:
         hidden = await session.encode(session.ends.given, rows)

@@ -132,5 +132,5 @@ async def _logits(
 ) -> Floats:
     blocks, ends, thread = parts
     hidden = await thread.run(partial(ends.embed_sequences, sequences))
-    _, out = await blocks.forward(hidden, [len(tokens) for tokens in sequences])
+    _, out = await blocks.forward(hidden, ends.lengths(sequences))
     return await thread.run(partial(ends.last_logits, sequences, out))

@@ -19,6 +19,16 @@ class NotFinite(StepFailed):
     """A step comes to numbers that are NaN or infinite, whoever computes it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockGradients:
+    """What a step backward has found."""
+
+    factors: Sequence[tuple[Span, Floats]]
+    """Of the adapter's matrices, by the blocks of each hop."""
+    entered: Floats
+    """Of what went into the first block, ``[rows, width]``."""
+
+
 @dataclass(eq=False)
 class Passed:
     """A step on its way: what each hop was given."""
@@ -56,8 +66,8 @@ class TuningBlocks(Protocol):
         """
         ...
 
-    async def backward(self, passed: Passed, gradients: Floats) -> list[tuple[Span, Floats]]:
-        """The gradients of the adapter's matrices, by the blocks of each hop, of those of what came out."""
+    async def backward(self, passed: Passed, gradients: Floats) -> BlockGradients:
+        """The gradients of the adapter's matrices, and of what went in, by those of what came out."""
         ...
 
 

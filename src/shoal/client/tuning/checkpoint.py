@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 
-from shoal.client.tuning.factors import TunedAdapter
+from shoal.client.tuning.tuned import Tuned
 from shoal.errors import BadWeights, UsageError
 from shoal.models.adapters.peft_config import CONFIG
 from shoal.models.adapters.read import BASE_FILE, WEIGHTS
@@ -51,7 +51,7 @@ class TuningState:
 
 def save(
     folder: Path,
-    adapter: TunedAdapter,
+    adapter: Tuned,
     optimizer: torch.optim.Optimizer,
     state: TuningState,
     *,
@@ -75,18 +75,7 @@ def save(
         for key, value in optimizer.state.get(half, {}).items():
             moments[f"{key} {name}"] = cast(torch.Tensor, value)
     save_file(moments, fresh / OPTIMIZER)
-    said: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(adapter.layers.sizes),
-        "inference_mode": True,
-    }
-    (fresh / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
+    (fresh / CONFIG).write_text(json.dumps(adapter.config(base_name), indent=2) + "\n")
     (fresh / BASE_FILE).write_text(json.dumps({"base": base}) + "\n")
     run = {"step": state.step, "run": dict(state.run), "history": [list(pair) for pair in state.history]}
     (fresh / STATE).write_text(json.dumps(run) + "\n")
@@ -156,7 +145,7 @@ def _move_out(folder: Path) -> None:
 
 
 def restore(
-    folder: Path, adapter: TunedAdapter, optimizer: torch.optim.Optimizer, run: Mapping[str, Any]
+    folder: Path, adapter: Tuned, optimizer: torch.optim.Optimizer, run: Mapping[str, Any]
 ) -> TuningState | None:
     """Go on from the checkpoint in ``folder``; ``None`` where there is none yet.
 

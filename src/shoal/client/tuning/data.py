@@ -163,15 +163,22 @@ def _fitted(tokens: list[int], learnt: int, line: int, longest: int, *, cut: boo
     return Example(tuple(tokens), learnt, line)
 
 
-def batches(examples: Sequence[Example], *, tokens: int, seed: int, epoch: int) -> list[list[Example]]:
+def batches(
+    examples: Sequence[Example], *, tokens: int, seed: int, epoch: int, beside: int = 0
+) -> list[list[Example]]:
     """The examples of one epoch in an order of its own, put together until a batch has ``tokens`` tokens, or
     as many examples as one question may have.
 
     Each runs by itself all the same: no example sees another.
+
+    Args:
+        beside: what each example has beside its own tokens, such as a soft prompt's.
     """
     order = list(range(len(examples)))
     random.Random(f"{seed} {epoch}").shuffle(order)
-    return packed([examples[index] for index in order], lambda example: len(example.token_ids), tokens)
+    return packed(
+        [examples[index] for index in order], lambda example: beside + len(example.token_ids), tokens
+    )
 
 
 def packed(items: Sequence[_Item], length: Callable[[_Item], int], tokens: int) -> list[list[_Item]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from shoal.errors import UsageError
-from shoal.models.adapters.adapter import MAX_RANK, Adapter, LowRank, adapter_digest
-from shoal.types import Digest, Span
+from shoal.models.adapters.adapter import MAX_RANK
+from shoal.types import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,16 @@ class TunedAdapter:
         return self.alpha / self.rank
 
     @property
+    def layer_names(self) -> list[str]:
+        """Of the layers that are tuned, sorted."""
+        return sorted(self.layers.sizes)
+
+    @property
+    def rows(self) -> None:
+        """Nothing stands before a sequence."""
+        return
+
+    @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Of each block in order, and of each layer, A and then B."""
         return [half for pair in self._pairs.values() for half in pair]
@@ -73,13 +84,19 @@ class TunedAdapter:
             half.grad = found if half.grad is None else half.grad + found
             at += half.numel()
 
-    def adapter(self, name: str, base: Digest) -> Adapter:
-        """As it is served."""
-        blocks: dict[int, dict[str, LowRank]] = {}
-        for (block, layer), (down, up) in self._pairs.items():
-            blocks.setdefault(block, {})[layer] = LowRank(down.detach().numpy(), up.detach().numpy())
-        digest = adapter_digest(self.scale, self.layers.list_name, blocks)
-        return Adapter(name, digest, self.scale, self.layers.list_name, blocks, base)
+    def config(self, base_name: str) -> dict[str, Any]:
+        """``adapter_config.json`` as PEFT reads it."""
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": self.layer_names,
+            "inference_mode": True,
+        }
 
     def _of(self, span: Span) -> list[torch.nn.Parameter]:
         return [half for (block, _), pair in self._pairs.items() if block in span for half in pair]

@@ -15,7 +15,9 @@ from shoal.client.tuning.ends import TuningEnds
 from shoal.client.tuning.factors import TunedAdapter, TunedLayers
 from shoal.client.tuning.own_blocks import OwnBlocks, load_own_blocks
 from shoal.client.tuning.remote import RemoteBlocks
+from shoal.client.tuning.tuned import Tuned
 from shoal.client.tuning.tuner import Tuner, TuningOptions
+from shoal.client.tuning.virtual_tokens import TunedPrompt, drawn_tokens
 from shoal.config import Settings
 from shoal.errors import UnsupportedModel, UsageError
 from shoal.executor.thread import ComputeThread
@@ -52,7 +54,8 @@ async def open_tuner(
     *,
     own_blocks: bool = False,
 ) -> Tuner:
-    """A run that tunes an adapter of ``model`` through the swarm, into ``folder``. To be closed in the end.
+    """A run that tunes an adapter of ``model``, or a soft prompt, through the swarm, into ``folder``. To be
+    closed in the end.
 
     Args:
         data: ``None`` for examples that are made as it goes on (:meth:`Tuner.learn`).
@@ -66,15 +69,16 @@ async def open_tuner(
     if not own_blocks:
         check_settings(swarm.settings)
     local = await swarm.resolve(model)
-    if local.shape.adapter is not None:
+    if local.shape.adapter is not None or local.soft_prompt is not None:
         raise UsageError(
-            f"{local.name} has an adapter already", check="tune the model itself, without a name behind it"
+            f"{local.name} has an adapter or a soft prompt already",
+            check="tune the model itself, without a name behind it",
         )
-    examples, held_back = ([], []) if data is None else await _read(swarm, local, data)
+    beside = options.prompt_tokens if options.method == "prompt" else 0
+    examples, held_back = ([], []) if data is None else await _read(swarm, local, data, beside)
     thread = ComputeThread("shoal-tuning")
     try:
-        layers, ends = await thread.run(partial(_load, local, options))
-        adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=options.seed)
+        adapter, tuned, ends = await thread.run(partial(_load, local, options))
         blocks: TuningBlocks
         if own_blocks:
             await swarm.weights.fetch_all(local)
@@ -83,22 +87,30 @@ async def open_tuner(
         else:
             resume_s = swarm.settings.resume_s
             blocks = RemoteBlocks(swarm.rings, local.shape, adapter, within_s=STEP_S, resume_s=resume_s)
-        return Tuner(local, adapter, blocks, ends, thread, examples, held_back, options, folder)
+        return Tuner(local, tuned, blocks, ends, thread, examples, held_back, options, folder)
     except BaseException:
         thread.close()
         raise
 
 
-async def _read(swarm: Swarm, local: LocalModel, data: TuningData) -> tuple[list[Example], list[Example]]:
-    """The examples to learn from, and those kept back. Raises as :func:`open_tuner`."""
+async def _read(
+    swarm: Swarm, local: LocalModel, data: TuningData, beside: int
+) -> tuple[list[Example], list[Example]]:
+    """The examples to learn from, and those kept back. Raises as :func:`open_tuner`.
+
+    Args:
+        beside: positions that each takes beside its tokens.
+    """
     codec = await swarm.codec(local, needed=True)
     if codec is None:
         raise UsageError(f"{local.name} has no tokenizer")
     end = await trio.to_thread.run_sync(lambda: codec.answer_end)
-    longest = data.longest or min(local.shape.context, 2048)
-    if longest > local.shape.context:
+    longest = data.longest or min(local.shape.context, 2048) - beside
+    if not 0 < longest <= local.shape.context - beside:
         raise UsageError(
-            f"examples of {longest} tokens: {local.name} takes {local.shape.context}", check="lower --longest"
+            f"examples of {longest} tokens: {local.name} takes {local.shape.context - beside}"
+            + (f" beside {beside} virtual ones" if beside else ""),
+            check="lower --longest",
         )
     read = partial(
         read_examples,
@@ -134,9 +146,17 @@ def check_settings(settings: Settings) -> None:
         )
 
 
-def _load(local: LocalModel, options: TuningOptions) -> tuple[TunedLayers, TuningEnds]:
+def _load(local: LocalModel, options: TuningOptions) -> tuple[TunedAdapter, Tuned, TuningEnds]:
+    """The adapter that the blocks run with, what is tuned, and the ends."""
     list_name, sizes = linear_layers(local, options.layers)
     ends = load_ends_module(local)
     if type(ends) is not EndsModule:
         raise UnsupportedModel(f"{local.name} is no decoder: only those are tuned")
-    return TunedLayers(list_name, sizes, local.shape.n_blocks), TuningEnds(ends)
+    n_blocks, seed = local.shape.n_blocks, options.seed
+    if options.method == "lora":
+        layers = TunedLayers(list_name, sizes, n_blocks)
+        adapter = TunedAdapter(layers, rank=options.rank, alpha=options.alpha, seed=seed)
+        return adapter, adapter, TuningEnds(ends)
+    rows = ends.word_rows(drawn_tokens(options.prompt_tokens, ends.vocab_size, seed))
+    none = TunedAdapter(TunedLayers(list_name, {}, n_blocks), rank=1, alpha=1.0, seed=seed)
+    return none, TunedPrompt(rows.cpu(), n_blocks), TuningEnds(ends)

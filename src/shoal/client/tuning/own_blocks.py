@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from shoal.client.tuning.blocks import MadeT, NotFinite, Passed, train_question
+from shoal.client.tuning.blocks import BlockGradients, MadeT, NotFinite, Passed, train_question
 from shoal.client.tuning.factors import TunedAdapter
 from shoal.errors import StepFailed, UnsupportedModel
 from shoal.executor.arrays import Floats
@@ -69,12 +69,13 @@ class OwnBlocks:
         passed = Passed(tuple(lengths), [hidden])
         return passed, (await self._run(passed.lengths, hidden, None))[0]
 
-    async def backward(self, passed: Passed, gradients: Floats) -> list[tuple[Span, Floats]]:
+    async def backward(self, passed: Passed, gradients: Floats) -> BlockGradients:
         """As :meth:`RemoteBlocks.backward`."""
         if not np.isfinite(gradients).all():
             raise NotFinite("the gradients of the loss are NaN or infinite")
         found = await self._run(passed.lengths, passed.entered[0], gradients)
-        return [(self._whole, np.concatenate([part.ravel() for part in found[1:]]))]
+        factors = [part.ravel() for part in found[1:]]
+        return BlockGradients([(self._whole, np.concatenate(factors))] if factors else [], found[0])
 
     async def _run(self, lengths: tuple[int, ...], hidden: Floats, gradients: Floats | None) -> list[Floats]:
         message, payload = train_question(

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from shoal.client.ring.hop import RouteHop
 from shoal.client.ring.rings import Rings
-from shoal.client.tuning.blocks import MadeT, NotFinite, Passed, train_question
+from shoal.client.tuning.blocks import BlockGradients, MadeT, NotFinite, Passed, train_question
 from shoal.client.tuning.factors import TunedAdapter
 from shoal.errors import (
     Busy,
@@ -117,8 +117,8 @@ class RemoteBlocks:
             hidden = (await self._ask(hop, passed.lengths, hidden, None))[0]
         return passed, hidden
 
-    async def backward(self, passed: Passed, gradients: Floats) -> list[tuple[Span, Floats]]:
-        """The gradients of the adapter's matrices, by the blocks of each hop.
+    async def backward(self, passed: Passed, gradients: Floats) -> BlockGradients:
+        """The gradients of the adapter's matrices, by the blocks of each hop, and of what went in.
 
         Args:
             gradients: of what :meth:`forward` gave.
@@ -133,7 +133,7 @@ class RemoteBlocks:
         for hop, entered in zip(reversed(hops), reversed(passed.entered), strict=True):
             gradients, factors = await self._ask(hop, passed.lengths, entered, gradients)
             found.append((hop.span, factors))
-        return found
+        return BlockGradients(found, gradients)
 
     def _most_rows(self) -> int:
         layers, rank = self._adapter.layers.sizes, self._adapter.rank
@@ -156,7 +156,7 @@ class RemoteBlocks:
         """The route, hops with so many blocks that their matrices fill more than a message asked piece by
         piece."""
         left = MAX_PAYLOAD - 8 * self._shape.hidden_size * rows
-        blocks = max(1, left // self._block_bytes)
+        blocks = max(1, left // max(1, self._block_bytes))
         return [
             replace(hop, span=Span(start, min(start + blocks, hop.span.end)))
             for hop in self.route
@@ -215,11 +215,12 @@ class RemoteBlocks:
 
 def _shortest(message: Train, number: int) -> Train:
     """A question of one token, through as many of the blocks as fit, with an adapter that adds nothing."""
-    layer = min(message.layers, key=lambda layer: layer.rows + layer.cols)
-    blocks = max(1, (SHORT - 4 * message.width) // (4 * (layer.rows + layer.cols)))
+    layers = message.layers and (min(message.layers, key=lambda layer: layer.rows + layer.cols),)
+    factors = sum(layer.rows + layer.cols for layer in layers)
+    blocks = max(1, (SHORT - 4 * message.width) // max(1, 4 * factors))
     end = min(message.end, message.start + blocks)
     return structs.replace(
-        message, number=number, end=end, backward=False, lengths=(1,), rank=1, layers=(layer,)
+        message, number=number, end=end, backward=False, lengths=(1,), rank=1, layers=layers
     )
 
 

@@ -20,11 +20,10 @@ from shoal.client.tuning.blocks import NotFinite, Passed, TuningBlocks
 from shoal.client.tuning.checkpoint import TuningState
 from shoal.client.tuning.data import Example, batches, example_inputs
 from shoal.client.tuning.ends import TuningEnds
-from shoal.client.tuning.factors import TunedAdapter
+from shoal.client.tuning.tuned import Tuned, TuningMethod
 from shoal.errors import StepFailed, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
-from shoal.models.adapters.adapter import Adapter
 from shoal.models.store.local_model import LocalModel
 from shoal.training.federated.outer import proximal_gradient
 
@@ -36,6 +35,10 @@ MAX_ALPHA = 1e6
 class TuningOptions:
     """How an adapter is tuned. Raises UsageError: a number that cannot be."""
 
+    method: TuningMethod = "lora"
+    """What is tuned: matrices beside the layers of each block, or rows before each prompt."""
+    prompt_tokens: int = 20
+    """Rows of a soft prompt."""
     rank: int = 8
     alpha: float = 16.0
     layers: tuple[str, ...] = ()
@@ -63,7 +66,7 @@ class TuningOptions:
     def __post_init__(self) -> None:
         least = {
             **dict.fromkeys(("warmup", "steps", "rate", "weight_decay", "clip"), 0),
-            **dict.fromkeys(("rank", "epochs", "batch_tokens", "accumulate"), 1),
+            **dict.fromkeys(("rank", "prompt_tokens", "epochs", "batch_tokens", "accumulate"), 1),
             **dict.fromkeys(("save_every", "evaluate_every", "most_bad"), 1),
         }
         for name, smallest in least.items():
@@ -72,6 +75,8 @@ class TuningOptions:
                 raise UsageError(f"{name} is {value}", check=f"choose a number from {smallest} on")
         if not 0 < self.alpha < MAX_ALPHA:
             raise UsageError(f"alpha is {self.alpha}", check=f"choose one above 0 and below {MAX_ALPHA:.0f}")
+        if self.method == "prompt" and self.layers:
+            raise UsageError("a soft prompt changes no layers", check="leave --layer out, or tune by lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ class Tuner:
     def __init__(
         self,
         local: LocalModel,
-        adapter: TunedAdapter,
+        adapter: Tuned,
         blocks: TuningBlocks,
         ends: TuningEnds,
         thread: ComputeThread,
@@ -116,6 +121,8 @@ class Tuner:
     ) -> None:
         self._local, self.adapter, self._blocks, self._ends = local, adapter, blocks, ends
         self._thread = thread
+        self._before = 0 if adapter.rows is None else len(adapter.rows)
+        """Positions that each example has beside its own."""
         self._examples, self._held_back, self._options = examples, held_back, options
         self._folder = checkpoint.checkpoint_folder(folder)
         self.optimizer = torch.optim.AdamW(
@@ -191,7 +198,28 @@ class Tuner:
         if not examples:
             raise UsageError("there is nothing to learn from", check="give at least one example")
         tokens, seed = self._batch_tokens, self._options.seed
-        return await self._timed(batches(examples, tokens=tokens, seed=seed, epoch=self._taken))
+        return await self._timed(
+            batches(examples, tokens=tokens, seed=seed, epoch=self._taken, beside=self._before)
+        )
+
+    async def gradients(self, examples: Sequence[Example]) -> float:
+        """The gradients of the mean loss of examples, added up in the adapter's parameters and clipped. No
+        step follows from them: whoever asks makes it. Where loss or gradients are not finite they are none.
+
+        Returns:
+            The loss.
+
+        Raises:
+            UsageError, ShoalError: as :meth:`learn`.
+        """
+        self._check_lengths("an example", examples)
+        tokens, seed = self._batch_tokens, self._options.seed
+        step = batches(examples, tokens=tokens, seed=seed, epoch=self._taken, beside=self._before)
+        loss = await self._add_gradients(step)
+        self._taken += 1
+        if loss is None:
+            self.optimizer.zero_grad()
+        return math.nan if loss is None else loss
 
     async def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int, seed: int
@@ -200,6 +228,7 @@ class Tuner:
 
         As :func:`shoal.client.tuning.answers.sample_answers`, which says what it costs.
         """
+        await self._thread.run(partial(self._ends.put_before, self.adapter.rows))
         return await sample_answers(
             (self._blocks, self._ends, self._thread),
             prompts,
@@ -218,7 +247,7 @@ class Tuner:
     async def evaluate(self, examples: Sequence[Example]) -> float:
         """The mean loss over the learnt tokens of ``examples``; NaN where hops come to no finite numbers."""
         total = 0.0
-        for batch in batches(examples, tokens=self._batch_tokens, seed=0, epoch=0):
+        for batch in batches(examples, tokens=self._batch_tokens, seed=0, epoch=0, beside=self._before):
             try:
                 total += await self._blocks.step(partial(self._forward_loss, batch))
             except NotFinite:
@@ -243,10 +272,6 @@ class Tuner:
         """Let its thread end. Nothing of it may be asked for after that."""
         self._thread.close()
 
-    def finished(self, name: str) -> Adapter:
-        """The adapter as it is now."""
-        return self.adapter.adapter(name, self._local.digest)
-
     async def _timed(self, step: Sequence[list[Example]]) -> TuningStep:
         """The next step of the optimizer, and what it came to."""
         began = trio.current_time()
@@ -266,6 +291,20 @@ class Tuner:
 
     async def _step(self, step: Sequence[list[Example]], rate: float) -> float:
         """One step of the optimizer; its loss, which is not applied where it is not finite."""
+        loss = await self._add_gradients(step)
+        if loss is None:
+            return math.nan
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return loss
+
+    async def _add_gradients(self, step: Sequence[list[Example]]) -> float | None:
+        """The loss of a step, and its gradients, clipped; ``None`` where one of them is not finite.
+
+        Raises:
+            StepFailed: they were not in several steps one after another.
+        """
         learnt = sum(example.answer_tokens for batch in step for example in batch)
         self.optimizer.zero_grad()
         total = 0.0
@@ -285,7 +324,7 @@ class Tuner:
                     f"the loss was NaN or infinite in {self._bad} steps one after another",
                     check="lower --rate, or look for odd examples in the data",
                 )
-            return loss
+            return None
         self._bad = 0
         strength, begun = self._anchor
         for half, began in zip(self.adapter.parameters, begun, strict=False):
@@ -293,9 +332,6 @@ class Tuner:
             half.grad = term if half.grad is None else half.grad + term
         if self._options.clip:
             torch.nn.utils.clip_grad_norm_(self.adapter.parameters, self._options.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
         return loss
 
     async def _learn(self, batch: list[Example], share: float) -> float:
@@ -304,8 +340,11 @@ class Tuner:
         loss, gradients = await self._thread.run(partial(self._ends.gradients, batch, out, share))
         if math.isfinite(loss):
             # Added when all hops have answered: a step that begins again has added nothing.
-            for span, found in await self._blocks.backward(passed, gradients):
-                self.adapter.add_gradients(span, found)
+            found = await self._blocks.backward(passed, gradients)
+            for span, factors in found.factors:
+                self.adapter.add_gradients(span, factors)
+            if (rows := self.adapter.rows) is not None:
+                await self._thread.run(partial(self._ends.pull_back, rows, passed.lengths, found.entered))
         return loss
 
     async def _forward_loss(self, batch: list[Example]) -> float:
@@ -314,15 +353,16 @@ class Tuner:
 
     async def _forward(self, batch: list[Example]) -> tuple[Passed, Floats]:
         """A batch through all blocks, and what comes out."""
+        await self._thread.run(partial(self._ends.put_before, self.adapter.rows))
         hidden = await self._thread.run(partial(self._ends.embed, batch))
-        return await self._blocks.forward(hidden, [len(tokens) for tokens in example_inputs(batch)])
+        return await self._blocks.forward(hidden, self._ends.lengths(example_inputs(batch)))
 
     def _rate(self, step: int) -> float:
         return self._options.rate * min(1.0, (step + 1) / max(1, self._options.warmup))
 
     def _check_lengths(self, what: str, examples: Sequence[Example]) -> None:
         """Raises UsageError: an example is longer than a question may be."""
-        most = self._blocks.most_rows
+        most = self._blocks.most_rows - self._before
         for example in examples:
             if len(example.token_ids) > most + 1:  # its last token is not sent
                 raise UsageError(
@@ -335,14 +375,17 @@ class Tuner:
         """The batches of each step."""
         options, found = self._options, list[list[list[Example]]]()
         for epoch in range(options.epochs):
-            made = batches(self._examples, tokens=self._batch_tokens, seed=options.seed, epoch=epoch)
+            seed, tokens = options.seed, self._batch_tokens
+            made = batches(self._examples, tokens=tokens, seed=seed, epoch=epoch, beside=self._before)
             found += [made[at : at + options.accumulate] for at in range(0, len(made), options.accumulate)]
         return found[: options.steps] if options.steps else found
 
     def _identity(self) -> dict[str, Any]:
         """What decides the run's numbers."""
-        told = asdict(self._options) | {"layers": sorted(self.adapter.layers.sizes)}
-        for name in ("save_every", "evaluate_every", "most_bad"):
+        told = asdict(self._options) | {"layers": list(self.adapter.layer_names)}
+        by_prompt = self._options.method == "prompt"
+        others = ("rank", "alpha", "layers") if by_prompt else ("method", "prompt_tokens")
+        for name in ("save_every", "evaluate_every", "most_bad", *others):
             del told[name]
         seen = sha256(repr([(e.token_ids, e.learnt) for e in self._examples]).encode())
         return told | {"model": self._local.digest, "data": seen.hexdigest()}

@@ -80,6 +80,12 @@ def read_scale(folder: Path) -> float:
 
 
 def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") == "PROMPT_TUNING":
+        raise UnsupportedModel(
+            f"{path}: it is a soft prompt, which who asks puts before each prompt: nodes need nothing",
+            check="give it to who asks: --soft-prompt for shoal run, chat and gateway",
+            next_command=f"shoal run MODEL:{path.parent.name} --soft-prompt {path.parent}",
+        )
     if config.get("peft_type") != "LORA":
         raise _refused(path, "peft_type", config.get("peft_type"), "adapters of the type LORA are supported")
     if config.get("task_type") not in TASKS:

@@ -51,6 +51,15 @@ def read_adapter(path: str | Path, name: str = "") -> Adapter:
         UnsupportedModel: it is of a kind that is not computed here; names what.
     """
     folder = Path(path).expanduser()
+    name = checked_name(folder, name)
+    scale = read_scale(folder)
+    list_name, blocks = _read_blocks(weights_file(folder))
+    digest = adapter_digest(scale, list_name, blocks)
+    return Adapter(name, digest, scale, list_name, blocks, read_base(folder))
+
+
+def checked_name(folder: Path, name: str) -> str:
+    """The name, or that of the folder. Raises UsageError: nothing can be called so."""
     name = name or folder.resolve().name
     if NAME.fullmatch(name) is None:
         raise UsageError(
@@ -62,10 +71,7 @@ def read_adapter(path: str | Path, name: str = "") -> Adapter:
             f"an adapter cannot be called {name}: that is how the beginning of a digest looks",
             check="give it another name: NAME=PATH",
         )
-    scale = read_scale(folder)
-    list_name, blocks = _read_blocks(_weights_file(folder))
-    digest = adapter_digest(scale, list_name, blocks)
-    return Adapter(name, digest, scale, list_name, blocks, _read_base(folder))
+    return name
 
 
 def named_path(text: str) -> tuple[str, str]:
@@ -74,7 +80,8 @@ def named_path(text: str) -> tuple[str, str]:
     return (name, path) if equals and NAME.fullmatch(name) and not Path(text).exists() else ("", text)
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """The tensors of a folder of PEFT's. Raises BadWeights: they are not there, or too large."""
     file = folder / WEIGHTS
     if not file.exists():
         pickled = (folder / PICKLE).exists()
@@ -134,10 +141,16 @@ def _low_rank(file: Path, name: str, pair: Mapping[str, TensorEntry]) -> LowRank
         )
     if down.shape[0] > MAX_RANK:
         raise UnsupportedModel(f"{file}: {name[:120]} has rank {down.shape[0]}, above {MAX_RANK}")
-    return LowRank(_read(down), _read(up))
+    return LowRank(read_factor(down), read_factor(up))
 
 
-def _read(entry: TensorEntry) -> Factor:
+def read_factor(entry: TensorEntry) -> Factor:
+    """A tensor in float32.
+
+    Raises:
+        UnsupportedModel: it is in another format.
+        BadWeights: it cannot be read, or has NaN or infinite numbers.
+    """
     if entry.dtype not in DTYPES:
         raise UnsupportedModel(
             f"{entry.file}: {entry.name[:120]!r} is in {entry.dtype}, not in F32, F16 or BF16"
@@ -157,7 +170,8 @@ def _read(entry: TensorEntry) -> Factor:
     return stored.astype(np.float32)
 
 
-def _read_base(folder: Path) -> Digest | None:
+def read_base(folder: Path) -> Digest | None:
+    """The model that a folder is for, if it says so. Raises BadWeights: what it says is no digest."""
     path = folder / BASE_FILE
     if not path.exists():
         return None

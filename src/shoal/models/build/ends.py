@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from shoal.errors import PromptTooLong, StepFailed, UsageError
+from shoal.errors import PromptTooLong, StepFailed, UnsupportedModel, UsageError
 from shoal.models.build.blocks import Blocks
 from shoal.models.build.placeholders import Door, Reached
 from shoal.models.build.rope_scaling import rope_scaling
@@ -64,7 +64,30 @@ class EndsModule:
                 f"position {position + len(token_ids)} is beyond the model's context of {self.context} tokens"
             )
         positions = torch.arange(position, position + len(token_ids), device=self.device)
-        offered = self._inputs(torch.tensor([token_ids], device=self.device), positions)
+        return self._before_blocks(self._inputs(torch.tensor([token_ids], device=self.device), positions))
+
+    def place(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the first block receives, ``[1, n, width]``, for rows that stand in the place of embeddings
+        ``[n, width]`` at the first n positions. Gradients go through.
+
+        Raises:
+            UnsupportedModel: the model takes tokens alone.
+        """
+        if "inputs_embeds" not in self._accepts:
+            raise UnsupportedModel("the model takes tokens alone: there are no soft prompts for it")
+        offered = self._inputs(
+            rows[None].to(self.device, self.dtype), torch.arange(len(rows), device=self.device)
+        )
+        offered["inputs_embeds"] = offered.pop("input_ids")
+        return self._before_blocks(offered)
+
+    def word_rows(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The embeddings of tokens, ``[n, width]``, as :meth:`place` takes rows."""
+        with torch.no_grad():
+            embedding = self.model.get_input_embeddings()
+            return cast(torch.Tensor, embedding(torch.tensor(token_ids, device=self.device)))
+
+    def _before_blocks(self, offered: dict[str, object]) -> torch.Tensor:
         for door in self.doors:
             door.substitute = None
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shoal.models.adapters.soft_prompt import SoftPrompt
 from shoal.types import Digest, ModelShape
 
 
@@ -41,3 +42,19 @@ class LocalModel:
     """Token ids that end an answer."""
     sampling: SamplingDefaults = SamplingDefaults()
     """Used where neither a request nor a command says how to sample."""
+    soft_prompt: SoftPrompt | None = None
+    """What this client puts before each prompt."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that a soft prompt takes before the first token of a prompt."""
+        return 0 if self.soft_prompt is None else self.soft_prompt.tokens
+
+    @property
+    def bare(self) -> LocalModel:
+        """The same without a soft prompt, with all of its context."""
+        if self.soft_prompt is None:
+            return self
+        context = self.shape.context + self.soft_prompt.tokens
+        name = self.name.removesuffix(f":{self.soft_prompt.name}")
+        return replace(self, name=name, shape=replace(self.shape, context=context), soft_prompt=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from shoal.training.federated.compress import UpdateForm
 from shoal.training.federated.decide import RunSnapshot, has_enough, plan_fault, ready_members
 from shoal.training.federated.received import AcceptedPlan, ReceivedMessages, ReceivedPart
 from shoal.training.federated.statements import (
@@ -33,16 +34,14 @@ class RunBoard:
 
     Args:
         own: itself.
-        size: elements of the adapter.
+        form: what parts of updates look like.
         least: members without whom there is no round.
-        secret_sums: whether updates are added up without anybody seeing one.
     """
 
     run: bytes
     own: PeerId
-    size: int
+    form: UpdateForm
     least: int
-    secret_sums: bool = False
     round: int = 0
     state: bytes = b""
     cards: dict[PeerId, MemberCard] = field(default_factory=dict[PeerId, MemberCard])
@@ -216,4 +215,4 @@ class RunBoard:
                 self._received.accept(accepted)
 
     def _nothing_received(self) -> ReceivedMessages:
-        return ReceivedMessages(self.own, self.size, self.secret_sums)
+        return ReceivedMessages(self.own, self.form)

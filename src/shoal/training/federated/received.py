@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shoal.training.federated.compress import UpdateForm
 from shoal.training.federated.layout import part_bounds
 from shoal.training.federated.statements import RoundPlan
 from shoal.types import PeerId
@@ -37,13 +38,11 @@ class ReceivedMessages:
 
     Args:
         own: the member.
-        size: elements of the adapter.
-        secret: whether updates travel as integers of 8 bytes.
+        form: what parts look like.
     """
 
     own: PeerId
-    size: int
-    secret: bool
+    form: UpdateForm
     accepted: AcceptedPlan | None = None
     _parts: dict[tuple[str, PeerId], ReceivedPart] = field(
         default_factory=dict[tuple[str, PeerId], ReceivedPart]
@@ -81,12 +80,14 @@ class ReceivedMessages:
             if not self._is_planned(sender, message, payload):
                 return False
         else:
-            most = -(-self.size // fewest)
-            if len(payload) > most * self._width(message.kind):
+            most = -(-self.form.size // fewest)
+            if len(payload) > self.form.part_bytes(message.kind, most):
                 return False
             # As more are known to be ready, what was kept before may be longer than any part can be now.
             self._parts = {
-                of: part for of, part in self._parts.items() if len(part.payload) <= most * self._width(of[0])
+                of: part
+                for of, part in self._parts.items()
+                if len(part.payload) <= self.form.part_bytes(part.message.kind, most)
             }
         self._parts[key] = ReceivedPart(message, payload)
         return True
@@ -121,10 +122,6 @@ class ReceivedMessages:
             self._parts = {key: part for key, part in self._parts.items() if key[1] != sender}
             self._secrets = {key: said for key, said in self._secrets.items() if key[1] != sender}
 
-    def _width(self, kind: str) -> int:
-        """Bytes of an element of a part of this kind."""
-        return 8 if self.secret and kind == "update" else 4
-
     def _is_planned(self, sender: PeerId, message: UpdatePart, payload: bytes) -> bool:
         """Whether a part is by the accepted plan: of a member, of whom it must be, and no longer than that. A
         shorter one is kept, so that its owner can say what is wrong with it."""
@@ -134,5 +131,5 @@ class ReceivedMessages:
         owner = self.own if message.kind == "update" else sender
         if sender not in peers or owner not in peers or peers.index(owner) != message.index:
             return False
-        bound = part_bounds(self.size, len(peers))[message.index]
-        return len(payload) <= (bound.stop - bound.start) * self._width(message.kind)
+        bound = part_bounds(self.form.size, len(peers))[message.index]
+        return len(payload) <= self.form.part_bytes(message.kind, bound.stop - bound.start)

@@ -10,6 +10,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shoal.errors import UsageError
+from shoal.training.federated.compress import Compression, UpdateForm
+from shoal.training.federated.demo.direction import DemoTerms
 from shoal.training.federated.means import MeanRule
 from shoal.training.federated.private import noisy_radius
 from shoal.training.federated.secret.secret_sum import LEAST_COUNTED
@@ -54,6 +56,19 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
     noise: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     """Deviation of the noise that each member adds to its clipped update, in ``radius``; 0: none."""
     name: Annotated[str, Meta(max_length=128)] = ""
+    compress: Compression = "none"
+    """How updates travel."""
+    demo: DemoTerms | None = None
+    """With ``compress`` "demo", and only then."""
+
+    @property
+    def form(self) -> UpdateForm:
+        """What parts of updates look like."""
+        return UpdateForm(self.size, self.compress, self.secret, self.demo.kept if self.demo else 0)
+
+    def rate_of(self, round: int) -> float:
+        """By how much a step by DeMo moves each number in a round, from 0; of another run, nothing."""
+        return 0.0 if self.demo is None else self.demo.rate_of(round, self.rounds)
 
     @property
     def allowed(self) -> float:
@@ -77,9 +92,48 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
                 f"--secret with {self.least} members: of a sum of three, two know what the third adds",
                 check=f"set --least to {LEAST_COUNTED} or more",
             )
+        self._check_compression()
         numbers = (self.radius, self.outer_rate, self.outer_momentum, self.proximal, self.noise, self.alpha)
         if not all(map(math.isfinite, numbers)):
             raise UsageError("a number of the terms is NaN or infinite", check="look at the options")
+
+    def _check_compression(self) -> None:
+        """Raises UsageError: updates cannot travel so beside what else the terms ask for."""
+        if self.compress == "int8" and self.secret:
+            raise UsageError(
+                "--compress int8 and --secret do not go together: what hides an update fills all 64 bits of "
+                "each of its numbers",
+                check="leave one of them out",
+            )
+        if (self.compress == "demo") != (self.demo is not None):
+            raise UsageError("the terms of DeMo, and no run by it, or a run without them")
+        if self.demo is None:
+            return
+        apart = {
+            f"--mean {self.rule}": (
+                self.rule != "mean",
+                "members send different coefficients, which cannot be compared one by one",
+            ),
+            "--secret": (
+                self.secret,
+                "which coefficients a member sends would have to be the same for all",
+            ),
+            "--noise": (
+                self.noise > 0,
+                "the momentum sends the same gradient over many steps, and epsilon is not known",
+            ),
+            "--proximal": (self.proximal > 0, "there is one local step, from the shared adapter itself"),
+            "an outer step": (
+                (self.outer_rate, self.outer_momentum) != (1, 0),
+                "the sign is the step, and --rate its rate",
+            ),
+            f"--steps {self.steps}": (self.steps != 1, "each round is a step: say how many with --rounds"),
+        }
+        for option, (asked, why) in apart.items():
+            if asked:
+                raise UsageError(
+                    f"--compress demo and {option} do not go together: {why}", check="leave one of them out"
+                )
 
 
 def adam_radius(rate: float, steps: int, size: int) -> float:
@@ -97,4 +151,5 @@ def run_of(raw: bytes) -> bytes:
 def told(terms: FederatedTerms) -> dict[str, Any]:
     """The terms as JSON has them."""
     fields = {name: getattr(terms, name) for name in terms.__struct_fields__}
-    return fields | {"layout": terms.layout.hex(), "layers": list(terms.layers)}
+    demo = None if terms.demo is None else msgspec.structs.asdict(terms.demo)
+    return fields | {"layout": terms.layout.hex(), "layers": list(terms.layers), "demo": demo}
