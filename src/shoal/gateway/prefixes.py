@@ -51,8 +51,8 @@ class Owner:
     adapter: AdapterDigest | None
     attested: bool
     """Whether only peers take part that show what they run on."""
-    mutual: bool = False
-    """Whether rows of its pictures see each other: of such a session no bits are promised."""
+    loose: bool = False
+    """Whether steps say of its pictures what no receipt does: of such a session no bits are promised."""
 
     def secret(self, secret: bytes) -> bytes:
         """Of which the names are made of what its sessions leave at hops."""
@@ -213,7 +213,7 @@ class Prefixes:
                 attested=owner.attested or None,
                 source=source,
                 begins=begins,
-                mutual=owner.mutual,
+                loose=owner.loose,
             )
             async with opening as session:
                 lease = Lease(owner, session)
@@ -248,5 +248,5 @@ class Prefixes:
 def _owner(asked: GenerationRequest, caller: Caller) -> Owner:
     attested = caller.attested_only or asked.protect == "attested"
     model = asked.model.local
-    mutual = any(picture.mutual for picture in asked.placed)
-    return Owner(caller.id, asked.salt, model.digest, model.shape.adapter, attested, mutual)
+    loose = any(picture.loose for picture in asked.placed)
+    return Owner(caller.id, asked.salt, model.digest, model.shape.adapter, attested, loose)
