@@ -11,6 +11,7 @@ import trio.testing
 
 from shoal.client.generate import generate
 from shoal.client.sampling import Sampling
+from shoal.client.timing import Timing
 from shoal.client.vision import look
 from shoal.client.vision.picture_files import MAX_FILE, open_picture
 from shoal.errors import NotAllowed, UsageError
@@ -43,7 +44,7 @@ async def answer_of(client, folder, images, messages=ASKED, **options):
     return answer
 
 
-@pytest.mark.parametrize("kind", ["llava", "gemma3"])
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_vl"])
 async def test_two_hops_give_the_tokens_of_the_whole_model(tmp_path, folder_of, kind, autojump_clock):
     folder = folder_of(kind)
     async with memory_swarm(tmp_path, folder, HALVES) as swarm:
@@ -54,9 +55,9 @@ async def test_two_hops_give_the_tokens_of_the_whole_model(tmp_path, folder_of, 
     assert one.token_ids != other.token_ids  # the pictures are looked at
 
 
-@pytest.mark.parametrize(("kind", "place"), [("llava", 1), ("gemma3", 0)])
+@pytest.mark.parametrize(("kind", "place"), [("llava", 1), ("gemma3", 0), ("qwen2_vl", 1), ("qwen2_5_vl", 0)])
 async def test_a_hop_that_is_killed_changes_no_token(tmp_path, folder_of, kind, place, autojump_clock):
-    folder, images = folder_of(kind), [picture(3), picture(4)]
+    folder, images = folder_of(kind), [picture(3, (140, 84)), picture(4, (60, 170))]
     said = [ASKED[0], {"role": "assistant", "content": "a sea"}, ASKED[0]]
     async with memory_swarm(tmp_path, folder, [*HALVES, *HALVES]) as swarm:
         answer = swarm.client.generate(str(folder), messages=said, images=images, max_tokens=TOKENS)
@@ -70,13 +71,14 @@ async def test_a_hop_that_is_killed_changes_no_token(tmp_path, folder_of, kind, 
     assert answer.token_ids == whole_answer(folder, answer.prompt_token_ids, images, TOKENS)
 
 
+@pytest.mark.parametrize(("kind", "rows"), [("gemma3", 4), ("qwen2_5_vl", 6)])
 async def test_pieces_cut_no_picture_whose_rows_see_each_other_nor_do_blocks_of_the_client(
-    tmp_path, folder_of, autojump_clock
+    tmp_path, folder_of, kind, rows, autojump_clock
 ):
-    folder = folder_of("gemma3")
+    folder = folder_of(kind)
     async with memory_swarm(tmp_path, folder, [Span(0, 6)], private_ends="2:1", prefill_chunk=3) as swarm:
         answer = await answer_of(swarm.client, folder, [picture(6)])
-    assert answer.prompt_token_ids.count(ROW) == 4
+    assert answer.prompt_token_ids.count(ROW) == rows
     assert answer.token_ids == whole_answer(folder, answer.prompt_token_ids, [picture(6)], TOKENS)
 
 
@@ -212,17 +214,18 @@ async def test_towers_in_memory_are_bounded_and_none_waits_for_the_fetch_of_anot
         assert len(looking._loading) == 0
 
 
-async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, folder_of, autojump_clock):
-    folder = folder_of("llava")
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, folder_of, kind, autojump_clock):
+    folder = folder_of(kind)
     async with memory_swarm(tmp_path, folder, HALVES) as swarm:
         client = swarm.client
         local = await client.resolve(str(folder))
         codec = await client.codec(local, needed=True)
         one, other = await client.looking.read(local, [picture(1), picture(2)])
-        shown = await client.looking.shown(local, codec, 1)
+        shown = await client.looking.shown(local, codec, [one])
         made = encode_prompt(codec, ChatPrompt(ASKED), pictures=shown)
         begin = made.pictures[0]
-        async with client.session(str(folder), tokens=200) as session:
+        async with client.session(str(folder), tokens=200, loose=kind != "llava") as session:
             places = [await client.looking.placed(local, [image], made.pictures) for image in (one, other)]
             seen = await client.looking.look(local, [one], places[0])
             deltas = generate(session, made.token_ids, None, sampling=Sampling(), max_tokens=4, pictures=seen)
@@ -232,37 +235,48 @@ async def test_the_next_turn_goes_on_where_the_same_picture_stands(tmp_path, fol
             assert session.reusable(longer, places[0]) == len(made.token_ids)
             assert session.reusable(longer, places[1]) == begin
             assert session.reusable(longer) == begin
+            timing, found = Timing(), []
+            again = generate(
+                session, longer, None, sampling=Sampling(), max_tokens=4, pictures=seen, timing=timing
+            )
+            async for delta in again:
+                found += delta.token_ids
+            assert timing.reused == len(made.token_ids)
+            assert found == whole_answer(folder, longer, [picture(1)], 4)
 
 
-async def test_a_session_with_rows_that_see_each_other_promises_no_bits_and_proves_nothing(
-    tmp_path, folder_of, autojump_clock
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_vl"])
+async def test_a_session_whose_steps_say_more_than_receipts_promises_no_bits_and_proves_nothing(
+    tmp_path, folder_of, kind, autojump_clock
 ):
-    folder = folder_of("gemma3")
+    folder = folder_of(kind)
     async with memory_swarm(tmp_path, folder, HALVES, format="int8") as swarm:
         client = swarm.client
         answer = await answer_of(client, folder, [picture(1)], protect="proved")
         assert len(answer.token_ids) == TOKENS
         found = answer.protection
         assert (found.level, found.audits) == ("fast", ())
-        assert any("rows of its images see each other" in fault for fault in found.faults)
+        assert any("steps say of its images what no receipt does" in fault for fault in found.faults)
         plain = await answer_of(client, folder, [], [{"role": "user", "content": "what?"}], protect="proved")
         assert plain.protection.level == "proved"
         local = await client.resolve(str(folder))
         codec = await client.codec(local, needed=True)
         pictures = await client.looking.read(local, [picture(1)])
-        made = encode_prompt(codec, ChatPrompt(ASKED), pictures=await client.looking.shown(local, codec, 1))
+        made = encode_prompt(
+            codec, ChatPrompt(ASKED), pictures=await client.looking.shown(local, codec, pictures)
+        )
         placed = await client.looking.placed(local, pictures, made.pictures)
         seen = await client.looking.look(local, pictures, placed)
-        for mutual in (True, False):
-            async with client.session(str(folder), tokens=200, mutual=mutual) as session:
-                assert session.ring.numerics.exact is not mutual
+        for loose in (True, False):
+            async with client.session(str(folder), tokens=200, loose=loose) as session:
+                assert session.ring.numerics.exact is not loose
                 deltas = generate(
                     session, made.token_ids, None, sampling=Sampling(), max_tokens=2, pictures=seen
                 )
-                if mutual:
+                if loose:
                     assert [delta async for delta in deltas]
                     assert await refusal_of_a_proof(session) == (
-                        "there are no proofs for sessions with rows that see those behind them"
+                        "there are no proofs for sessions whose steps say of pictures what no receipt does"
                     )
                     continue
                 with pytest.raises(UsageError, match="this session promises the same bits"):

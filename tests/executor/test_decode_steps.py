@@ -79,6 +79,7 @@ def steps(draw):
         hops_left=draw(st.sampled_from([None, None, None, 0, 3])),
         sequence_length=draw(st.sampled_from([0, 0, 0, 200])),
         mutual=draw(st.sampled_from([(), (), (), ((0, 1),)])),
+        grids=draw(st.sampled_from([(), (), (), ((0, 2, 3),)])),
     )
     size = declared_bytes(tensors)
     return step, draw(st.binary(min_size=7, max_size=7)) * (size // 7) + bytes(size % 7)
@@ -87,7 +88,8 @@ def steps(draw):
 def ordinary(step: Step, payload: bytes) -> bool:
     """Whether it is what the compiled hop is for."""
     return (
-        (step.tokens, step.wanted, step.hops_left, step.sequence_length, step.mutual) == (1, 1, None, 0, ())
+        (step.tokens, step.wanted, step.hops_left, step.sequence_length) == (1, 1, None, 0)
+        and not (step.mutual or step.grids)
         and len(step.times) <= 14
         and step.hidden.width <= 65510
         and len(payload) + 1024 < 65510

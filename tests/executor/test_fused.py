@@ -6,6 +6,8 @@ numbers but for bfloat16's rounding.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +42,7 @@ from shoal.models.build.span import SpanModule
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BLOCKS
 from shoal.types import Format, Kernels, Kv, SessionId, Span
 
@@ -148,6 +151,37 @@ def test_rows_of_a_picture_see_each_other(models: Models, tmp_path: Path, kernel
         module.forward(given[:, 9:], cache, 9, mutual=mutual[1:]),
     ]
     assert np.allclose(torch.cat(parts, 1)[0].numpy(), expected, atol=1e-4)
+
+
+def test_rows_of_a_picture_turn_by_where_they_are_in_it(
+    families: Models, store: ModelStore, tmp_path: Path, kernels: Kernels
+) -> None:
+    copy = tmp_path / "seeing"
+    shutil.copytree(families("qwen2").path, copy)
+    config = json.loads((copy / "config.json").read_text()) | {"mrope_section": [2, 3, 3]}
+    (copy / "config.json").write_text(json.dumps(config))
+    model = store.resolve(str(copy))
+    module = load_span_module(model, WHOLE)
+    assert isinstance(module, SpanModule)
+    hidden, grids = rows(40), ((3, 2, 4), (20, 5, 2))
+    runner = fused(model, tmp_path, "bf16", kernels)
+    whole, pieces, beside = opened(runner), opened(runner), opened(runner)
+    found, text = runner.forward(
+        [SessionRows(whole, 0, hidden.copy(), grids=grids), SessionRows(beside, 0, rows(9))]
+    )
+    (first,) = runner.forward([SessionRows(pieces, 0, hidden[:24].copy(), grids=grids)])
+    (last,) = runner.forward([SessionRows(pieces, 24, hidden[24:].copy(), grids=grids)])
+    assert isinstance(found, np.ndarray) and isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
+    given = torch.from_numpy(hidden)[None]
+    expected = module.forward(given, module.new_cache(), 0, grids=grids)[0].numpy()
+    plain = module.forward(given, module.new_cache(), 0)[0].numpy()
+    assert difference(found, expected, hidden) < 0.02 < difference(plain, expected, hidden)
+    assert difference(np.concatenate([first, last]), expected, hidden) < 0.02
+    assert isinstance(text, np.ndarray)
+    assert same(text, run(runner, opened(runner), rows(9), (9,)), runner), "text beside it is as ever"
+    said = fused(families("qwen2"), tmp_path, "bf16", kernels)
+    (refused,) = said.forward([SessionRows(opened(said), 0, rows(4), grids=((0, 2, 2),))])
+    assert isinstance(refused, StepFailed) and "no rows of this model have three" in refused.message
 
 
 def test_in_other_models_no_token_sees_those_behind_it(models: Models) -> None:

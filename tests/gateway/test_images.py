@@ -33,7 +33,10 @@ def shown(url=URL):
     return user([{"type": "image_url", "image_url": {"url": url, "detail": "auto"}}, WHAT])
 
 
-async def test_every_api_shows_the_image_and_answers_alike(tmp_path, seeing):
+@pytest.mark.parametrize(("kind", "rows"), [("llava", 16), ("qwen2_vl", 6)])
+async def test_every_api_shows_the_image_and_answers_alike(tmp_path, seeing, kind, rows):
+    seeing = seeing if kind == "llava" else write_seeing(tmp_path / "model" / "looks", kind)
+
     def use(client):
         base = {"model": "looks", "temperature": 0, "max_tokens": 8, "logprobs": True}
         whole = client.chat.completions.create(messages=[shown()], **base)
@@ -72,7 +75,7 @@ async def test_every_api_shows_the_image_and_answers_alike(tmp_path, seeing):
         )
         show = await gateway.post("/api/show")
     expected = whole_answer(seeing, tokens, [picture(1)], 8)
-    assert tokens.count(ROW) == 16
+    assert tokens.count(ROW) == rows
     assert whole.usage.prompt_tokens == len(tokens)
     assert len(whole.choices[0].logprobs.content) == len(expected)
     text = whole.choices[0].message.content

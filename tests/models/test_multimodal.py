@@ -8,23 +8,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as t
 from safetensors.torch import load_file, save_file
 
-from shoal.errors import UnsupportedModel
+from shoal.errors import BadWeights, UnsupportedModel
 from shoal.executor.ends import FusedEnds
 from shoal.executor.fused import FusedRunner
 from shoal.executor.kernels.c_kernels import library
 from shoal.executor.load import load_ends_runner, load_runner
 from shoal.models.build.load import load_ends_module, load_span_module
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.llama_config import read_llama_config
 from shoal.models.checkpoint.multimodal import SERVED, TOWERS, text_config
 from shoal.models.checkpoint.sizes import block_bytes
 from shoal.models.seam.model import cache_argument
 from shoal.models.store.config_only import glance
 from shoal.models.store.store import ModelStore
+from shoal.models.text.pictures import PictureWords
+from shoal.models.vision.pixels import PicturePixels
+from shoal.models.vision.settings import PatchSettings, VisionSettings
+from shoal.models.vision.tower import load_tower
 from shoal.testing.checkpoints import BASE, FAMILIES, VOCAB, write_test_tokenizer
 from shoal.types import Span
 
@@ -46,6 +52,7 @@ LINEAR: dict[str, Any] = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
+OLD_QWEN_TOWER = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
 QWEN_TOWER = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
 
 
@@ -73,6 +80,12 @@ def sparse() -> Any:
     )
 
 
+def three_positions() -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    fields = FAMILIES["qwen2"]().to_dict() | {"rope_parameters": rope}
+    return {name: value for name, value in fields.items() if name != "model_type"}
+
+
 NESTED: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: t.Gemma3Config(
         text_config=FAMILIES["gemma3"](), vision_config=t.SiglipVisionConfig(**TOWER), mm_tokens_per_image=4
@@ -83,6 +96,10 @@ NESTED: dict[str, Callable[[], Any]] = {
         tie_word_embeddings=False,
     ),
     "llama4": lambda: t.Llama4Config(text_config=FAMILIES["llama4"](), vision_config=llama4_tower()),
+    "qwen2_5_vl": lambda: t.Qwen2_5_VLConfig(
+        text_config=three_positions(), vision_config=QWEN_TOWER | {"fullatt_block_indexes": [1]}
+    ),
+    "qwen2_vl": lambda: t.Qwen2VLConfig(text_config=three_positions(), vision_config=OLD_QWEN_TOWER),
     "qwen3_5": lambda: t.Qwen3_5Config(text_config=t.Qwen3_5TextConfig(**LINEAR), vision_config=QWEN_TOWER),
     "qwen3_5_moe": lambda: t.Qwen3_5MoeConfig(text_config=sparse(), vision_config=QWEN_TOWER),
     "llava": lambda: t.LlavaConfig(
@@ -105,7 +122,7 @@ NESTED: dict[str, Callable[[], Any]] = {
     ),
     "lfm2_vl": lambda: t.Lfm2VlConfig(text_config=FAMILIES["lfm2"](), vision_config=siglip2_tower()),
 }
-QUICK = ("gemma3", "mistral3", "qwen3_5", "llava")
+QUICK = ("gemma3", "mistral3", "qwen2_vl", "qwen3_5", "llava")
 
 
 def write_nested(folder: Path, kind: str) -> Path:
@@ -156,7 +173,8 @@ def test_the_language_part_gives_what_the_whole_model_gives_for_text(
 @pytest.mark.parametrize("kind", SERVED)
 def test_what_a_config_leaves_out_means_what_it_means_to_transformers(kind: str) -> None:
     cls = type(NESTED[kind]())
-    assert text_config(cls().to_dict())["model_type"] == cls().text_config.model_type
+    kinds = (SERVED[kind].also, SERVED[kind].text)
+    assert cls().text_config.model_type in kinds and text_config(cls().to_dict())["model_type"] == kinds[1]
     for own in (True, False):
         for whole in ({}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}):
             text = cls().text_config.to_dict() | {"tie_word_embeddings": own}
@@ -200,7 +218,7 @@ def test_what_is_not_of_the_language_part_makes_another_model_where_it_is_run_al
 
 
 @pytest.mark.skipif(library() is None, reason="the kernels are not built")
-@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "llava"])
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "llava", "qwen2_5_vl"])
 def test_the_kernels_run_a_language_part_of_llamas_shape(
     kind: str, folder_of: Callable[[str], Path], store: ModelStore, tmp_path: Path
 ) -> None:
@@ -210,6 +228,55 @@ def test_the_kernels_run_a_language_part_of_llamas_shape(
     assert isinstance(runner, FusedRunner) and isinstance(ends, FusedEnds)
     near = torch.from_numpy(ends.embed(PROMPT, 0)) - load_ends_module(model).embed(PROMPT, 0)[0]
     assert float(near.abs().max()) < 1e-6
+
+
+def flat(folder: Path, to: Path, **changes: Any) -> Path:
+    """A Qwen-VL as the first ones were published: all that is not of the tower on top, and older names."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    theta = text.pop("rope_parameters")["rope_theta"]
+    scaling = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    config = text | config | {"rope_theta": theta, "rope_scaling": scaling} | changes
+    config["vision_config"].pop("model_type")
+    tensors = load_file(folder / "model.safetensors")
+    older = {name.replace("model.language_model.", "model."): tensor for name, tensor in tensors.items()}
+    older = {name.replace("model.visual.", "visual."): tensor for name, tensor in older.items()}
+    to.mkdir()
+    (to / "config.json").write_text(json.dumps(config))
+    save_file(older, to / "model.safetensors", {"format": "pt"})
+    write_test_tokenizer(to)
+    return to
+
+
+def test_a_config_that_says_all_on_top_means_the_same(
+    folder_of: Callable[[str], Path], store: ModelStore, tmp_path: Path
+) -> None:
+    folder = folder_of("qwen2_vl")
+    nested, other = open_checkpoint(folder), open_checkpoint(flat(folder, tmp_path / "flat"))
+    assert read_llama_config(nested.config) == read_llama_config(other.config) is not None
+    assert nested.tensors.keys() == other.tensors.keys()
+    assert nested.tower is not None and other.tower is not None
+    assert len(nested.tower.tensors) == len(other.tower.tensors) > 0
+    hidden = torch.randn(1, 5, 64)
+    outs = [
+        module.forward(hidden, module.new_cache(), 0, grids=((1, 1, 3),))
+        for module in (load_span_module(store.resolve(str(f)), Span(0, 6)) for f in (folder, other.folder))
+    ]
+    assert torch.equal(*outs)
+    settings = VisionSettings(PictureWords(0), 0, False, 0, "", {}, PatchSettings(14, 2, 2))
+    pixels = PicturePixels(np.random.default_rng(0).random((24, 1176), np.float32), 6, (2, 3))
+    rows = [load_tower(f, settings, 64).look(pixels) for f in (folder, other.folder)]
+    assert np.array_equal(*rows) and rows[0].any()
+
+
+@pytest.mark.parametrize("sections", [[2, 3, 4], [2, 6], [-2, 5, 5], "2,3,3", None])
+def test_sections_that_do_not_add_up_are_refused(
+    sections: object, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    scaling = {"type": "mrope", "mrope_section": sections}
+    copy = flat(folder_of("qwen2_vl"), tmp_path / "flat", rope_scaling=scaling)
+    with pytest.raises(BadWeights, match="mrope_section"):
+        open_checkpoint(copy)
 
 
 def test_a_look_at_the_config_sees_the_language_part(

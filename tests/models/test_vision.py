@@ -21,7 +21,7 @@ from shoal.models.checkpoint.digest import hash_model
 from shoal.models.checkpoint.parts import layout
 from shoal.models.store.store import ModelStore
 from shoal.models.text.pictures import ShownPictures
-from shoal.models.vision.pixels import picture_pixels
+from shoal.models.vision.pixels import PicturePixels, picture_pixels
 from shoal.models.vision.settings import vision_settings
 from shoal.models.vision.tower import load_tower
 from shoal.testing.seeing import ROW, SEEING, processor_of, write_seeing
@@ -43,15 +43,18 @@ def test_a_tower_alone_makes_the_rows_that_the_whole_model_makes(kind: str, fold
     draws = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
     opened = Image.fromarray(draws)  # with transparency, which no tower knows
     pixels = picture_pixels(opened, settings)
-    given = processor_of(kind)(opened.convert("RGB"), return_tensors="np")["pixel_values"][0]
-    assert np.array_equal(pixels, given)
+    made = processor_of(kind)(opened.convert("RGB"), return_tensors="np")
+    given = torch.from_numpy(np.ascontiguousarray(made["pixel_values"]))
+    grid = {"image_grid_thw": torch.from_numpy(made["image_grid_thw"])} if "qwen" in kind else {}
+    assert np.array_equal(pixels.values, given if grid else given[0])
     tower = load_tower(folder, settings, 64)
     whole: Any = t.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
-        found = whole.model.get_image_features(pixel_values=torch.from_numpy(given)[None], return_dict=True)
+        found = whole.model.get_image_features(pixel_values=given, return_dict=True, **grid)
     assert np.array_equal(tower.look(pixels), found.pooler_output[0].numpy())
     assert tower.tensor_bytes == tower_bytes(folder)
-    assert settings.rows == {"llava": 16, "llava_siglip": 16, "gemma3": 4}[kind]
+    assert pixels.rows == {"llava": 16, "llava_siglip": 16, "gemma3": 4}.get(kind, 6)
+    assert pixels.grid == ((2, 3) if grid else None)
     assert settings.mutual == (kind == "gemma3")
 
 
@@ -77,7 +80,7 @@ def changed(folder: Path, tmp_path: Path, file: str, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "error", "told"),
     [
-        ({"image_processor_type": "Qwen2VLImageProcessor"}, UnsupportedModel, "is not known here"),
+        ({"image_processor_type": "Glm4vImageProcessor"}, UnsupportedModel, "is not known here"),
         ({"do_pan_and_scan": True}, UnsupportedModel, "cut into several"),
         ({"size": {"height": 1 << 20, "width": 56}}, BadWeights, "pictures whose size is"),
         ({"size": {"shortest_edge": 0}}, BadWeights, "pictures whose size is"),
@@ -90,6 +93,44 @@ def test_how_images_become_numbers_is_known_or_refused(
     copy = changed(folder_of("llava"), tmp_path, "preprocessor_config.json", **fields)
     with pytest.raises(error, match=told):
         vision_settings(copy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"max_pixels": 16385 * 28**2}, "pictures of 3136 to 12845840 pixels"),
+        ({"size": {"shortest_edge": 0, "longest_edge": 28**2}}, "pictures of 0 to 784 pixels"),
+        ({"size": {"shortest_edge": 3136}}, "pictures of 3136 to None pixels"),
+        ({"min_pixels": 1 << 20, "max_pixels": 1 << 19}, "pictures of 1048576 to 524288 pixels"),
+        ({"patch_size": 16}, r"cut by \[16, 2, 2\], and its tower by \[14, 2, 2\]"),
+        ({"do_resize": False}, "its images are cut by"),
+    ],
+)
+def test_an_image_of_any_shape_becomes_a_bounded_number_of_rows(
+    fields: dict[str, Any], told: str, folder_of: FolderOf, tmp_path: Path
+) -> None:
+    copy = changed(folder_of("qwen2_vl"), tmp_path, "preprocessor_config.json", **fields)
+    with pytest.raises(BadWeights, match=told):
+        vision_settings(copy)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"patch_size": 65}, {"spatial_merge_size": 9}, {"window_size": 1}, {"in_channels": 4}]
+)
+def test_a_tower_that_cuts_images_into_no_patches_is_refused(
+    fields: dict[str, Any], folder_of: FolderOf, tmp_path: Path
+) -> None:
+    folder = folder_of("qwen2_5_vl")
+    vision = json.loads((folder / "config.json").read_text())["vision_config"] | fields
+    with pytest.raises(BadWeights, match=r"it says (patches|pictures) of"):
+        vision_settings(changed(folder, tmp_path, "config.json", vision_config=vision))
+
+
+def test_a_strip_is_too_narrow_and_a_small_image_is_made_larger(folder_of: FolderOf) -> None:
+    settings = vision_settings(folder_of("qwen2_vl"))
+    with pytest.raises(UsageError, match="too narrow to be scaled"):
+        picture_pixels(Image.new("RGB", (2, 400)), settings)
+    assert picture_pixels(Image.new("RGB", (3, 2)), settings).grid == (2, 3)
 
 
 def test_numbers_that_are_not_the_towers_are_no_image(folder_of: FolderOf, tmp_path: Path) -> None:
@@ -122,12 +163,12 @@ def test_a_file_that_is_about_images_makes_another_model_of_one_that_looks_at_th
 
 
 def test_an_image_is_shown_where_the_template_says_and_nowhere_else() -> None:
-    shown = ShownPictures(2, 3, ROW, 0, "<i>", "[<i>]")
+    shown = ShownPictures((3, 2), ROW, 0, "<i>", "[<i>]")
     text = "a<i>b<i>c<i>"
     assert shown.put(text, [(4, 8)]) == ("a[<i>]b<i>c[<i>]", [(6, 10)])
     with pytest.raises(UsageError, match="shows 3 pictures, and 2 are given"):
         shown.put(text, [])
-    assert shown.spread([1, ROW, 2, ROW]) == ([1, 0, 0, 0, 2, 0, 0, 0], (1, 5))
+    assert shown.spread([1, ROW, 2, ROW]) == ([1, 0, 0, 0, 2, 0, 0], (1, 5))
     with pytest.raises(UsageError, match="shows 1 pictures"):
         shown.spread([ROW])
 
@@ -153,7 +194,7 @@ def test_tensors_may_have_the_names_of_one_age_or_another(
             plain = f"model.{plain}"
         renamed[plain] = tensor
     save_file(renamed, copy / FILE, {"format": "pt"})
-    pixels = np.random.default_rng(0).random((3, 56, 56), np.float32)
+    pixels = PicturePixels(np.random.default_rng(0).random((3, 56, 56), np.float32), 16)
     assert np.array_equal(
         load_tower(copy, settings, 64).look(pixels), load_tower(folder, settings, 64).look(pixels)
     )

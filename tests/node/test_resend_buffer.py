@@ -68,6 +68,14 @@ def test_rows_that_see_each_other_are_sent_again_as_one():
     assert entries[0].refill(SessionId(b"s" * 16), 2, 0).mutual == ((1, 3),)
 
 
+def test_what_is_sent_again_says_where_pictures_stand():
+    kept, grids = ResendBuffer(ResendBudget(), merge=True), (((0, 2, 2),), ((0, 2, 2), (5, 1, 1)))
+    kept.add(msgspec.structs.replace(a_step(0, 5), grids=grids[0]), "float32", bytes(40))
+    kept.add(msgspec.structs.replace(a_step(5), grids=grids[1]), "float32", bytes(8))
+    (entry,) = kept.below(6)
+    assert entry.refill(SessionId(b"s" * 16), 2, 0).grids == grids[1]
+
+
 def test_after_a_roll_back_only_what_holds_is_kept():
     room = ResendBudget()
     kept = ResendBuffer(room, merge=False)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.testing.byhand import NUMERICS
 from shoal.types import Numerics
-from shoal.wire.messages import Located, Open, Step
+from shoal.wire.messages import Located, Open, Step, decode, encode
 from shoal.wire.payload import hidden_states
 from shoal.wire.session import MAX_STRETCH, ClientSession, HopSession, Stuck, where_stuck
 
@@ -98,10 +98,29 @@ def test_tokens_see_those_behind_them_only_within_a_step(mutual):
     hop.accept(a_step(5, 5, mutual=((5, 10),)))
 
 
+@pytest.mark.parametrize(
+    "grids", [((10, 1, 1),), ((2, 9, 11),), ((2, 2, 2), (5, 1, 1)), ((6, 1, 1), (2, 1, 1))]
+)
+def test_pictures_follow_one_another_and_begin_before_a_steps_end(grids):
+    hop = a_hop(100, str(Numerics.parse(NUMERICS).loose))
+    hop.accept(a_step(0, 5, grids=((2, 2, 2),)))
+    with pytest.raises(RemoteProtocolError, match="pictures that are not before its end, or have no room"):
+        hop.accept(a_step(5, 5, grids=grids))
+    hop.accept(a_step(5, 5, grids=((2, 2, 2), (6, 4, 5))))
+
+
+@pytest.mark.parametrize("grid", [(0, 0, 1), (0, 1, 0), (-1, 1, 1), (0, 1 << 23, 1), (0, 1)])
+def test_a_picture_has_rows_and_a_place(grid):
+    with pytest.raises(RemoteProtocolError):
+        decode(encode(a_step(0, 5, grids=(grid,))), 0)
+
+
 def test_they_do_not_in_a_session_that_promises_the_same_bits():
     hop = a_hop(numerics=str(Numerics("int8", "auto", "rows")))
     with pytest.raises(RemoteProtocolError, match="in a session that promises the same bits"):
         hop.accept(a_step(0, 5, mutual=((0, 2),)))
+    with pytest.raises(RemoteProtocolError, match="in a session that promises the same bits"):
+        hop.accept(a_step(0, 5, grids=((0, 2, 2),)))
     hop.accept(a_step(0, 5))
     assert hop.length == 5
 

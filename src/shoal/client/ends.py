@@ -239,7 +239,7 @@ class SessionEnds:
                 self._sent.cut(position)
                 n, payload = len(token_ids), encode(rows, "float32")
                 mutual = self.pictures.stretches(position, position + n)
-                to = ("float32", sent, sequence_length, mutual)
+                to = ("float32", sent, sequence_length, mutual, self.pictures.grids(position + n))
                 first.submit(self._key, position, payload, "float32", n, n, *to)
                 return
             made: Embedded = encode(rows, codec)
@@ -330,6 +330,7 @@ class SessionEnds:
             done,
             returned.step.sequence_length,
             returned.step.mutual,
+            returned.step.grids,
         )
         out = await reply.wait()
         self._note(last, returned.rows, out)

@@ -70,10 +70,10 @@ async def generate(
         PromptTooLong, UsageError: before anything was sent.
         ShoalError: the session is lost or a step failed.
     """
-    if session.ring.numerics.exact and any(seen.placed.mutual for seen in pictures):
+    if session.ring.numerics.exact and any(seen.placed.loose for seen in pictures):
         raise UsageError(
-            "rows of these images see each other, and this session promises the same bits",
-            check="open it with Swarm.session(mutual=True)",
+            "hops run rows of these images as steps tell them, and this session promises the same bits",
+            check="open it with Swarm.session(loose=True)",
         )
     if pictures and session.ends.virtual:
         raise UsageError(

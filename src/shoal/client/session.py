@@ -178,7 +178,8 @@ class Session:
         self._recovery.relieve(self.ring, cached=length, remaining=self.room)
         goes_on = more and self.room and not self.ring.lost and not self._transcript.outdated(length + 1)
         # Numbered here, as the rules belong to the loop; the thread that chooses the token sends the step.
-        following = self.ring.issue(1, 1) if goes_on else None
+        grids = self.ends.pictures.grids(length + 1)
+        following = self.ring.issue(1, 1, grids=grids) if goes_on else None
         try:
             token = await self.ends.head(returned, partial(self._choose, sampler, following))
         except BaseException:
@@ -418,7 +419,8 @@ class Session:
         payload = await self.ends.embed(token_ids, position, codec, told)
         rows = self.ends.rows_back(position, tokens, wanted)
         mutual = self.ends.pictures.stretches(position, position + tokens)
-        await self.ring.send(payload, codec, tokens, rows, told, mutual)
+        grids = self.ends.pictures.grids(position + tokens)
+        await self.ring.send(payload, codec, tokens, rows, told, mutual, grids)
         self._transcript.sent(piece)
 
     async def _receive(self, due: deque[int]) -> list[Returned]:
@@ -460,7 +462,8 @@ class Session:
             payload = await self.ends.embed(token_ids, position, ring.codec, told)
             end = position + len(token_ids)
             mutual = self.ends.pictures.stretches(position, end)
-            await ring.fill(payload, ring.codec, position, len(token_ids), hops, told, mutual)
+            grids = self.ends.pictures.grids(end)
+            await ring.fill(payload, ring.codec, position, len(token_ids), hops, told, mutual, grids)
             position = end
 
     def _take_back(self, position: int) -> None:

@@ -165,7 +165,7 @@ class Swarm:
         source: EncoderInput | None = None,
         begins: Beginning | None = None,
         background: bool = False,
-        mutual: bool = False,
+        loose: bool = False,
     ) -> AsyncGenerator[Session]:
         """A session over the cheapest route; closed on the way out.
 
@@ -180,7 +180,7 @@ class Swarm:
             begins: what it will begin with, if hops may have kept some of it (``Session.keep``).
             attested: over peers alone that show to run on what the measurements list; by default as set.
             background: nobody waits for what comes of it.
-            mutual: for pictures whose rows see each other: no bits are promised, so nothing is audited.
+            loose: for pictures of which steps say what no receipt does: nothing is promised, nor audited.
 
         Raises:
             UsageError: peers are to show what they run on, and there is no list; ``tokens`` is less than
@@ -212,7 +212,7 @@ class Swarm:
             attested=attested,
             begins=begins,
             background=background,
-            mutual=mutual,
+            loose=loose,
         )
         side = await self._side(local, source, open_side)
         async with open_side(side, tokens + local.virtual_tokens) as session:
@@ -290,7 +290,7 @@ class Swarm:
             source = token_ids if reads else None
             room, strict = len(token_ids) + limit, True if protect == "attested" else attested
             opening = partial(self.session, model, tokens=room, format=format, attested=strict, source=source)
-            async with opening(mutual=any(one.placed.mutual for one in seen)) as session:
+            async with opening(loose=any(one.placed.loose for one in seen)) as session:
                 answer.follow(session)
                 deltas = generate(
                     session,

@@ -19,6 +19,7 @@ from shoal.executor.kernels.decode_steps import RanTimes
 from shoal.executor.pages import PAGE, PagePool
 from shoal.executor.runner import Capabilities, KvState, Runner, SessionRows
 from shoal.executor.thread import ComputeThread
+from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.types import AdapterDigest, Codec, Format, Kv, Numerics, SessionId, Span
 from shoal.wire.training import Train
@@ -50,6 +51,7 @@ class _Step(Job):
     position: int
     sequence_length: int
     mutual: Stretches
+    grids: Grids
 
     def uncut(self, rows: int) -> int:
         end = self.position + self.done + rows
@@ -241,6 +243,7 @@ class Engine:
         done: StepCallback,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> None:
         """Ask for a step and do not wait. Steps of one session run in the order asked, but for those that
         still wait and begin at ``position`` or beyond: this one supersedes them.
@@ -260,6 +263,7 @@ class Engine:
                 the step any more.
             sequence_length: tokens of the sequence that the step is a piece of; 0: it ends with the step.
             mutual: stretches of positions, in the step, whose tokens all see each other.
+            grids: pictures that begin before its end, by which rows have three positions.
 
         Raises:
             UnknownSession: the session is not open.
@@ -286,6 +290,7 @@ class Engine:
                 position=position,
                 sequence_length=sequence_length,
                 mutual=mutual,
+                grids=grids,
             ),
             lambda waiting: waiting.position >= position,
         )
@@ -391,4 +396,4 @@ def _rows(step: _Step, piece: JobSlice[_Step]) -> SessionRows:
     inside = tuple((first, last) for first, last in step.mutual if first < end and last > position)
     if any(first < position or last > end for first, last in inside):
         raise StepFailed("rows are cut from others that they see")
-    return SessionRows(step.state, position, piece.hidden, step.sequence_length, inside)
+    return SessionRows(step.state, position, piece.hidden, step.sequence_length, inside, step.grids)

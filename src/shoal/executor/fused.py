@@ -38,7 +38,7 @@ class FusedRunner(PagedRunner):
         team: ThreadTeam,
         kv: Kv,
     ) -> None:
-        super().__init__(shape.family)
+        super().__init__(shape.family, shape.sections)
         self._shape = shape
         self._adapters = FusedAdapters()
         self.span = span
@@ -48,7 +48,7 @@ class FusedRunner(PagedRunner):
         self.bits: Exactness = "batch" if layouts & {"fp32", "bf16"} else "rows"
         self._team = team
         self._held = layers  # the kernels read these by address
-        self._ropes = shape.ropes
+        self._ropes, self._axes = shape.ropes, shape.axes
         self.tensor_bytes = sum(weights.bytes for weights in layers)
         structs = [_layer(weights, shape, block) for block, weights in enumerate(layers, span.start)]
         self._layers = (LayerStruct * len(structs))(*structs)
@@ -61,6 +61,7 @@ class FusedRunner(PagedRunner):
             residual=shape.residual,
             n_layers=len(structs),
             layers=self._layers,
+            axes=address(self._axes),
             kv=KvStruct(shape.heads, shape.kv_heads, shape.head_dim, NUMBER[KV_FORMAT[kv]], shape.scale),
         )
         for number, rope in enumerate(shape.ropes):
@@ -110,6 +111,10 @@ class FusedRunner(PagedRunner):
                 ends = rows.seen_ends()
                 held.append(ends)
                 sequence.ends = address(ends)
+            if rows.grids:
+                positions = rows.rotary_positions()
+                held.append(positions)
+                sequence.rotary_positions = address(positions)
             at += n
         layers = range(span.start - self.span.start, span.end - self.span.start)
         try:

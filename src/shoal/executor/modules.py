@@ -34,6 +34,7 @@ from shoal.models.build.kv import Cache
 from shoal.models.build.load import load_ends_module
 from shoal.models.build.seq2seq.ends import AudioSource, TargetEnds, TextSource
 from shoal.models.build.span import SpanModule
+from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.types import AdapterDigest, Exactness, Format, Kernels, Kv, Span
@@ -65,6 +66,7 @@ class Modules(Protocol):
         position: int,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor: ...
     def new_cache(self) -> Cache: ...
     def kv_bytes(self, tokens: int) -> int: ...
@@ -143,7 +145,8 @@ class ModuleRunner:
             rows.state.pages.resize(rows.position + len(rows.hidden))
             hidden = _tensor(rows.hidden, module.dtype)
             with self._applied(module, rows.state.adapter):
-                out = module.forward(hidden, cache, rows.position, rows.sequence_length, rows.mutual)
+                told = rows.sequence_length, rows.mutual, rows.grids
+                out = module.forward(hidden, cache, rows.position, *told)
         except ShoalError as error:
             return error
         except Exception as error:  # noqa: BLE001

@@ -17,6 +17,7 @@ from shoal.executor.arrays import Floats
 from shoal.executor.batcher import ForwardOutput
 from shoal.executor.pages import PagePool, Pages
 from shoal.models.adapters.adapter import Adapter
+from shoal.models.checkpoint.mrope import Grids, Positions, Sections, check_grids, rotary_positions
 from shoal.models.checkpoint.multimodal import Stretches, check_stretches
 from shoal.types import AdapterDigest, Exactness, Span
 
@@ -53,6 +54,12 @@ class SessionRows:
     """Tokens of the sequence that they are a piece of; 0: it ends with them. See ``SpanModule.forward``."""
     mutual: Stretches = ()
     """Stretches of positions among them whose tokens all see each other."""
+    grids: Grids = ()
+    """Pictures that begin before their end, by which rows have three positions."""
+
+    def rotary_positions(self) -> Positions:
+        """Of each row, the three positions that turn it, ``[n, 3]``."""
+        return rotary_positions(self.position, len(self.hidden), self.grids)
 
     def seen_ends(self) -> NDArray[np.int32]:
         """Of each row, the position behind the last that it sees."""
@@ -159,13 +166,14 @@ class PagedRunner(ABC):
 
     Args:
         family: the model's ``model_type``.
+        sections: where its rows may have three positions.
     """
 
     span: Span
     capabilities: Capabilities
 
-    def __init__(self, family: str) -> None:
-        self._family = family
+    def __init__(self, family: str, sections: Sections | None) -> None:
+        self._family, self._sections = family, sections
         self.numbers = AdapterNumbers()
 
     def open(self, span: Span, pages: Pages, adapter: AdapterDigest | None = None) -> KvState:
@@ -180,7 +188,7 @@ class PagedRunner(ABC):
 
     def forward(self, batch: Sequence[SessionRows]) -> list[ForwardOutput]:
         """As :meth:`Runner.forward`, once for each span that sessions use, of the rows that have pages."""
-        outcomes = [_make_room(self._family, rows) for rows in batch]
+        outcomes = [_make_room(self._family, self._sections, rows) for rows in batch]
         # Sessions may use parts of this span; those of one part run together.
         for span in dict.fromkeys(rows.state.span for rows in batch):
             ready = [i for i, rows in enumerate(batch) if outcomes[i] is None and rows.state.span == span]
@@ -207,12 +215,13 @@ class PagedRunner(ABC):
         """Run rows of sessions that use the same blocks."""
 
 
-def _make_room(family: str, rows: SessionRows) -> ForwardOutput | None:
+def _make_room(family: str, sections: Sections | None, rows: SessionRows) -> ForwardOutput | None:
     """Pages for these rows, and none for what they replace; or why not."""
     if (error := gap(rows.state, rows.position)) is not None:
         return error
     try:
         check_stretches(family, rows.mutual)
+        check_grids(sections, rows.grids)
         rows.state.pages.resize(rows.position + len(rows.hidden))
     except ShoalError as error:
         return error

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from shoal.executor.pages import PAGE
 from shoal.executor.rope import Rope, rope_of
 from shoal.models.checkpoint.llama_config import LlamaConfig, read_llama_config
+from shoal.models.checkpoint.mrope import Sections
 from shoal.types import Kv
 
+Axes: TypeAlias = "npt.NDArray[np.uint8]"
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}
 """By config's name, the kernels' number."""
 NO_ROPE = -1
@@ -65,11 +70,19 @@ class LlamaShape:
     """By block: tokens that a token sees, itself included; 0: all."""
     rope_of: tuple[int, ...]
     """By block: which of ``ropes``, or ``NO_ROPE``."""
+    sections: Sections | None
+    """Where rows of pictures have three positions (Qwen-VL): how many pairs turn by each."""
 
     @property
     def rotary(self) -> int:
         """Elements of a head that turn."""
         return 2 * len(self.ropes[0].frequencies)
+
+    @property
+    def axes(self) -> Axes:
+        """Which of a row's three positions turns each pair, ``[rotary / 2]``."""
+        pairs = self.sections or (self.rotary // 2, 0, 0)
+        return np.repeat(np.arange(3, dtype=np.uint8), pairs)
 
     @property
     def products(self) -> tuple[tuple[int, int], ...]:
@@ -132,6 +145,7 @@ def llama_shape(config: Mapping[str, Any]) -> LlamaShape | None:
             distinct.index(c.ropes[kind]) if turned else NO_ROPE
             for kind, turned in zip(c.layer_types, c.no_rope_layers, strict=True)
         ),
+        sections=c.mrope_section,
     )
 
 

@@ -52,8 +52,8 @@ class Owner:
     """Its digest, or that of a soft prompt."""
     attested: bool
     """Whether only peers take part that show what they run on."""
-    mutual: bool = False
-    """Whether rows of its pictures see each other: of such a session no bits are promised."""
+    loose: bool = False
+    """Whether steps say of its pictures what no receipt does: of such a session no bits are promised."""
 
     def secret(self, secret: bytes) -> bytes:
         """Of which the names are made of what its sessions leave at hops."""
@@ -215,7 +215,7 @@ class Prefixes:
                 attested=owner.attested or None,
                 source=source,
                 begins=begins,
-                mutual=owner.mutual,
+                loose=owner.loose,
             )
             async with opening as session:
                 lease = Lease(owner, session)
@@ -250,6 +250,6 @@ class Prefixes:
 def _owner(asked: GenerationRequest, caller: Caller) -> Owner:
     attested = caller.attested_only or asked.protect == "attested"
     model = asked.model.local
-    mutual = any(picture.mutual for picture in asked.placed)
+    loose = any(picture.loose for picture in asked.placed)
     adapter = model.shape.adapter or (model.soft_prompt.digest if model.soft_prompt is not None else None)
-    return Owner(caller.id, asked.salt, model.digest, adapter, attested, mutual)
+    return Owner(caller.id, asked.salt, model.digest, adapter, attested, loose)

@@ -113,8 +113,8 @@ class Hop:
         self._turn: HopTurn | None = None
         self.came_over = 0
         """The number of the channel that the last step came over."""
-        self.mutual = False
-        """Whether rows of some step saw those behind them."""
+        self.loose = False
+        """Whether some step said of its rows what no receipt does."""
 
     @property
     def session(self) -> SessionId:
@@ -144,7 +144,7 @@ class Hop:
             # This step alone: the client sends it again from where the cache ends.
             self.fail(step.number, error)
             return
-        self.mutual = self.mutual or bool(step.mutual)
+        self.loose = self.loose or bool(step.mutual or step.grids)
         if self.names:
             self.names = fitting(self.names, step.position)
         try:
@@ -381,6 +381,7 @@ class Hop:
             done,
             step.sequence_length,
             step.mutual,
+            step.grids,
         )
 
     def _done(self, step: Step, payload: bytes, rows: int, result: StepOutput | ShoalError) -> None:

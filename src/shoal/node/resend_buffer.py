@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from shoal.executor.codecs import join_rows, split_rows
 from shoal.executor.runner import MERGED_ROWS
 from shoal.types import Codec, SessionId
+from shoal.wire.fields import Grid
 from shoal.wire.messages import Step, Stretch
 from shoal.wire.payload import hidden_states
 
@@ -31,6 +32,8 @@ class Entry:
     sequence_length: int = 0
     """As the step's."""
     mutual: tuple[Stretch, ...] = ()
+    """As the step's."""
+    grids: tuple[Grid, ...] = ()
     """As the step's."""
     cut: bool = False
     """Whether it is the beginning of what was sent at once: not to be sent again, as it gave other bits."""
@@ -56,6 +59,7 @@ class Entry:
             hops_left=hops_left,
             sequence_length=self.sequence_length,
             mutual=self.mutual,
+            grids=self.grids,
         )
 
 
@@ -143,9 +147,12 @@ class ResendBuffer:
     def _divided(self, step: Step, codec: Codec, payload: bytes) -> list[Entry]:
         whole = step.sequence_length or step.mutual
         if not self._merge or whole or not 1 < step.tokens <= MERGED_ROWS:
-            return [Entry(step.position, step.tokens, codec, payload, step.sequence_length, step.mutual)]
+            told = step.sequence_length, step.mutual, step.grids
+            return [Entry(step.position, step.tokens, codec, payload, *told)]
         rows = split_rows(payload, codec, step.tokens, step.hidden.width)
-        return [Entry(step.position + row, 1, codec, alone) for row, alone in enumerate(rows)]
+        return [
+            Entry(step.position + row, 1, codec, alone, grids=step.grids) for row, alone in enumerate(rows)
+        ]
 
     def _find_room(self, size: int) -> bool:
         """Whether so many bytes more may be kept, if need be in the place of sessions with more."""
@@ -187,4 +194,6 @@ def _merged(entries: list[Entry]) -> Iterator[Entry]:
 
 
 def _joined(run: list[Entry]) -> Entry:
-    return Entry(run[0].position, len(run), run[0].codec, b"".join(entry.payload for entry in run))
+    payload = b"".join(entry.payload for entry in run)
+    # Positions of rows do not depend on pictures behind them, which the last one's may have among them.
+    return Entry(run[0].position, len(run), run[0].codec, payload, grids=run[-1].grids)

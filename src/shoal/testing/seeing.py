@@ -16,6 +16,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from shoal.testing.checkpoints import FAMILIES, write_test_tokenizer
@@ -48,6 +49,12 @@ def _llava(tower: Any, strategy: Literal["default", "full"] = "default") -> Any:
     )
 
 
+def _three_positions() -> dict[str, Any]:
+    text = FAMILIES["qwen2"]().to_dict()
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    return {name: value for name, value in text.items() if name != "model_type"}
+
+
 SEEING: dict[str, Callable[[], Any]] = {
     "llava": lambda: _llava(t.CLIPVisionConfig(**TOWER)),
     "llava_siglip": lambda: _llava(t.SiglipVisionConfig(**TOWER, vision_use_head=False), "full"),
@@ -58,6 +65,19 @@ SEEING: dict[str, Callable[[], Any]] = {
         image_token_index=ROW,
         boi_token_index=OPENS,
         eoi_token_index=CLOSES,
+    ),
+    "qwen2_vl": lambda: t.Qwen2VLConfig(
+        text_config=_three_positions(),
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+        image_token_id=ROW,
+    ),
+    "qwen2_5_vl": lambda: t.Qwen2_5_VLConfig(
+        text_config=_three_positions(),
+        vision_config={
+            **{"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
+            **{"out_hidden_size": 64, "window_size": 56, "fullatt_block_indexes": [1]},
+        },
+        image_token_id=ROW,
     ),
 }
 """A config of every kind of model that looks at pictures."""
@@ -75,6 +95,8 @@ def write_seeing(folder: Path, kind: str = "llava") -> Path:
                 parameter.data += 0.3 * torch.randn_like(parameter)  # Gemma 3's projector begins as zeros
             elif "language_model" not in name and "lm_head" not in name:
                 parameter.data *= 8  # else all pictures look alike, and no token depends on them
+            elif kind.startswith("qwen"):
+                parameter.data *= 10  # else an answer repeats one token, wherever rows of pictures are
     model.save_pretrained(folder)
     processor_of(kind).save_pretrained(folder)
     write_test_tokenizer(folder)
@@ -88,6 +110,8 @@ def processor_of(kind: str) -> Any:
     square = {"height": side, "width": side}
     if kind == "gemma3":
         return Gemma3ImageProcessorPil(size=square)
+    if kind.startswith("qwen"):
+        return Qwen2VLImageProcessorPil()
     if kind == "llava":
         return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
     return SiglipImageProcessorPil(size=square)
@@ -110,9 +134,11 @@ def whole_answer(folder: Path, token_ids: Sequence[int], pictures: Sequence[byte
     opened = [Image.open(io.BytesIO(one)) for one in pictures]
     given: dict[str, Any] = {"input_ids": torch.tensor([list(token_ids)])}
     if opened:
-        given["pixel_values"] = torch.from_numpy(
-            np.stack(processor_of(kind)(opened, return_tensors="np")["pixel_values"])
-        )
+        made = processor_of(kind)(opened, return_tensors="np")
+        given["pixel_values"] = torch.from_numpy(np.stack(made["pixel_values"]))
+        if kind.startswith("qwen"):
+            given["image_grid_thw"] = torch.from_numpy(made["image_grid_thw"])
+            given["mm_token_type_ids"] = (given["input_ids"] == ROW).int()
     if kind == "gemma3":
         given["token_type_ids"] = (given["input_ids"] == ROW).long()
     found = model.generate(**given, max_new_tokens=tokens, do_sample=False)

@@ -20,6 +20,9 @@ Text = Annotated[str, Meta(max_length=1024)]
 NoiseKey = Annotated[bytes, Meta(max_length=32)]
 """A static key of the handshake, which a hop has shown to be its own machine's."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+_Rows = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+Grid = tuple[Count, _Rows, _Rows]
+"""The position of a picture's first row, and how many rows it is high and wide."""
 Block = Annotated[int, Meta(ge=0, le=MAX_BLOCKS)]
 Microseconds = Annotated[int, Meta(ge=0, le=1 << 42)]
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]

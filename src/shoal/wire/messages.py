@@ -62,6 +62,7 @@ from shoal.wire.fields import (
     MAX_TOKENS,
     Block,
     Count,
+    Grid,
     Microseconds,
     NextHop,
     NoiseKey,
@@ -95,8 +96,6 @@ MAX_WINDOWS = 128
 """Receipts of one message: 18 KB."""
 MAX_REVEALED = 1 << 20
 """Bytes of rows in one message, but for a single row that is longer."""
-
-
 MAX_EVIDENCE = 128 << 10
 """Bytes of what shows a peer's machine; Intel's has 25,000."""
 NONCE_BYTES = 32
@@ -220,6 +219,8 @@ class Step(TaggedMessage, frozen=True, tag="step"):
     mutual: Annotated[tuple[Stretch, ...], Meta(max_length=MAX_STRETCHES)] = ()
     """Which of its tokens also see those behind them: each of a stretch sees the whole of it, as Gemma 3's
     rows of a picture do."""
+    grids: Annotated[tuple[Grid, ...], Meta(max_length=MAX_STRETCHES)] = ()
+    """All pictures that begin before its end, where rows turn by where they are in one, as Qwen-VL's do."""
 
     @property
     def hidden(self) -> TensorSpec:

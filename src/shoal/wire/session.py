@@ -29,6 +29,7 @@ from itertools import pairwise
 
 from shoal.errors import LocalProtocolError, PositionGap, RemoteProtocolError
 from shoal.types import Codec, Numerics
+from shoal.wire.fields import Grid
 from shoal.wire.messages import Located, Open, Step, Stretch
 
 MAX_STRETCH = 1024
@@ -40,6 +41,13 @@ def stretches_fit(stretches: Sequence[Stretch], start: int, end: int) -> bool:
     bounds = [start, *(bound for stretch in stretches for bound in stretch), end]
     ordered = all(before <= after for before, after in pairwise(bounds))
     return ordered and all(first < last <= first + MAX_STRETCH for first, last in stretches)
+
+
+def grids_fit(grids: Sequence[Grid], end: int, tokens: int) -> bool:
+    """Whether pictures follow one another, begin before ``end``, and have room in a session of ``tokens``."""
+    behind = [first + high * wide for first, high, wide in grids]
+    ordered = all(before <= grid[0] for before, grid in zip([0, *behind], grids, strict=False))
+    return ordered and all(grid[0] < end for grid in grids) and (not behind or behind[-1] <= tokens)
 
 
 class HopSession:
@@ -76,10 +84,13 @@ class HopSession:
             )
         if not stretches_fit(step.mutual, step.position, step.position + step.tokens):
             raise RemoteProtocolError("a step whose tokens see others that are not in it, or too many")
-        if step.mutual and Numerics.parse(self.opened.numerics).exact:
+        if not grids_fit(step.grids, step.position + step.tokens, self.opened.tokens):
+            raise RemoteProtocolError("a step with pictures that are not before its end, or have no room")
+        if (step.mutual or step.grids) and Numerics.parse(self.opened.numerics).exact:
             # A step says it and no receipt does: who computed it again would find other rows.
             raise RemoteProtocolError(
-                "rows that see those behind them, in a session that promises the same bits"
+                "rows that see those behind them or have three positions, in a session that promises the "
+                "same bits"
             )
         if step.hops_left is not None and self._stepped:
             raise RemoteProtocolError("a step that only fills caches, in a session that goes on here")
@@ -115,6 +126,14 @@ class Issued:
     """Whether it finds no other step of the session at the hops, neither in flight nor given up."""
     mutual: tuple[Stretch, ...] = ()
     """As a step's."""
+    grids: tuple[Grid, ...] = ()
+    """As a step's."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of one token, wanted back, of which nothing else is said."""
+        told = self.sequence_length, self.mutual, self.grids
+        return (self.tokens, self.wanted) == (1, 1) and not any(told)
 
 
 class ClientSession:
@@ -145,12 +164,17 @@ class ClientSession:
         return self.oldest if len(self._flying) == 1 else None
 
     def issue(
-        self, tokens: int, wanted: int, sequence_length: int = 0, mutual: tuple[Stretch, ...] = ()
+        self,
+        tokens: int,
+        wanted: int,
+        sequence_length: int = 0,
+        mutual: tuple[Stretch, ...] = (),
+        grids: tuple[Grid, ...] = (),
     ) -> Issued:
         """Number the next step.
 
         Args:
-            sequence_length, mutual: as a step's.
+            sequence_length, mutual, grids: as a step's.
 
         Raises:
             LocalProtocolError: it does not fit the session, or too many are in flight.
@@ -164,7 +188,7 @@ class ClientSession:
         if len(self._flying) >= self._limit:
             raise LocalProtocolError(f"{self._limit} steps are in flight already")
         alone = not self._flying and not self._gave_up
-        step = Issued(self._next, self.length, tokens, wanted, sequence_length, alone, mutual)
+        step = Issued(self._next, self.length, tokens, wanted, sequence_length, alone, mutual, grids)
         self._gave_up = False
         self._next += 1
         self._flying[step.number] = step

@@ -122,7 +122,9 @@ def _since(message: Message) -> int:
     # Fields without which the message means something else.
     if isinstance(message, GetReceipts) and message.commit:
         return 8
-    if (isinstance(message, Open) and message.adapter) or (isinstance(message, Step) and message.mutual):
+    if isinstance(message, Open) and message.adapter:
+        return 9
+    if isinstance(message, Step) and (message.mutual or message.grids):
         return 9
     return SINCE.get(type(message), OLDEST_VERSION)
 

@@ -37,7 +37,7 @@ def test_without_its_language_part_a_model_makes_the_same_rows_of_an_image(kind:
     assert not [name for name in model.state_dict() if "language_model" in name or "lm_head" in name]
 
 
-@pytest.mark.parametrize("name", sorted(PROCESSORS))
+@pytest.mark.parametrize("name", sorted(PROCESSORS.keys() - {"Qwen2VLImageProcessor"}))
 @pytest.mark.parametrize("suffix", ["", "Fast"])
 def test_an_image_processor_has_a_twin_that_needs_pillow_alone(name: str, suffix: str) -> None:
     square = {"height": 28, "width": 28}
@@ -49,7 +49,7 @@ def test_an_image_processor_has_a_twin_that_needs_pillow_alone(name: str, suffix
 
 def test_others_are_not_known() -> None:
     with pytest.raises(KeyError):
-        picture_processor("Qwen2VLImageProcessor", {})
+        picture_processor("Glm4vImageProcessor", {})
 
 
 def test_masks_let_tokens_of_a_stretch_see_each_other_within_the_window() -> None:

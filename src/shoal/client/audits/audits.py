@@ -73,9 +73,9 @@ GIVEN = (
     "begins with are no rows of tokens, and its bits are not the same everywhere"
 )
 
-MUTUAL = (
-    "the hops sign, and are not computed again: rows of its images see each other, which no audit's prefill "
-    "of rows does"
+LOOSE = (
+    "the hops sign, and are not computed again: steps say of its images what no receipt does, who sees whom "
+    "or where a row is in one, and no audit's prefill of rows is told so"
 )
 
 log = logging.getLogger(__name__)
@@ -167,8 +167,8 @@ class Audits:
         if session.ends.given:
             # Its decoder begins with what the encoder gave, all at once: no prefill of rows is the same.
             return replace(found, faults=(*found.faults, GIVEN))
-        if session.ends.pictures.mutual:
-            return replace(found, faults=(*found.faults, MUTUAL))
+        if session.ends.pictures.loose:
+            return replace(found, faults=(*found.faults, LOOSE))
         if not numerics.exact:
             why = (
                 f"by {numerics} bits are not the same everywhere, so an audit tells how far a hop is from "

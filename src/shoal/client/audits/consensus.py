@@ -125,8 +125,8 @@ class Consensus:
         """What the first hop was sent. Raises NotAllowed: replicas would not give the same bits."""
         if session.ends.given or not Numerics.parse(str(session.ring.numerics)).exact:
             raise NotAllowed(NOT_EXACT)
-        if session.ends.pictures.mutual:
-            raise NotAllowed("rows of its images see each other, which those of no replica do")
+        if session.ends.pictures.loose:
+            raise NotAllowed("steps say of its images what no receipt does, and no replica is told so")
         row_bytes = encoded_bytes(1, session.shape.hidden_size, session.ring.codec)
         if text.tokens * row_bytes > MAX_AUDIT_BYTES:
             raise NotAllowed(f"{text.tokens} tokens are too many for replicas: their rows are over 64 MiB")

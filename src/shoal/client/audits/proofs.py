@@ -51,7 +51,7 @@ COMMIT_WITHIN_S = 5.0
 PROVE_WITHIN_S = 10.0
 GIVEN = "nothing is proved of a model with an encoder and a decoder: its bits are not the same everywhere"
 
-MUTUAL = "nothing is proved: rows of its images see each other, which those of no window that is run again do"
+LOOSE = "nothing is proved: steps say of its images what no receipt does, and so no window that is run again"
 
 
 class Proofs:
@@ -101,8 +101,8 @@ class Proofs:
         kept, numerics = receipts.kept, Numerics.parse(receipts.kept.numerics)
         if session.ends.given:
             return GIVEN
-        if session.ends.pictures.mutual:
-            return MUTUAL
+        if session.ends.pictures.loose:
+            return LOOSE
         if not numerics.exact or numerics.format not in PROVABLE_FORMATS:
             return (
                 f"by {numerics} nothing is proved: proofs are of int8 and w8a8 on the C kernels; serve the "

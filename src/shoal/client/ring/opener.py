@@ -54,12 +54,12 @@ class SessionOpener:
         attested: bool,
         begins: Beginning | None = None,
         background: bool = False,
-        mutual: bool = False,
+        loose: bool = False,
     ) -> AsyncGenerator[Session]:
         """A session over a side of a model; closed on the way out.
 
         Args:
-            mutual: rows of pictures will see each other, so that no bits can be promised.
+            loose: steps will say of pictures what no receipt does, so that no bits can be promised.
             begins: what it will begin with, if hops may have kept some of it.
 
         Raises:
@@ -67,7 +67,7 @@ class SessionOpener:
         """
         opening = partial(self.rings.open, attested=attested, background=background)
         ring, ends = await self._opened(
-            local, format, tokens, side, opening, attested=attested, begins=begins, mutual=mutual
+            local, format, tokens, side, opening, attested=attested, begins=begins, loose=loose
         )
         session = Session(
             ring,
@@ -94,7 +94,7 @@ class SessionOpener:
         *,
         attested: bool,
         begins: Beginning | None = None,
-        mutual: bool = False,
+        loose: bool = False,
     ) -> tuple[Ring, SessionEnds]:
         """A ring and the ends; asked for again where all refuse and others are heard of, or where the only
         ones that there are have just failed us.
@@ -106,7 +106,7 @@ class SessionOpener:
         while True:
             rounds += 1
             ways = await finder.served_numerics(local.shape, span, format)
-            if mutual:
+            if loose:
                 ways = list(dict.fromkeys(way.loose for way in ways))
             try:
                 return await self._opened_in_one(local, ways, tokens, side, open_ring, begins, finder)

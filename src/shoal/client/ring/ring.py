@@ -44,6 +44,7 @@ from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import CarrierName, Codec, Format, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.cache_names import CacheKey
 from shoal.wire.codec import choose_codec, coarsest
+from shoal.wire.fields import Grid
 from shoal.wire.messages import Failed, Step, Stretch, decode
 from shoal.wire.payload import encoded_bytes, hidden_states
 from shoal.wire.session import ClientSession, Issued
@@ -150,7 +151,7 @@ class Ring:
     def awaited(self) -> AwaitedResult | None:
         """The next result, if nothing is to be done with it but to send what follows."""
         step, first, last = self.rules.only, self.places.hops[0].channel, self.places.hops[-1].channel
-        if step is None or (step.tokens, step.wanted, step.sequence_length, step.mutual) != (1, 1, 0, ()):
+        if step is None or not step.plain:
             return None
         if first is None or last is None or first.full or self.answered or self.slow:
             return None
@@ -231,6 +232,7 @@ class Ring:
         hops: int,
         sequence_length: int = 0,
         mutual: tuple[Stretch, ...] = (),
+        grids: tuple[Grid, ...] = (),
     ) -> None:
         """Send the first ``hops`` hops hidden states for their caches; nothing comes back.
 
@@ -239,7 +241,8 @@ class Ring:
         """
         tensors = hidden_states(codec, tokens, self._shape.hidden_size)
         # Number 0, as steps are counted from 1: a failure of this one is known for what it is.
-        step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, sequence_length, mutual)
+        told = sequence_length, mutual, grids
+        step = Step(self.session, 0, position, tokens, 0, tensors, (), hops - 1, *told)
         await self._send(step, payload)
 
     @property
@@ -250,12 +253,17 @@ class Ring:
         return self._codec
 
     def issue(
-        self, tokens: int, wanted: int, sequence_length: int = 0, mutual: tuple[Stretch, ...] = ()
+        self,
+        tokens: int,
+        wanted: int,
+        sequence_length: int = 0,
+        mutual: tuple[Stretch, ...] = (),
+        grids: tuple[Grid, ...] = (),
     ) -> Issued:
         """Number the next step, which :meth:`launch` sends.
 
         Args:
-            sequence_length, mutual: as a step's.
+            sequence_length, mutual, grids: as a step's.
 
         Raises:
             LocalProtocolError: it does not fit into the session.
@@ -263,7 +271,7 @@ class Ring:
         """
         if self._results.broken is not None:
             raise self._results.broken
-        issued = self.rules.issue(tokens, wanted, sequence_length, mutual)
+        issued = self.rules.issue(tokens, wanted, sequence_length, mutual, grids)
         self.work.sent(issued.number, tokens)
         return issued
 
@@ -300,17 +308,18 @@ class Ring:
         wanted: int,
         sequence_length: int = 0,
         mutual: tuple[Stretch, ...] = (),
+        grids: tuple[Grid, ...] = (),
     ) -> None:
         """Send ``tokens`` rows of hidden states, encoded in ``codec``, on their way.
 
         Args:
-            sequence_length, mutual: as a step's.
+            sequence_length, mutual, grids: as a step's.
 
         Raises:
             LocalProtocolError: they do not fit into the session.
             ShoalError: the session is lost.
         """
-        issued = self.issue(tokens, wanted, sequence_length, mutual)
+        issued = self.issue(tokens, wanted, sequence_length, mutual, grids)
         self._times.sent(issued, self._clock.current_time())
         await self._send(self._made(issued, codec), payload)
 
@@ -331,6 +340,7 @@ class Ring:
             hidden_states(codec, issued.tokens, self._shape.hidden_size),
             sequence_length=issued.sequence_length,
             mutual=issued.mutual,
+            grids=issued.grids,
         )
 
     async def receive(self) -> Returned:

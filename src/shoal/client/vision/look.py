@@ -29,9 +29,11 @@ from shoal.models.text.codec import TextCodec
 from shoal.models.text.pictures import ShownPictures
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.types import Digest
+from shoal.wire.messages import MAX_STRETCHES
 from shoal.wire.session import MAX_STRETCH
 
 if TYPE_CHECKING:  # both stand on torch, which few clients need
+    from shoal.models.vision.pixels import PicturePixels
     from shoal.models.vision.settings import VisionSettings
     from shoal.models.vision.tower import Tower
 
@@ -50,6 +52,17 @@ READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
+class PictureShape:
+    """What is kept of a picture's pixels."""
+
+    digest: bytes
+    rows: int
+    """Tokens in whose place it stands."""
+    grid: tuple[int, int] | None
+    """How many rows it is high and wide, where they turn by that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A picture that a model's tower can look at.
 
@@ -59,8 +72,13 @@ class Picture:
     file: PictureFile
     name: str
     """What errors call it."""
-    digest: bytes
-    """Of its pixels."""
+    seen: PictureShape
+    """What is known of its pixels."""
+
+    @property
+    def digest(self) -> bytes:
+        """Of its pixels."""
+        return self.seen.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +110,7 @@ class Looking:
         self._towers: OrderedDict[Digest, Tower] = OrderedDict()
         self._loading: WeakValueDictionary[Digest, trio.Lock] = WeakValueDictionary()
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
-        self._digests: OrderedDict[tuple[Digest, bytes], bytes] = OrderedDict()
+        self._shapes: OrderedDict[tuple[Digest, bytes], PictureShape] = OrderedDict()
         self._turn = trio.Lock()
         self._readers = trio.CapacityLimiter(READERS)
 
@@ -135,7 +153,7 @@ class Looking:
             ShoalError: as :meth:`settings`.
         """
         settings = await self.settings(local)
-        most = self._settings.images
+        most = min(self._settings.images, MAX_STRETCHES)
         if len(files) > most:
             raise UsageError(
                 f"{len(files)} images are given, and {most} are the most of one request (images)",
@@ -149,21 +167,22 @@ class Looking:
         name = f"image {number}" if isinstance(file, bytes) else str(file)
         data, of_file = await trio.to_thread.run_sync(_file_digest, file, name)
         key = (local.digest, of_file)
-        if key not in self._digests:
-            make = partial(_pixels_digest, data, name, settings, self._settings.image_pixels)
-            self._digests[key] = await trio.to_thread.run_sync(make, limiter=self._readers)
-        self._digests.move_to_end(key)
-        if len(self._digests) > KEPT_DIGESTS:
-            self._digests.popitem(last=False)
-        return Picture(file, name, self._digests[key])
+        if key not in self._shapes:
+            make = partial(_pixels_shape, data, name, settings, self._settings.image_pixels)
+            self._shapes[key] = await trio.to_thread.run_sync(make, limiter=self._readers)
+        self._shapes.move_to_end(key)
+        if len(self._shapes) > KEPT_DIGESTS:
+            self._shapes.popitem(last=False)
+        return Picture(file, name, self._shapes[key])
 
-    async def shown(self, local: LocalModel, codec: TextCodec, count: int) -> ShownPictures:
-        """How so many pictures are put into a prompt. Raises as :meth:`settings`."""
+    async def shown(self, local: LocalModel, codec: TextCodec, pictures: Sequence[Picture]) -> ShownPictures:
+        """How pictures are put into a prompt. Raises as :meth:`settings`."""
         settings = await self.settings(local)
         words, text_of = settings.words, codec.token_text
         written, whole = await trio.to_thread.run_sync(lambda: (words.written(text_of), words.whole(text_of)))
         row = words.token if words.token < local.shape.vocab_size else 0  # as transformers pads it
-        return ShownPictures(count, settings.rows, words.token, row, written, whole)
+        rows = tuple(picture.seen.rows for picture in pictures)
+        return ShownPictures(rows, words.token, row, written, whole)
 
     async def encoded(
         self, local: LocalModel, codec: TextCodec, files: Sequence[PictureFile], encode: EncodeShowing
@@ -179,7 +198,7 @@ class Looking:
         if not files:
             return ShowingPrompt(await trio.to_thread.run_sync(encode, None), (), ())
         pictures = await self.read(local, files)
-        made = await trio.to_thread.run_sync(encode, await self.shown(local, codec, len(pictures)))
+        made = await trio.to_thread.run_sync(encode, await self.shown(local, codec, pictures))
         return ShowingPrompt(made, tuple(pictures), await self.placed(local, pictures, made.pictures))
 
     async def placed(
@@ -188,7 +207,7 @@ class Looking:
         """Pictures where they begin among a prompt's tokens. Raises as :meth:`settings`."""
         settings = await self.settings(local)
         return tuple(
-            PlacedPicture(position, settings.rows, picture.digest, settings.mutual)
+            PlacedPicture(position, picture.seen.rows, picture.digest, settings.mutual, picture.seen.grid)
             for picture, position in zip(pictures, begins, strict=True)
         )
 
@@ -274,23 +293,20 @@ def _file_digest(file: PictureFile, name: str) -> tuple[bytes, bytes]:
     return data, hashlib.sha256(data).digest()
 
 
-def _pixels_digest(data: bytes, name: str, settings: VisionSettings, most_pixels: int) -> bytes:
-    return _digest(_pixels(data, name, settings, most_pixels))
+def _pixels_shape(data: bytes, name: str, settings: VisionSettings, most_pixels: int) -> PictureShape:
+    pixels = _pixels(data, name, settings, most_pixels)
+    return PictureShape(pixels.digest(), pixels.rows, pixels.grid)
 
 
 def _looked_at(tower: Tower, picture: Picture, settings: VisionSettings, most_pixels: int) -> Floats:
     pixels = _pixels(picture.file, picture.name, settings, most_pixels)
-    if _digest(pixels) != picture.digest:
+    if pixels.digest() != picture.digest:
         raise UsageError(f"{picture.name} has changed meanwhile", check="ask again")
     return tower.look(pixels)
 
 
-def _pixels(file: PictureFile, name: str, settings: VisionSettings, most_pixels: int) -> Floats:
-    """``[3, side, side]``. Raises as :meth:`Looking.read`."""
+def _pixels(file: PictureFile, name: str, settings: VisionSettings, most_pixels: int) -> PicturePixels:
+    """Raises as :meth:`Looking.read`."""
     from shoal.models.vision.pixels import picture_pixels  # noqa: PLC0415 - torch, as above
 
     return picture_pixels(open_picture(file, name, most_pixels, "vision"), settings)
-
-
-def _digest(pixels: Floats) -> bytes:
-    return hashlib.sha256(pixels.tobytes()).digest()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.executor.arrays import Floats
+from shoal.wire.fields import Grid
 from shoal.wire.messages import MAX_STRETCHES, Stretch
 
 
@@ -20,6 +21,13 @@ class PlacedPicture:
     """Of its pixels: what tells it from another in the same place."""
     mutual: bool
     """Whether its rows see each other, and not only those before."""
+    grid: tuple[int, int] | None = None
+    """How many rows it is high and wide, where they turn by that."""
+
+    @property
+    def loose(self) -> bool:
+        """Whether steps say of its rows what no receipt does, so that no bits can be promised."""
+        return self.mutual or self.grid is not None
 
     @property
     def end(self) -> int:
@@ -43,9 +51,9 @@ class SessionPictures:
         self._seen: tuple[SeenPicture, ...] = ()
 
     @property
-    def mutual(self) -> bool:
-        """Whether rows of some see each other."""
-        return any(seen.placed.mutual for seen in self._seen)
+    def loose(self) -> bool:
+        """Whether steps say of rows of some what no receipt does."""
+        return any(seen.placed.loose for seen in self._seen)
 
     @property
     def count(self) -> int:
@@ -82,6 +90,11 @@ class SessionPictures:
             for seen in self._seen
             if seen.placed.mutual and start <= seen.placed.position and seen.placed.end <= end
         )
+
+    def grids(self, end: int) -> tuple[Grid, ...]:
+        """The pictures that begin before position ``end``, where rows turn by where they are in one."""
+        placed = sorted((seen.placed for seen in self._seen), key=lambda one: one.position)
+        return tuple((one.position, *one.grid) for one in placed if one.grid and one.position < end)
 
     def uncut(self, start: int, end: int) -> int:
         """``end``, or where a piece from ``start`` ends that cuts no picture whose rows see each other.

@@ -81,8 +81,8 @@ class Inputs:
 def turn_rows(
     positions: torch.Tensor, frequencies: torch.Tensor, rope: Rope
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of the rows' positions, ``[rows, 1, rotary / 2]``."""
-    angles = (positions.float().unsqueeze(1) * frequencies).unsqueeze(1)
+    """Cosines and sines, ``[rows, 1, rotary / 2]``, of the rows' positions: one, or one for each pair."""
+    angles = (positions.float() * frequencies).unsqueeze(1)
     return angles.cos() * rope.scale, angles.sin() * rope.scale
 
 

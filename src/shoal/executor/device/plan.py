@@ -58,6 +58,8 @@ class ForwardPlan:
     unused: Integers
     """Slots that hold nothing of the session that owns them, and may be looked at."""
     groups: list[RowGroup]
+    rotary_positions: Integers
+    """The positions that turn each row: its own, ``[n]``, or ``[n, 3]`` where some are among pictures."""
 
 
 def plan_forward(batch: Sequence[SessionRows], windows: Sequence[int]) -> ForwardPlan:
@@ -75,13 +77,18 @@ def plan_forward(batch: Sequence[SessionRows], windows: Sequence[int]) -> Forwar
         views = {window: _view(members, window) for window in windows}
         groups.append(RowGroup(start, len(members), n, views))
         start += n * len(members)
+    positions = np.concatenate([np.arange(r.position, _end(r), dtype=np.int64) for r in rows])
+    turning = positions
+    if any(r.grids for r in rows):
+        turning = np.concatenate([r.rotary_positions().astype(np.int64) for r in rows])
     return ForwardPlan(
         order,
-        np.concatenate([np.arange(r.position, _end(r), dtype=np.int64) for r in rows]),
+        positions,
         np.concatenate([r.seen_ends().astype(np.int64) for r in rows]),
         np.concatenate([_slots(r, r.position, _end(r)) for r in rows]),
         np.concatenate([_unused(r) for r in rows]),
         groups,
+        turning,
     )
 
 

@@ -43,7 +43,7 @@ class DeviceRunner(PagedRunner):
         kv: Kv,
         device: torch.device,
     ) -> None:
-        super().__init__(shape.family)
+        super().__init__(shape.family, shape.sections)
         self._adapters: list[DeviceAdapter] = []
         self.span = span
         self.width = shape.hidden
@@ -57,6 +57,7 @@ class DeviceRunner(PagedRunner):
         self.kv: DeviceKv | None = None
         """Where KV lies, once :meth:`make_pool` has made it."""
         self._windows = list(dict.fromkeys(shape.windows[span.start : span.end]))
+        self._axes = torch.from_numpy(shape.axes.astype(np.int64)).to(device)
         self._frequencies = [torch.from_numpy(rope.frequencies).to(device) for rope in shape.ropes]
 
     def load_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -118,12 +119,12 @@ class DeviceRunner(PagedRunner):
         return received(hidden)
 
     def _inputs(self, plan: ForwardPlan, kv: DeviceKv) -> Inputs:
-        arrays = [plan.positions, plan.ends, plan.slots, plan.unused]
+        arrays = [plan.positions, plan.ends, plan.slots, plan.unused, plan.rotary_positions]
         for group in plan.groups:
             for window in self._windows:
                 arrays += [group.views[window].table, group.views[window].first]
         tensors = iter(send_together(arrays, self.device))
-        positions, ends, slots, unused = (next(tensors) for _ in range(4))
+        positions, ends, slots, unused, turning = (next(tensors) for _ in range(5))
         if len(unused):
             kv.clear(unused)
         groups = {window: list[SeenPages]() for window in self._windows}
@@ -133,7 +134,8 @@ class DeviceRunner(PagedRunner):
                 seen = see_pages(group.start, group.rows, positions, ends, *pages, window)
                 groups[window].append(seen)
         ropes = zip(self._frequencies, self._shape.ropes, strict=True)
-        return Inputs(slots, [turn_rows(positions, f, rope) for f, rope in ropes], groups)
+        by_pair = turning[:, self._axes] if turning.ndim > 1 else turning[:, None]
+        return Inputs(slots, [turn_rows(by_pair, f, rope) for f, rope in ropes], groups)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -44,6 +44,7 @@ class SequenceStruct(Structure):
         ("adapter", c_int32),
         ("pages", c_void_p),
         ("ends", c_void_p),
+        ("rotary_positions", c_void_p),
     )
 
 
@@ -126,6 +127,7 @@ class SpanStruct(Structure):
         ("unused", c_int32),
         ("layers", POINTER(LayerStruct)),
         ("adapters", c_void_p),
+        ("axes", c_void_p),
         ("kv", KvStruct),
     )
 

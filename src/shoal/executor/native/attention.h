@@ -13,6 +13,7 @@ typedef struct {
     int32_t adapter;      /* which of the span's, from 1; 0: none */
     const int32_t *pages; /* which page holds tokens [16 i, 16 i + 16) */
     const int32_t *ends;  /* of each row, the position behind the last that it sees; NULL: behind its own */
+    const int32_t *rotary_positions; /* of each row, the three positions that turn it; NULL: its own does */
 } sequence_t;
 
 /* A layer's part of a page, in order, each starting at a multiple of 64 bytes:

@@ -94,7 +94,7 @@ int read_decode_step(const uint8_t *message, int64_t size, step_in_t *step) {
     if (LENGTHS + step->header + step->payload_bytes != size) return 0;
     reader_t reader = {message + LENGTHS, message + LENGTHS + step->header};
     step->payload = reader.end;
-    if (!take(&reader, "\x9b\xa4" "step" "\xc4\x10", 8) || reader.end - reader.at < 16) return 0;
+    if (!take(&reader, "\x9c\xa4" "step" "\xc4\x10", 8) || reader.end - reader.at < 16) return 0;
     reader.at += 16; /* the session */
     if (!take_number(&reader, &step->number) || !take_number(&reader, &step->position)) return 0;
     step->tensors = reader.at - message;
@@ -104,8 +104,8 @@ int read_decode_step(const uint8_t *message, int64_t size, step_in_t *step) {
     step->times = reader.at - message;
     if (!take_times(&reader, &step->n_times)) return 0;
     step->entries_end = reader.at - message;
-    /* to the end of the ring; a sequence that ends with it; no tokens that see those behind them */
-    if (!take(&reader, "\xc0\x00\x90", 3) || reader.at != reader.end) return 0;
+    /* to the end of the ring; a sequence that ends with it; no tokens that see those behind them; no pictures */
+    if (!take(&reader, "\xc0\x00\x90\x90", 4) || reader.at != reader.end) return 0;
     return step->width > 0 && step->width <= FRAGMENT && row_bytes(step->width, step->codec) == step->payload_bytes;
 }
 
@@ -115,6 +115,7 @@ static int64_t close_message(const step_in_t *step, uint32_t number, uint8_t *me
     *at++ = 0xc0; /* to the end of the ring */
     *at++ = 0x00; /* a sequence that ends with it */
     *at++ = 0x90; /* no tokens that see those behind them */
+    *at++ = 0x90; /* no pictures before its end */
     put_big32(message, (uint32_t)(at - message - LENGTHS));
     put_big32(message + 4, (uint32_t)step->payload_bytes);
     put_big32(to, number);
@@ -244,7 +245,7 @@ static int through_span(decode_hop_t *hop, int count) {
     sequence_t sequences[MOST_STEPS];
     for (int i = 0; i < count; i++) {
         const seat_t *seat = &hop->seats[hop->ran[i].seat];
-        sequences[i] = (sequence_t){i, 1, (int32_t)seat->length, seat->adapter, seat->pages, NULL};
+        sequences[i] = (sequence_t){i, 1, (int32_t)seat->length, seat->adapter, seat->pages, NULL, NULL};
     }
     const seat_t *first = &hop->seats[hop->ran[0].seat];
     return !span_step(hop->team, hop->span, first->from, first->to, sequences, count, hop->hidden);

@@ -147,22 +147,30 @@ static void adapt_rows(const step_t *step, int which, const float *x, int64_t x_
     if (step->adapted) pool_run(step->team->pool, adapt_row, &adapting, rows);
 }
 
+static inline void turn_pair(float angle, float scale, float *cosine, float *sine) {
+    float s, c;
+    sine_cosine(angle, &s, &c);
+    *cosine = c * scale;
+    *sine = s * scale;
+}
+
 /* cosines[rope][row][rotary / 2], then sines in the same way */
 static void angle_row(void *context, int row, int thread) {
     const step_t *step = context;
     (void)thread;
+    const span_t *span = step->span;
     const sequence_t *sequence = sequence_of(step->sequences, row);
-    const int half = step->span->rotary / 2, position = sequence->position + row - sequence->row;
+    const int half = span->rotary / 2, at = row - sequence->row, position = sequence->position + at;
+    const int32_t *three = sequence->rotary_positions ? sequence->rotary_positions + 3 * (int64_t)at : NULL;
     for (int rope = 0; rope < 2; rope++) {
-        if (!step->span->frequencies[rope]) continue;
+        const float *frequencies = span->frequencies[rope], scale = span->rope_scale[rope];
+        if (!frequencies) continue;
         float *to = step->team->cosines + ((int64_t)row * 2 + rope) * 2 * half;
-        for (int d = 0; d < half; d++) {
-            const float angle = (float)position * step->span->frequencies[rope][d];
-            float sine, cosine;
-            sine_cosine(angle, &sine, &cosine);
-            to[d] = cosine * step->span->rope_scale[rope];
-            to[half + d] = sine * step->span->rope_scale[rope];
-        }
+        if (three)
+            for (int d = 0; d < half; d++)
+                turn_pair((float)three[span->axes[d]] * frequencies[d], scale, &to[d], &to[half + d]);
+        else
+            for (int d = 0; d < half; d++) turn_pair((float)position * frequencies[d], scale, &to[d], &to[half + d]);
     }
 }
 

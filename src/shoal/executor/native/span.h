@@ -24,6 +24,7 @@ typedef struct {
     int32_t n_layers, unused;
     const layer_t *layers;
     const adapted_t *const *adapters;          /* of each, [n_layers] */
+    const uint8_t *axes;                       /* [rotary / 2], which of a row's three positions turns each pair */
     kv_t kv;
 } span_t;
 

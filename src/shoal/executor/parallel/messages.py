@@ -63,6 +63,7 @@ class RunStep(_Line, frozen=True):
     tokens: _Count
     sequence_length: _Count = 0
     mutual: tuple[tuple[_Count, _Count], ...] = ()
+    grids: tuple[tuple[_Count, _Count, _Count], ...] = ()
 
 
 class Drop(_Line, frozen=True):

@@ -94,7 +94,8 @@ class Shard:
             hidden = torch.empty((1, order.tokens, module.width), dtype=module.dtype)
         hidden = hidden.to(self.device).contiguous()
         dist.broadcast(hidden, 0)
-        return module.forward(hidden, cache, order.position, order.sequence_length, order.mutual)
+        told = order.sequence_length, order.mutual, order.grids
+        return module.forward(hidden, cache, order.position, *told)
 
 
 def _meet_others(begin: Begin, rank: int, device: torch.device) -> None:

@@ -36,6 +36,7 @@ from shoal.models.build.span import PARTS, SpanModule
 from shoal.models.build.tensor_split import INSTEAD, check_split
 from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.checkpoint import open_checkpoint
+from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.types import DType, Format, Kv, Span
@@ -90,17 +91,19 @@ class ParallelSpan:
         position: int,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         """As :meth:`SpanModule.forward`. Raises ``StepFailed`` also when a process does not come along."""
         check_hidden(hidden, self.width, self.dtype)
-        self._module.check_mutual(mutual)
+        self._module.check_told(mutual, grids)
         if not isinstance(cache, SharedCache):
             raise StepFailed("a cache that another span has made")
         if position > cache.length:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
             self.crop(cache, position)  # what is refused here the others never hear of
-        order = RunStep(self.span, cache.number, position, hidden.shape[1], sequence_length, mutual)
+        told = sequence_length, mutual, grids
+        order = RunStep(self.span, cache.number, position, hidden.shape[1], *told)
         return self.team.run(order, partial(self.team.shard.step, order, cache, hidden))
 
     def new_cache(self) -> SharedCache:

@@ -12,6 +12,7 @@ from shoal.models.build.ends import EndsModule
 from shoal.models.build.kv import Cache
 from shoal.models.build.span import SpanModule
 from shoal.models.build.tensors import check_hidden
+from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.seam.cache import DynamicCache
 
@@ -29,6 +30,7 @@ class EncoderSpan(SpanModule):
         position: int,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         """What the next block, or the end, receives for a whole text.
 
@@ -43,7 +45,7 @@ class EncoderSpan(SpanModule):
             RuntimeError: torch's own faults, out of memory among them.
         """
         check_hidden(hidden, self.width, self.dtype)
-        self.check_mutual(mutual)
+        self.check_told(mutual, grids)
         if position:
             raise StepFailed(f"an encoder takes a whole text in one step, and none from position {position}")
         if hidden.shape[1] > self._longest:  # what the tokens see of each other takes their number squared

@@ -19,8 +19,9 @@ from shoal.models.build import kv
 from shoal.models.build.blocks import Blocks
 from shoal.models.build.kv import Cache, KvCost
 from shoal.models.build.placeholders import Reached, split_hidden
-from shoal.models.build.rope import sequence_ropes
+from shoal.models.build.rope import grid_rope, mrope_sections, sequence_ropes
 from shoal.models.build.tensors import check_hidden, tensor_bytes
+from shoal.models.checkpoint.mrope import Grids, check_grids
 from shoal.models.checkpoint.multimodal import Stretches, check_stretches
 from shoal.models.seam.config import PretrainedConfig
 from shoal.models.seam.model import CACHE_NAMES, PreTrainedModel, accepted_inputs
@@ -74,6 +75,8 @@ class SpanModule:
         self._accepts = accepted_inputs(model.base_model)
         self._entering: torch.Tensor | None = None
         self._ropes = sequence_ropes(model)
+        self._sections = mrope_sections(config)
+        self._grid_rope = None if self._sections is None else grid_rope(model, self._sections)
         self.list_name = next(name for name, module in model.named_modules() if module is blocks.modules)
         """What the model calls its list of blocks."""
         self._parts: OrderedDict[Span, SpanModule] = OrderedDict()
@@ -103,6 +106,7 @@ class SpanModule:
         position: int,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         """What the next block, or the head, receives for tokens ``[position, position + n)``.
 
@@ -112,15 +116,16 @@ class SpanModule:
             sequence_length: tokens of the sequence that these are a piece of, where it goes on behind them:
                 some models' rotary frequencies depend on it (:mod:`shoal.models.build.rope_scaling`).
             mutual: which of these tokens see each other, and not only those before.
+            grids: pictures that begin before their end, by which tokens have three positions.
 
         Raises:
             PositionGap: the cache holds fewer tokens than ``position``.
             CannotRollBack: it holds more and cannot forget them.
-            StepFailed: ``hidden`` has another shape or dtype, or no tokens of this model see each other.
+            StepFailed: ``hidden`` has another shape or dtype; or :meth:`check_told`.
             RuntimeError: torch's own faults, out of memory among them; crop the cache before going on.
         """
         check_hidden(hidden, self.width, self.dtype)
-        self.check_mutual(mutual)
+        self.check_told(mutual, grids)
         if position > cache.length:
             raise PositionGap(f"a step at position {position}, but only {cache.length} tokens are cached")
         if position < cache.length or cache.torn:
@@ -131,14 +136,15 @@ class SpanModule:
         cache.torn = True
         outs: list[torch.Tensor] = []
         for rows in hidden.to(self.device).split(at_once, 1):
-            outs.append(self._run(rows, cache, position, sequence_length, mutual))
+            outs.append(self._run(rows, cache, position, sequence_length, mutual, grids))
             position += rows.shape[1]
         cache.length, cache.torn = end, False
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
-    def check_mutual(self, mutual: Stretches) -> None:
-        """Raises StepFailed: tokens are to see each other that do not in this model."""
+    def check_told(self, mutual: Stretches, grids: Grids) -> None:
+        """Raises StepFailed: tokens are to see each other or have three positions, as none of this model."""
         check_stretches(self._config.model_type, mutual)
+        check_grids(self._sections, grids)
 
     def run_whole(self, hidden: torch.Tensor) -> torch.Tensor:
         """What comes out for a sequence that is here as a whole: nothing is cached, and gradients go through.
@@ -149,6 +155,8 @@ class SpanModule:
         check_hidden(hidden, self.width, self.dtype)
         for rope in self._ropes:
             rope.ahead = 0
+        if self._grid_rope is not None:
+            self._grid_rope.place(0, hidden.shape[1], ())
         positions = torch.arange(hidden.shape[1], device=self.device)
         offered: dict[str, object] = {
             "inputs_embeds": hidden,
@@ -243,10 +251,13 @@ class SpanModule:
         position: int,
         sequence_length: int,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         n = hidden.shape[1]
         for rope in self._ropes:
             rope.ahead = sequence_length if sequence_length > position + n else 0
+        if self._grid_rope is not None:
+            self._grid_rope.place(position, n, grids)
         positions = torch.arange(position, position + n, device=self.device)
         offered = self._inputs(hidden, cache, positions)
         if mutual:

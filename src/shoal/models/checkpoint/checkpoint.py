@@ -18,10 +18,12 @@ from shoal.models.checkpoint.encoder_decoders import EncoderDecoder, encoder_dec
 from shoal.models.checkpoint.headers import MAX_TENSORS, TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.manifest import Manifest
+from shoal.models.checkpoint.mrope import MROPE_SECTIONS
 from shoal.models.checkpoint.multimodal import (
     TowerPart,
     has_tower,
     is_nested,
+    sections_fit,
     text_config,
     text_tensors,
     tower_tensors,
@@ -112,8 +114,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     if is_nested(config):
         seeing = tower_tensors(tensors) if has_tower(config) else {}
-        tower = TowerPart(config, seeing) if seeing else None
-        return Checkpoint(folder, text_config(config), text_tensors(tensors), said, manifest, tower)
+        tower, text = TowerPart(config, seeing) if seeing else None, text_config(config)
+        if not sections_fit(text):
+            raise BadWeights(
+                f"{folder}: the sections of its rotary positions ({MROPE_SECTIONS}) are "
+                f"{str(text[MROPE_SECTIONS])[:80]}, which are not those of half a head",
+                check="check that the model comes from a source you trust",
+            )
+        return Checkpoint(folder, text, text_tensors(tensors), said, manifest, tower)
     return Checkpoint(folder, config, tensors, said, manifest)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from shoal.models.checkpoint.mrope import MROPE_SECTIONS, Sections, read_sections
+
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 """Kinds of rotary positions whose frequencies do not change with the context's length."""
 
@@ -145,6 +147,8 @@ class LlamaConfig:
     residual_multiplier: float
     attention_multiplier: float | None
     """``None`` where scores are scaled by the size of a head."""
+    mrope_section: Sections | None
+    """Where rows of pictures have three positions."""
 
 
 class _NotUnderstood(Exception):
@@ -224,6 +228,7 @@ def _read(fields: _Fields) -> LlamaConfig:
         logits_scaling=fields.multiplier("logits_scaling"),
         residual_multiplier=fields.multiplier("residual_multiplier"),
         attention_multiplier=fields.multiplier("attention_multiplier") if granite else None,
+        mrope_section=_sections(fields, head_dim),
     )
 
 
@@ -401,6 +406,11 @@ def _rotary(fields: _Fields, given: Mapping[str, Any], head_dim: int) -> int:
     if rotary % 2 or not 0 < rotary <= head_dim or (fields.family != "phi3" and rotary != head_dim):
         raise _NotUnderstood
     return rotary
+
+
+def _sections(fields: _Fields, head_dim: int) -> Sections | None:
+    given = fields.given.get(MROPE_SECTIONS)
+    return None if given is None or fields.family != "qwen2" else read_sections(given, head_dim)
 
 
 def _token_ids(value: object) -> tuple[int, ...]:

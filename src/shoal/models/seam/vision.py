@@ -1,12 +1,14 @@
 """Models that look at pictures: their towers, and how pictures become numbers.
 
-Relied on: the mapping below gives the class of LLaVA's and of Gemma 3's models, which have the language part
-at ``model.language_model`` and ``lm_head``, and all else beside it. ``get_image_features`` takes
-``pixel_values`` alone and gives, as ``pooler_output``, what takes the place of a picture's tokens among the
-embeddings. Image processors of the names in ``PROCESSORS`` have a twin that needs Pillow and numpy alone; it
-is made by ``from_dict`` and called with one picture. ``create_masks_for_vision_model`` gives the masks of
-both kinds of Gemma 3's blocks, by numbers of the stretches whose tokens see each other, from the beginning of
-the sequence on, with -1 where there is none; the model takes them as its ``attention_mask``.
+Relied on: the mapping below gives the class of LLaVA's, Gemma 3's and Qwen-VL's models, which have the
+language part at ``model.language_model`` and ``lm_head``, and all else beside it. ``get_image_features``
+takes ``pixel_values``, with Qwen-VL ``image_grid_thw``, too, and gives, as ``pooler_output``, what takes the
+place of a picture's tokens among the embeddings. Image processors of the names in ``PROCESSORS`` have a twin
+that needs Pillow and numpy alone; it is made by ``from_dict`` and called with one picture. Qwen-VL's gives
+patches ``[n, values]`` and, as ``image_grid_thw``, how many lie over and beside each other.
+``create_masks_for_vision_model`` gives the masks of both kinds of Gemma 3's blocks, by numbers of the
+stretches whose tokens see each other, from the beginning of the sequence on, with -1 where there is none; the
+model takes them as its ``attention_mask``.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ with relied_on("models that look at pictures"):
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     from transformers.models.gemma3.modeling_gemma3 import Gemma3Model, create_masks_for_vision_model
     from transformers.models.llava.modeling_llava import LlavaModel
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
     expect_members(LlavaModel, "get_image_features")
     expect_members(Gemma3Model, "get_image_features")
+    for model in (Qwen2VLModel, Qwen2_5_VLModel):
+        expect_arguments(model.get_image_features, "pixel_values", "image_grid_thw")
     expect_arguments(
         create_masks_for_vision_model,
         "config",
@@ -43,6 +49,7 @@ PROCESSORS = {
     "CLIPImageProcessor": "clip",
     "Gemma3ImageProcessor": "gemma3",
     "LlavaImageProcessor": "llava",
+    "Qwen2VLImageProcessor": "qwen2_vl",
     "SiglipImageProcessor": "siglip",
 }
 """Where the twin of an image processor is found, whose name ends in ``Pil``."""
@@ -67,9 +74,18 @@ def drop_language(model: PreTrainedModel, instead: nn.Module) -> None:
     whole.lm_head = instead
 
 
-def picture_rows(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """What takes the place of one picture's tokens, ``[tokens, width]``, of pixels ``[1, 3, side, side]``."""
-    found = cast(Any, model).model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+def picture_rows(
+    model: PreTrainedModel, pixels: torch.Tensor, patches: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """What takes the place of one picture's tokens, ``[tokens, width]``.
+
+    Args:
+        pixels: ``[1, 3, side, side]``; or patches ``[n, values]``.
+        patches: how many of them lie over and beside each other.
+    """
+    grid = {} if patches is None else {"image_grid_thw": torch.tensor([[1, *patches]])}
+    features = cast(Any, model).model.get_image_features
+    found = features(pixel_values=pixels, return_dict=True, **grid).pooler_output
     return cast(torch.Tensor, found[0])
 
 

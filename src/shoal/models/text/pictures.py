@@ -35,9 +35,7 @@ class PictureWords:
 class ShownPictures:
     """How pictures are to be put into a prompt."""
 
-    count: int
-    """How many there are."""
-    rows: int
+    rows: tuple[int, ...]
     """Tokens of each."""
     token: int
     """The tokenizer's, which shows a picture."""
@@ -83,16 +81,18 @@ class ShownPictures:
         found: list[int] = []
         begins: list[int] = []
         for token in token_ids:
-            if token == self.token:
-                begins.append(len(found))
-            found += [self.row] * self.rows if token == self.token else [token]
+            if token != self.token:
+                found.append(token)
+                continue
+            begins.append(len(found))
+            found += [self.row] * (self.rows[len(begins) - 1] if len(begins) <= len(self.rows) else 1)
         self._check(len(begins))
         return found, tuple(begins)
 
     def _check(self, shown: int) -> None:
-        if shown != self.count:
+        if shown != len(self.rows):
             raise UsageError(
-                f"the prompt shows {shown} pictures, and {self.count} are given",
+                f"the prompt shows {shown} pictures, and {len(self.rows)} are given",
                 check="give a picture for each place that shows one, in user messages; the model's chat "
                 "template may have no place for pictures",
             )

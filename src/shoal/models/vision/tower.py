@@ -19,6 +19,7 @@ from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.seam.loading import prepared_class, set_ties
 from shoal.models.seam.model import PreTrainedModel
 from shoal.models.seam.vision import drop_language, picture_rows, seeing_class
+from shoal.models.vision.pixels import PicturePixels, empty_pixels
 from shoal.models.vision.settings import VisionArray, VisionSettings, seeing_part, tower_config
 
 
@@ -33,17 +34,20 @@ class Tower:
         """Bytes of its weights in memory."""
 
     @torch.inference_mode()
-    def look(self, pixels: VisionArray) -> VisionArray:
+    def look(self, pixels: PicturePixels) -> VisionArray:
         """The rows of a picture, float32 ``[rows, width]``: what the first block receives in its place.
-
-        Args:
-            pixels: float32 ``[3, side, side]``, as the model's image processor makes them.
 
         Raises:
             BadWeights: what the tower gives is of another shape, or not finite.
         """
-        rows = picture_rows(self._model, torch.from_numpy(pixels)[None]).float()
-        wanted = (self._settings.rows, self._width)
+        values, patches = torch.from_numpy(pixels.values), None
+        if pixels.grid is None or self._settings.patches is None:
+            values = values[None]
+        else:
+            merged = self._settings.patches.merged
+            patches = pixels.grid[0] * merged, pixels.grid[1] * merged
+        rows = picture_rows(self._model, values, patches).float()
+        wanted = (pixels.rows, self._width)
         if tuple(rows.shape) != wanted or not bool(torch.isfinite(rows).all()):
             raise BadWeights(
                 f"its tower makes {list(rows.shape)} of a picture, or no numbers: {list(wanted)} are wanted",
@@ -69,7 +73,7 @@ def load_tower(folder: Path, settings: VisionSettings, width: int) -> Tower:
     cls = prepared_class(seeing_class(config), hollow)
     tower = Tower(load_weights(cls, seeing_part(checkpoint), config, "float32"), settings, width)
     try:
-        tower.look(np.zeros((3, settings.side, settings.side), np.float32))
+        tower.look(empty_pixels(settings))
     except ShoalError:
         raise
     except REFUSED as error:

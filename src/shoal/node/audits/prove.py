@@ -79,8 +79,10 @@ class ProofDesk:
             raise Busy("something of this session is being proved already")
         if hop.opened.adapter:
             raise NotAllowed("there are no proofs for sessions with an adapter: no receipt names it")
-        if hop.mutual:
-            raise NotAllowed("there are no proofs for sessions with rows that see those behind them")
+        if hop.loose:
+            raise NotAllowed(
+                "there are no proofs for sessions whose steps say of pictures what no receipt does"
+            )
         asked = self._counts.get(hop, 0) + 1
         if asked > QUESTIONS:
             raise NotAllowed(f"proofs of this session were asked for {QUESTIONS} times")

@@ -23,6 +23,7 @@ from shoal.executor.pages import PAGE, PagePool, Pages
 from shoal.executor.runner import Capabilities
 from shoal.executor.thread import ComputeThread
 from shoal.models.build.rope_scaling import RopeScaling
+from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
@@ -181,6 +182,7 @@ class SimEngine(Engine):
         done: StepCallback,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> None:
         cache = self._caches.get(session)
         if cache is None:

@@ -22,6 +22,7 @@ from shoal.models.build.placeholders import Reached
 from shoal.models.build.span import SpanModule
 from shoal.models.build.tensors import check_hidden
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder, encoder_decoder
+from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.seam.cache import DynamicCache, DynamicLayer
 from shoal.models.seam.config import PretrainedConfig
@@ -56,6 +57,7 @@ class EncoderPart(EncoderSpan):
         position: int,
         sequence_length: int,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         if self.shape.input == "text":
             return super()._run(hidden, cache, position, sequence_length)
@@ -102,13 +104,14 @@ class DecoderPart(SpanModule):
         position: int,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         """As :meth:`SpanModule.forward`; from position 0 on, what the encoder gave, which comes out again.
 
         Raises:
             As there; StepFailed: the encoder cannot have given so much, or a token comes before it.
         """
-        self.check_mutual(mutual)
+        self.check_told(mutual, grids)
         mine = _mine(cache)
         if position:
             if position < mine.rows:
@@ -176,6 +179,7 @@ class DecoderPart(SpanModule):
         position: int,
         sequence_length: int,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         mine = _mine(cache)
         out = super()._run(hidden, cache, position - mine.rows, sequence_length)
@@ -257,9 +261,10 @@ class JoinedSpan:
         position: int,
         sequence_length: int = 0,
         mutual: Stretches = (),
+        grids: Grids = (),
     ) -> torch.Tensor:
         """As that of the whole span, where it is on one side. Raises as :meth:`part`."""
-        return self.part(self.span).forward(hidden, cache, position, sequence_length, mutual)
+        return self.part(self.span).forward(hidden, cache, position, sequence_length, mutual, grids)
 
 
 def _mine(cache: Cache) -> DecoderCache:
