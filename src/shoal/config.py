@@ -205,9 +205,7 @@ class Settings:
     )
     pay_password_file: str = field(
         default="",
-        metadata=_about(
-            "File with the wallet's password, for clients that pay and nodes that redeem what they are paid."
-        ),
+        metadata=_about("File with the wallet's password, for clients that pay and nodes that redeem."),
     )
     redeem_at: int = field(
         default=50,
@@ -286,9 +284,8 @@ class Settings:
         default=0.0,
         metadata=_about(
             "Share of the audit budget that canaries may take, for example 0.5; 0 sends none. A canary is a "
-            "request of nobody that looks like one of this client's, under an identity that is used once; "
-            "every hop of its answer is computed again. So hops are found that are honest to those alone who "
-            "are known to audit. Canaries are sent while a client stays, as a gateway does."
+            "request of nobody that looks like one of this client's, under an identity that is used once, of "
+            "which every hop is computed again: so hops are found that are honest to known auditors alone."
         ),
     )
     adapter: tuple[str, ...] = field(

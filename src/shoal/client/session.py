@@ -461,8 +461,7 @@ class Session:
         for token_ids, told in join_singles(held) if self.ends.merges else held:
             payload = await self.ends.embed(token_ids, position, ring.codec, told)
             end = position + len(token_ids)
-            mutual = self.ends.pictures.stretches(position, end)
-            grids = self.ends.pictures.grids(end)
+            mutual, grids = self.ends.pictures.stretches(position, end), self.ends.pictures.grids(end)
             await ring.fill(payload, ring.codec, position, len(token_ids), hops, told, mutual, grids)
             position = end
 
