@@ -126,12 +126,17 @@ def _closing(codec: TextCodec, settings: EmbeddingSettings, text: str, ids: Sequ
     return added - before
 
 
-def check_dimensions(local: LocalModel, dimensions: int | None) -> None:
-    """Refuse to make vectors longer than they are.
+def check_embeddable(local: LocalModel, dimensions: int | None) -> None:
+    """Refuse embeddings behind a soft prompt, and vectors longer than they are.
 
     Raises:
-        UsageError: ``dimensions`` is less than 1, or more than the model has.
+        UsageError: the model has a soft prompt; ``dimensions`` is less than 1, or more than the model has.
     """
+    if local.soft_prompt is not None:
+        raise UsageError(
+            f"embeddings are of texts alone, and {local.name} has a soft prompt before each",
+            check="ask the model without the name behind it",
+        )
     width = local.shape.hidden_size
     if dimensions is not None and not 1 <= dimensions <= width:
         raise UsageError(
@@ -162,11 +167,6 @@ async def embed_tokens(
     work = _Work(open_session, texts, settings, dimensions, follow, found, left)
     # Only when one is open, others: of several that were opened at once, each might find half a route.
     async with open_session(longest) as session:
-        if session.ends.virtual:
-            raise UsageError(
-                "embeddings are of texts alone, and a soft prompt would stand before each",
-                check="ask the model without the name behind it",
-            )
         with one_error():
             async with trio.open_nursery() as nursery:
                 for _ in range(min(SESSIONS, len(texts)) - 1):

@@ -19,7 +19,7 @@ from shoal.client.embeddings import (
     Embeddings,
     OpenSession,
     Texts,
-    check_dimensions,
+    check_embeddable,
     embed_tokens,
     listed,
     text_tokens,
@@ -354,8 +354,8 @@ class Swarm:
             ShoalError: see :meth:`session`.
         """
         local = await self.resolve(model)
+        check_embeddable(local, dimensions)
         settings = await self.embedding(local)
-        check_dimensions(local, dimensions)
         wanted = listed(texts)
         codec = await self.codec(local, needed=True) if isinstance(wanted[0], str) else None
         tokens = partial(text_tokens, local, codec, settings, wanted, truncate=truncate)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import trio
 
-from shoal.client.embeddings import check_dimensions, listed, text_tokens
+from shoal.client.embeddings import check_embeddable, listed, text_tokens
 from shoal.client.swarm import Swarm
 from shoal.errors import PromptTooLong
 from shoal.executor.arrays import Floats
@@ -71,8 +71,8 @@ async def embedding_request(
         BadRequest: so many vectors of such a length are too much for one answer.
         BadWeights: the model's files do not say how its embeddings are made, or it has no tokenizer.
     """
+    check_embeddable(model.local, dimensions)
     settings = await swarm.embedding(model.local)
-    check_dimensions(model.local, dimensions)
     if len(texts) * (dimensions or model.shape.hidden_size) > MAX_NUMBERS:
         raise BadRequest(
             f"{len(texts)} vectors are more than the {MAX_NUMBERS} numbers of one answer",
