@@ -143,6 +143,17 @@ def test_a_view_keeps_all_there_are_while_there_is_a_place() -> None:
     assert len(view) == view.estimate == 8
 
 
+def test_who_is_kept_no_more_is_told_once() -> None:
+    view, kept = PeerSample(16, 16), set[PeerId]()
+    for number in range(2000):
+        one = viewed(f"p{number}", number % 8)
+        for gone in view.offer(one):
+            kept.remove(gone)
+        if one.peer in view:
+            kept.add(one.peer)
+        assert kept == set(view)
+
+
 def test_peers_of_a_rare_part_find_a_place_and_one_that_moves_keeps_its_own() -> None:
     view = PeerSample(32)
     for number in range(400):

@@ -192,11 +192,11 @@ class PeerSample:
         Returns:
             Who is kept no more.
         """
-        left = [self._drawn.offer(one.peer, one.rank)]
+        left = {self._drawn.offer(one.peer, one.rank)}  # one may lose both of its places
         if len(self._unlike) < self._places:
             self._add(one)
         else:
-            left.append(self._replace(one, proven, neighbours))
+            left.add(self._replace(one, proven, neighbours))
         return [peer for peer in left if peer is not None and peer != one.peer and peer not in self]
 
     def update(self, one: ViewedPeer) -> None:
