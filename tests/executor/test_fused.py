@@ -154,13 +154,13 @@ def test_rows_of_a_picture_see_each_other(models: Models, tmp_path: Path, kernel
 
 
 def test_rows_of_a_picture_turn_by_where_they_are_in_it(
-    families: Models, store: ModelStore, tmp_path: Path, kernels: Kernels
+    models: Models, tmp_path: Path, kernels: Kernels
 ) -> None:
     copy = tmp_path / "seeing"
-    shutil.copytree(families("qwen2").path, copy)
+    shutil.copytree(models("qwen2").path, copy)
     config = json.loads((copy / "config.json").read_text()) | {"mrope_section": [2, 3, 3]}
     (copy / "config.json").write_text(json.dumps(config))
-    model = store.resolve(str(copy))
+    model = ModelStore(tmp_path / "store").resolve(str(copy))
     module = load_span_module(model, WHOLE)
     assert isinstance(module, SpanModule)
     hidden, grids = rows(40), ((3, 2, 4), (20, 5, 2))
@@ -179,7 +179,7 @@ def test_rows_of_a_picture_turn_by_where_they_are_in_it(
     assert difference(np.concatenate([first, last]), expected, hidden) < 0.02
     assert isinstance(text, np.ndarray)
     assert same(text, run(runner, opened(runner), rows(9), (9,)), runner), "text beside it is as ever"
-    said = fused(families("qwen2"), tmp_path, "bf16", kernels)
+    said = fused(models("qwen2"), tmp_path, "bf16", kernels)
     (refused,) = said.forward([SessionRows(opened(said), 0, rows(4), grids=((0, 2, 2),))])
     assert isinstance(refused, StepFailed) and "no rows of this model have three" in refused.message
 

@@ -77,7 +77,9 @@ from transformers.models.phi.configuration_phi import PhiConfig as PhiConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config as Phi3Config
 from transformers.models.phimoe.configuration_phimoe import PhimoeConfig as PhimoeConfig
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config as Qwen2Config
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig as Qwen2_5_VLConfig
 from transformers.models.qwen2_moe.configuration_qwen2_moe import Qwen2MoeConfig as Qwen2MoeConfig
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig as Qwen2VLConfig
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config as Qwen3Config
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig as Qwen3MoeConfig
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig as Qwen3NextConfig

@@ -93,4 +93,4 @@ def grid_rope(model: PreTrainedModel, sections: Sections) -> GridRope:
     base = cast(Any, model.base_model)
     if not isinstance(base.rotary_emb, GridRope):
         base.rotary_emb = GridRope(base.rotary_emb, sections)
-    return cast(GridRope, base.rotary_emb)
+    return base.rotary_emb
