@@ -244,11 +244,29 @@ async def start(
         inside: a command that becomes the one that follows it, as `nsenter` does, to run the node by.
     """
     make_home(home, settings.paths.models, swarm)
-    log = home / "log"
     what = ["serve", settings.model, "--span", str(span), "--end-with-stdin", "--json"]
+    return await spawn(["shoal.cli", *what], settings, home, processes, inside=inside)
+
+
+async def spawn(
+    module: Sequence[str],
+    settings: Settings,
+    home: Path,
+    processes: list[Process],
+    *,
+    inside: Sequence[str] = (),
+) -> Process:
+    """Start a module of ours, which says what it does in lines of JSON, and add it to ``processes``.
+
+    Args:
+        module: its name, and its arguments.
+        home: its own; what it writes on stderr is in its file ``log``.
+        inside: as of :func:`start`.
+    """
+    log = home / "log"
     with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
-            [*inside, sys.executable, "-m", "shoal.cli", *what],
+            [*inside, sys.executable, "-m", *module],
             stdin=subprocess.PIPE,  # when we end, however that is, so does the node
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,4 +1,4 @@
-"""``python -m shoal.testing.lab kill|freeze|churn``: does the swarm keep what it promises, here and now?"""
+"""``python -m shoal.testing.lab kill|freeze|churn|pay``: does a swarm keep its promises, here and now?"""
 
 from __future__ import annotations
 
@@ -79,6 +79,44 @@ def churn(
 ) -> None:
     """Every few seconds a node is killed, leaves, freezes or comes, while several sessions go on."""
     _carry_out("churn", plan, seed, 0, model, format, folder, as_json, minutes, sessions, liars)
+
+
+@app.command()
+def pay(
+    runs: Annotated[int, typer.Option(help="How many kills.", min=0, max=1000)] = 20,
+    answers: Annotated[
+        int, typer.Option(help="How many answers are timed, paid and unpaid; 0: none.", min=0, max=10_000)
+    ] = 100,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1, max=512)] = 32,
+    seed: LabSeedOption = 0,
+    anvil: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The chain's program, if it is not on the PATH.")
+    ] = None,
+    model: options.ModelOption = None,
+    format: options.FormatOption = None,
+    folder: Folder = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Answers paid over a chain, and SIGKILL for client, hop or chain."""
+    settings = options.settings(model=model, format=format)
+    with working("lab pay") as progress:
+        from shoal.testing.lab.pay.lab import PayOrder, run_pay_lab  # noqa: PLC0415  as of the others
+        from shoal.testing.lab.pay.report import pay_table  # noqa: PLC0415
+
+        order = PayOrder(
+            model=settings.model,
+            format=settings.asked_format,
+            seed=seed,
+            runs=runs,
+            answers=answers,
+            tokens=tokens,
+            anvil=anvil,
+            folder=folder,
+        )
+        report = trio.run(partial(run_pay_lab, settings, order, progress))
+    emit(report.fields(), as_json, lambda: pay_table(report))
+    if report.faults:
+        raise typer.Exit(1)
 
 
 def _carry_out(

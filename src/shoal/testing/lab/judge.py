@@ -100,6 +100,11 @@ def held(figures: str) -> str:
     return " and ".join(f"{value:g} {kind}" for kind, value in kept.items() if value != 0)
 
 
+def computed(figures: str) -> int:
+    """The tokens that a node's process has computed so far, by what it shows to Prometheus."""
+    return int(sum(sample.value for sample in _samples(figures) if sample.name == "shoal_tokens_total"))
+
+
 def _samples(figures: str) -> Iterator[Sample]:
     return (sample for family in text_string_to_metric_families(figures) for sample in family.samples)
 

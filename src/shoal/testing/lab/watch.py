@@ -58,7 +58,7 @@ class NodeMonitor:
         held: dict[str, str] = {}
 
         async def let_go(node: LabNode) -> None:
-            while found := await _held(node):
+            while found := await held_by(node):
                 held[node.name] = found
                 await trio.sleep(LOOK_EVERY_S)
             held.pop(node.name, None)
@@ -120,16 +120,21 @@ class NodeMonitor:
         return found
 
 
-async def _held(node: LabNode) -> str:
+async def held_by(node: LabNode) -> str:
     """What a node holds, by its own figures; nothing when it is not well."""
     if not node.well:
         return ""
     try:
-        return held(await trio.to_thread.run_sync(_figures, f"{node.figures}/metrics"))
+        return held(await shown_figures(node))
     except OSError as error:  # it has ended in this moment, or it does not answer
         return f"its figures ({error})"
 
 
-def _figures(url: str) -> str:
+async def shown_figures(node: LabNode) -> str:
+    """What a node shows to Prometheus. Raises OSError: it has ended, or does not answer."""
+    return await trio.to_thread.run_sync(_read, f"{node.figures}/metrics")
+
+
+def _read(url: str) -> str:
     with urllib.request.urlopen(url, timeout=FIGURES_WITHIN_S) as answer:
         return answer.read().decode()

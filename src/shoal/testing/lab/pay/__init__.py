@@ -1,0 +1,1 @@
+"""Answers that are paid for, through processes that are killed: how fast they are, and who loses what."""
