@@ -24,7 +24,7 @@ def test_whoever_is_killed_while_answers_are_paid_for_nobody_loses_more_than_a_w
         env=os.environ | {"SHOAL_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert ran.stdout.count("\n") == 1, (ran.stdout, ran.stderr)
