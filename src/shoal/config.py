@@ -91,9 +91,9 @@ class Settings:
     wire: Codec | Literal["auto"] = field(
         default="auto",
         metadata=_about(
-            "Encoding of hidden states on their way: auto, float32, bfloat16 or int8. A session has one. Its "
-            "client chooses it; a node can ask for one. With auto it depends on the weights' format and the "
-            "links."
+            "Encoding of hidden states on their way: auto, float32, bfloat16, int8 or int6. A session has "
+            "one. Its client chooses it; a node can ask for one. With auto it depends on the weights' format "
+            "and the links."
         ),
     )
     memory: int = field(

@@ -75,8 +75,8 @@ WEIGHT_BYTES: dict[Format, float] = {
 """Bytes of a weight; int4 has a float16 scale for each 32. Those of int8 and w8a8, one for each row, are not
 in it. As published a weight takes what its type needs: this is Q4_1's, where the files are not at hand."""
 
-Codec = Literal["float32", "bfloat16", "int8"]
-"""How hidden states are encoded for one hop. In memory they are float32 everywhere."""
+Codec = Literal["float32", "bfloat16", "int8", "int6"]
+"""How hidden states are encoded for one hop, the most exact first. In memory they are float32 everywhere."""
 
 Kv = Literal["auto", "int8"]
 """How keys and values are kept: as the span computes them, or as 8-bit integers."""

@@ -79,4 +79,5 @@ def test_the_text_is_long_enough_and_cut_into_whole_windows() -> None:
 
 def test_every_kind_of_loss_is_measured_alone() -> None:
     names = {way.name for way in WAYS}
-    assert {"fp32", "bf16", "int8", "w8a8", "int4", "fp32+wire-int8", "bf16+kv-int8"} <= names
+    assert {"fp32", "bf16", "int8", "w8a8", "int4", "fp32+wire-int8", "fp32+wire-int6"} <= names
+    assert "bf16+kv-int8" in names

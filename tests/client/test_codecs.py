@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from shoal.client.sampling import Sampler, Sampling
+from shoal.errors import OutdatedPeer
+from shoal.net.channel import Channel
 from shoal.net.link_speed import ENOUGH
 from shoal.node.hop import Hop
 from shoal.routing.reputation import PROVEN
 from shoal.testing.swarm import memory_swarm
+from shoal.types import Codec
+from shoal.wire.messages import NEWEST_VERSION
 
 from .conftest import PROMPT, THIRDS
 
@@ -46,7 +52,7 @@ async def decoded(session, prompt, count):
     return chosen
 
 
-@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("codec", get_args(Codec))
 async def test_a_pinned_codec_is_taken_by_the_client_and_every_hop(home, checkpoint, taken, codec):
     async with (
         memory_swarm(home, checkpoint, THIRDS, format="bf16", wire=codec) as swarm,
@@ -57,7 +63,7 @@ async def test_a_pinned_codec_is_taken_by_the_client_and_every_hop(home, checkpo
     assert {found for _, found, _ in taken} == {codec}
 
 
-@pytest.mark.parametrize(("codec", "within"), [("bfloat16", 0.02), ("int8", 0.1)])
+@pytest.mark.parametrize(("codec", "within"), [("bfloat16", 0.02), ("int8", 0.1), ("int6", 0.2)])
 async def test_a_codec_costs_little(home, checkpoint, whole, codec, within):
     """The blocks of so small a model, whose weights are large, add to what is rounded before them."""
     async with (
@@ -103,6 +109,8 @@ def steps_of_no_time(monkeypatch):
     """On a busy machine steps and pings take so long that no link is slow beside them."""
     monkeypatch.setattr("shoal.wire.codec.EXACT_SHARE", 0.0)
     monkeypatch.setattr("shoal.wire.codec.UNNOTICED_US", 0.0)
+    monkeypatch.setattr("shoal.wire.codec.ROUNDED_SHARE", 0.0)
+    monkeypatch.setattr("shoal.wire.codec.THIN_SHARE", 0.0)
 
 
 async def learn_the_links(swarm, checkpoint):
@@ -121,9 +129,63 @@ async def test_sessions_over_links_that_are_known_as_slow_send_less_on_every_way
         taken.clear()
         async with swarm.client.session(str(checkpoint), tokens=256) as session:
             await decoded(session, LONG, 3)
-            assert session.ring.codec in ("bfloat16", "int8")
-    assert {codec for _, codec, _ in taken} == {session.ring.codec}
+            assert session.ring.codec == "int6"
+    assert {codec for _, codec, _ in taken} == {"int6"}
     assert {hop for hop, _, _ in taken} == {0, 1, 2}
+
+
+@pytest.fixture
+def outdated(monkeypatch):
+    """Peers with whom everybody speaks the version before int6, as with an older release."""
+    peers = set()
+    version = property(
+        lambda channel: 8 if channel.peer in peers else NEWEST_VERSION, lambda channel, spoken: None
+    )
+    # Each channel has its own once its peer has said hello; this stands before it.
+    monkeypatch.setattr(Channel, "version", version, raising=False)
+    return peers
+
+
+async def test_what_links_ask_for_is_asked_of_nobody_who_does_not_know_it(home, checkpoint, taken, outdated):
+    async with memory_swarm(home, checkpoint, THIRDS, format="bf16", wire="int6") as swarm:
+        client = await swarm.add_client(wire="auto")
+        async with client.session(str(checkpoint), tokens=64) as session:
+            await decoded(session, PROMPT, PROVEN)  # so that the hops have a say
+        for others, expected in (
+            (set(), "int6"),
+            ({swarm.networks[1].peer}, "int8"),
+            ({client.network.peer}, "int8"),
+        ):
+            outdated.clear()
+            outdated.update(others)
+            taken.clear()
+            async with client.session(str(checkpoint), tokens=64) as session:
+                await decoded(session, PROMPT, 3)
+            assert {codec for _, codec, _ in taken} == {expected}
+
+
+async def test_a_session_in_int6_goes_over_nobody_who_does_not_know_it_and_no_other_takes_a_lost_hops_place(
+    home, checkpoint, taken, outdated
+):
+    middle = THIRDS[1]
+    async with memory_swarm(home, checkpoint, [*THIRDS, middle, middle], format="bf16", wire="int6") as swarm:
+        peers = [network.peer for network in swarm.networks]
+        outdated.add(peers[3])
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            whole = await decoded(session, PROMPT, 6)
+        async with swarm.client.session(str(checkpoint), tokens=64) as session:
+            found = await decoded(session, PROMPT, 3)
+            lost = session.ring.route[1].address.peer
+            swarm.kill(peers.index(lost))
+            while len(found) < 6:
+                found.append((await session.advance(found[-1:], Sampler(Sampling()))).token)
+            assert (found, len(session.reroutes)) == (whole, 1)
+            assert session.ring.route[1].address.peer in set(peers) - {lost, peers[3]}
+        outdated.update(peers)
+        with pytest.raises(OutdatedPeer, match="does not know hidden states in int6"):
+            async with swarm.client.session(str(checkpoint), tokens=64) as session:
+                await decoded(session, PROMPT, 1)
+    assert {codec for _, codec, _ in taken} == {"int6"}
 
 
 @pytest.mark.usefixtures("steps_of_no_time")

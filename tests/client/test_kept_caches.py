@@ -10,11 +10,13 @@ import trio
 
 from shoal.client.ring.hop import HopRefused
 from shoal.errors import Busy, RemoteProtocolError
+from shoal.net.channel import Channel
 from shoal.node import kept_caches, server
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import PeerId, Span
 from shoal.wire.cache_names import CACHE_STRIDE, MAX_CACHE_NAMES, Beginning, cache_keys, names_for
+from shoal.wire.messages import NEWEST_VERSION
 
 from .conftest import PROMPT, THIRDS
 
@@ -72,6 +74,19 @@ async def test_another_client_goes_on_with_the_same_bits(home, roomy):
             assert session.reusable(TOKENS) == 192
             assert np.array_equal(await session.step(TOKENS[192:]), given[192:])
         await kept(swarm, 0)  # taken, and not named again
+
+
+async def test_kv_of_a_codec_that_a_client_does_not_know_is_not_offered_to_it(home, roomy, monkeypatch):
+    async with memory_swarm(home, roomy, THIRDS, format="bf16", wire="int6") as swarm:
+        await leave(swarm.client, str(roomy))
+        await kept(swarm, 1)
+        client = await swarm.add_client(wire="auto")
+        old = client.network.peer
+        version = property(lambda c: 8 if c.peer == old else NEWEST_VERSION, lambda c, spoken: None)
+        monkeypatch.setattr(Channel, "version", version, raising=False)
+        async with client.session(str(roomy), tokens=256, begins=AGAIN) as session:
+            assert (session.token_ids, session.ring.codec) == ([], "float32")
+            await session.step(TOKENS)
 
 
 async def test_a_session_that_waits_gives_its_kv_to_a_later_one_and_ends(home, roomy):

@@ -1,6 +1,8 @@
 /* Runs a small span in every format on numbers that it makes itself, and prints a hash of what comes out, first
  * with one thread and only what its library's level has, then with two and all that the CPU has: the same on every
- * machine. For test_machines.py. */
+ * machine. Beside it, hashes of rows as they travel in each codec, and of what is read of them there. For
+ * test_machines.py. */
+#include "codecs.h"
 #include "span.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -83,9 +85,11 @@ static linear_t layer_of(const kind_t *kind, int rows, int cols) {
     return layer;
 }
 
-static uint64_t hash(uint64_t so_far, const float *values, int64_t count) { /* FNV-1a */
-    const uint8_t *at = (const uint8_t *)values;
-    for (int64_t i = 0; i < count * 4; i++) so_far = (so_far ^ at[i]) * 1099511628211u;
+static const uint64_t NOTHING = 14695981039346656037u;
+
+static uint64_t hash(uint64_t so_far, const void *values, int64_t size) { /* FNV-1a */
+    const uint8_t *at = values;
+    for (int64_t i = 0; i < size; i++) so_far = (so_far ^ at[i]) * 1099511628211u;
     return so_far;
 }
 
@@ -120,22 +124,38 @@ static uint64_t digest(const kind_t *kind, int kv_format, int threads) {
     };
     team_t *team = team_new(threads);
     if (team && threads == 1) team_limit(team, 0);
-    uint64_t found = 14695981039346656037u;
+    uint64_t found = NOTHING;
     for (unsigned i = 0; i < sizeof steps / sizeof *steps; i++) {
         const int sessions = steps[i][1].rows ? 2 : 1, rows = steps[i][0].rows + steps[i][1].rows;
         float *hidden = numbers((int64_t)rows * HIDDEN, 0, 1);
         if (!team || span_step(team, &span, 0, LAYERS, steps[i], sessions, hidden)) exit(1);
-        found = hash(found, hidden, (int64_t)rows * HIDDEN);
+        found = hash(found, hidden, (int64_t)rows * HIDDEN * 4);
     }
     team_free(team);
     return found; /* what was made is left to the end of the process */
 }
 
+static void print_codec(const char *name, int32_t codec) {
+    enum { ROWS = 5, COLS = 1003 };
+    state = 1;
+    const int64_t size = ROWS * encoded_row_bytes(COLS, codec);
+    float *rows = numbers(ROWS * COLS, 0, 1);
+    for (int64_t i = 0; i < ROWS * COLS; i++) rows[i] *= next() & 31 ? 1 : number(1e3f);
+    uint8_t *sent = bytes(size);
+    if (!encode_rows(rows, ROWS, COLS, codec, sent) || !decode_rows(sent, ROWS, COLS, codec, rows)) exit(1);
+    printf("sent in %s %016" PRIx64, name, hash(NOTHING, sent, size));
+    printf(" %016" PRIx64 "\n", hash(NOTHING, rows, ROWS * COLS * 4));
+}
+
 int main(void) {
-    for (int threads = 1; threads <= 2; threads++)
+    for (int threads = 1; threads <= 2; threads++) {
         for (unsigned k = 0; k < sizeof KINDS / sizeof *KINDS; k++) {
             printf("%s %016" PRIx64, KINDS[k].name, digest(KINDS + k, BF16, threads));
             printf(" %016" PRIx64 "\n", digest(KINDS + k, INT8, threads));
         }
+        print_codec("bfloat16", WIRE_BFLOAT16);
+        print_codec("int8", WIRE_INT8);
+        print_codec("int6", WIRE_INT6);
+    }
     return 0;
 }

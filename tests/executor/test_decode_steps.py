@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_uint32, c_void_p
+from typing import get_args
 
 import msgspec
 import pytest
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 from shoal.errors import RemoteProtocolError
 from shoal.executor.codecs import NUMBER
 from shoal.executor.kernels.c_kernels import library
+from shoal.types import Codec
 from shoal.wire.framing import Assembler, Outgoing
 from shoal.wire.messages import HopTime, Ping, Step, encode
 from shoal.wire.payload import declared_bytes, hidden_states
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the C kernels are not built")
 FRAGMENT_HEADER, LENGTHS = 9, 8
-CODECS = ("float32", "bfloat16", "int8")
+CODECS = get_args(Codec)
 
 
 class StepInStruct(Structure):
@@ -168,6 +170,7 @@ def test_what_follows_a_result_is_written_as_the_rules_would_write_it(sent, numb
 
 @given(steps(), st.data())
 @example((Step(bytes(16), 1, 1, 1, 1, hidden_states("int8", 1, 64)), bytes(68)), None)
+@example((Step(bytes(16), 1, 1, 1, 1, hidden_states("int6", 1, 64)), bytes(53)), None)
 def test_what_is_changed_on_the_way_is_read_as_the_rules_read_it_or_not_at_all(sent, data):
     message = bytearray(whole(*sent))
     for _ in range(data.draw(st.integers(1, 3)) if data else 0):

@@ -29,8 +29,12 @@ int4 cd33448d67d7c128 e0516fcac5fd1eb1
 8 bits in small groups b27174c6fe36ebe4 288be256824add9b
 8 bits 0f5115edef9a9035 cd06ff48c6d8a334
 w8a8 39ae453355282816 bccb1407cd8613ba
+sent in bfloat16 975573e98158a90e 7c45247e68a07f66
+sent in int8 b122bf049c3d30a6 4a2d34fdd0c33095
+sent in int6 e8de61c262519705 ec684944b95772e5
 """
-"""Of each layout of weights the hash with keys and values in bf16, and in int8.
+"""Of each layout of weights the hash with keys and values in bf16, and in int8; of each codec that of the
+bytes that are sent, and of what is read of them.
 
 They change only where the numerics are meant to: nodes from before and after give a session other bits.
 """

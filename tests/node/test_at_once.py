@@ -6,6 +6,7 @@ import math
 import struct
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -24,16 +25,16 @@ from shoal.testing import byhand
 from shoal.testing.byhand import MINE, THEIRS, by_hand
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
-from shoal.types import Span
+from shoal.types import Codec, Span
 from shoal.wire.framing import Outgoing
 from shoal.wire.messages import Close, Failed, Locate, Located, Opened, Step
-from shoal.wire.payload import encoded_bytes, hidden_states
+from shoal.wire.payload import encoded_bytes, hidden_states, int6_outliers
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the C kernels are not built")
 WIDTH, TOKENS = 64, 40
 APART = b"a" * 16
 """A session that nothing is done with."""
-CODECS = ("float32", "bfloat16", "int8")
+CODECS = get_args(Codec)
 an_open = partial(byhand.an_open, format="int8", tokens=TOKENS, numerics="n1/int8/auto/rows")
 
 
@@ -67,8 +68,17 @@ def row(codec, value, width=WIDTH):
     if codec == "bfloat16":
         return b"".join(struct.pack("<f", number)[2:] for number in numbers)
     scale, shift = (0.01, int(100 * value)) if math.isfinite(value) else (value, 0)
-    elements = bytes((17 * i + shift) % 256 for i in range(width))
-    return struct.pack("<f", scale) * -(-width // 64) + elements
+    blocks = -(-width // 64)
+    if codec == "int8":
+        return struct.pack("<f", scale) * blocks + bytes((17 * i + shift) % 256 for i in range(width))
+    places = int6_outliers(width)
+    packed = bytes((17 * i + shift) % 256 for i in range((6 * width + 7) // 8))
+    return (
+        bytes(range(places))
+        + struct.pack("<f", value)[2:] * places
+        + struct.pack("<f", scale)[2:] * blocks
+        + packed
+    )
 
 
 def decode_step(session, number, position, codec="float32", **changes):

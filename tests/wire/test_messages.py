@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import RemoteProtocolError
 from shoal.testing.byhand import NUMERICS
+from shoal.types import Codec
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import (
     MAX_HEADER,
@@ -138,7 +139,7 @@ def test_a_tensor_may_grow_at_its_end_too():
     assert decode(msgspec.msgpack.encode(fields), 3 * 8 * 4) == a_step()
 
 
-@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("codec", get_args(Codec))
 def test_the_tensors_together_are_the_payload(codec):
     tensors = hidden_states(codec, 3, 100)
     assert declared_bytes(tensors) == encoded_bytes(3, 100, codec)

@@ -9,6 +9,7 @@ import pytest
 from msgspec import inspect
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
+from shoal.types import Codec
 from shoal.wire.messages import (
     AGENT,
     NEWEST_VERSION,
@@ -18,10 +19,13 @@ from shoal.wire.messages import (
     Hello,
     Message,
     Open,
+    Opened,
+    Step,
     decode,
     encode,
 )
-from shoal.wire.versions import SINCE, check_known, spoken
+from shoal.wire.payload import hidden_states
+from shoal.wire.versions import SINCE, check_codec, check_known, known_codec, knows_codec, spoken
 
 KNOWN_TO_THE_OLDEST = {
     *("hello", "ping", "pong", "resume", "resumed", "goodbye"),
@@ -46,6 +50,10 @@ def opening(adapter: str = "") -> Open:
     return Open(
         SESSION, "sha256:" + "a" * 64, "fp32", 0, 2, 8, 0, None, None, "n1/fp32/auto/modules", b"", adapter
     )
+
+
+def a_step(codec: Codec) -> Step:
+    return Step(SESSION, 1, 0, 1, 1, hidden_states(codec, 1, 64))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,11 @@ def test_every_message_has_the_version_that_first_knew_it() -> None:
         (GetReceipts(SESSION, SESSION, 1, commit=True), 8),
         (opening(), 0),
         (opening("sha256:" + "b" * 64), 9),
+        (a_step("int8"), 0),
+        (a_step("int6"), 9),
+        (Opened(SESSION, 8, "int8", held_codec="int8"), 0),
+        (Opened(SESSION, 8, "int6"), 9),
+        (Opened(SESSION, 8, held_codec="int6"), 9),
     ],
 )
 def test_a_message_is_sent_to_who_knows_what_it_means(message: Message, since: int) -> None:
@@ -99,6 +112,22 @@ def test_a_message_is_sent_to_who_knows_what_it_means(message: Message, since: i
                 check_known(message, spoken_version)
         else:
             check_known(message, spoken_version)
+
+
+@pytest.mark.parametrize("codec", get_args(Codec))
+def test_a_codec_is_asked_for_where_it_is_known_and_a_more_exact_one_elsewhere(codec: Codec) -> None:
+    for known in range(OLDEST_VERSION, NEWEST_VERSION + 1):
+        asked = known_codec(codec, known)
+        assert asked == (codec if knows_codec(codec, known) else "int8")
+        check_codec(asked, known)
+        check_known(a_step(asked), known)
+    assert known_codec(codec, NEWEST_VERSION) == codec
+
+
+def test_a_session_in_a_codec_is_for_who_knows_it() -> None:
+    check_codec("int6", 9)
+    with pytest.raises(OutdatedPeer, match=r"hidden states in int6.*version 8.*came with 9"):
+        check_codec("int6", 8)
 
 
 def test_this_release_says_its_own_name() -> None:

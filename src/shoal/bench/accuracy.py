@@ -50,6 +50,7 @@ WAYS = (
     EXACT,
     Variant("fp32+wire-bfloat16", "fp32", wire="bfloat16"),
     Variant("fp32+wire-int8", "fp32", wire="int8"),
+    Variant("fp32+wire-int6", "fp32", wire="int6"),
     Variant("bf16", "bf16"),
     Variant("bf16+kv-int8", "bf16", kv="int8"),
     Variant("published", "published"),

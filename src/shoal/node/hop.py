@@ -48,6 +48,7 @@ from shoal.wire.cache_names import CacheName
 from shoal.wire.hop_queue import HopQueue
 from shoal.wire.messages import Failed, HopTime, Located, Open, Reroute, Step, decode, shorten
 from shoal.wire.payload import hidden_states
+from shoal.wire.versions import knows_codec
 
 IDLE_S = 900.0
 """How long a session may be without a step, where nobody wants its room."""
@@ -347,6 +348,8 @@ class Hop:
         if self._seat is None or codec is None:
             return
         if not self.came_over or self._cut or not self.queue.idle or way.full:
+            return
+        if not knows_codec(codec, way.version):  # as a channel refuses to send it
             return
         if self.payment is not None and not self.payment.covers_next():
             return

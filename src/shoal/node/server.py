@@ -55,6 +55,7 @@ from shoal.wire.messages import (
     Step,
 )
 from shoal.wire.proofs import Proved
+from shoal.wire.versions import known_codec, knows_codec
 
 EXPIRE_EVERY_S = 15.0
 """What is kept for later sessions is given up so much too late at the most."""
@@ -274,12 +275,14 @@ class SpanServer:
     async def _run_hop(self, channel: Channel, message: Open, hop: Hop) -> None:
         try:
             with suppress(ChannelClosed):  # the client is gone
-                codec, rolls_back = self._admission.codec(hop), hop.engine.capabilities.roll_back
+                codec = known_codec(self._admission.codec(hop), channel.version)
+                rolls_back = hop.engine.capabilities.roll_back
                 keeps = self.credits is not None
                 opened = Opened(
                     message.session, self.tokens_free, codec, rolls_back, hop.opening, credits=keeps
                 )
-                if (found := hop.found) is not None:
+                # A cache in a codec that the client does not know is no use to it: it begins anew.
+                if (found := hop.found) is not None and knows_codec(found.cache.codec, channel.version):
                     opened = msgspec.structs.replace(opened, held=found.tokens, held_codec=found.cache.codec)
                 await channel.send(opened)
                 await hop.run()

@@ -38,7 +38,7 @@ CLOCK_SKEW_S = 30.0
 """How far a peer's clock may run ahead of ours."""
 CONTEXT = b"shoal announcement 1\n"
 ROW_ELEMENT_BYTES = 2
-"""Of a hidden state on a link that matters: bfloat16 or int8."""
+"""Of a hidden state on a link that matters, in bfloat16; coarser codecs take less."""
 MAX_ADAPTERS = 8
 """Of one node."""
 LEAST_BLOCK_S = 20e-6

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from shoal.types import Codec
-from shoal.wire.payload import ELEMENT_BYTES, INT8_BLOCK
+from shoal.wire.payload import INT8_BLOCK, encoded_bytes
 
 WINDOW = 32
 """Positions of a session that share a receipt."""
@@ -28,7 +28,7 @@ def row_hashes(payload: bytes | bytearray | memoryview, codec: Codec, rows: int,
         return blake3(payload).digest()
     view = memoryview(payload)
     if codec != "int8":
-        size = width * ELEMENT_BYTES[codec]
+        size = encoded_bytes(1, width, codec)
         return b"".join(blake3(view[at : at + size]).digest() for at in range(0, rows * size, size))
     scales = 4 * -(-width // INT8_BLOCK)  # of each row, before the elements of all
     elements = view[rows * scales :]

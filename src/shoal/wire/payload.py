@@ -21,10 +21,12 @@ MAX_TENSORS = 8
 MAX_DIMENSION = 1 << 22
 
 INT8_BLOCK = 64
-"""Elements of a row that share one scale in the int8 codec; a row's last block may be short."""
+"""Elements of a row that share one scale in int8 and int6; a row's last block may be short."""
 
-ELEMENT_BYTES: dict[Codec, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
-"""Bytes of an element, without int8's scales."""
+INT6_GROUP = 256
+"""Elements of a row of which the int6 codec keeps the largest in 16 bits; a row's last group may be short."""
+INT6_OUTLIERS = 3
+"""How many of a whole group; of a short one as many of its elements, and one at least."""
 
 HIDDEN: Literal["hidden"] = "hidden"
 """Hidden states, ``rows × width``: what the blocks before have made of each token."""
@@ -69,10 +71,7 @@ def declared_bytes(tensors: Sequence[TensorSpec]) -> int:
         shape = tensor.shape
         if RANKS.get(tensor.name) != len(shape) or not shape[-1]:
             raise _misdeclared(tensor)
-        if tensor.codec == "int8":
-            total += encoded_bytes(math.prod(shape[:-1]), shape[-1], "int8")
-        else:
-            total += math.prod(shape) * ELEMENT_BYTES[tensor.codec]
+        total += encoded_bytes(math.prod(shape[:-1]), shape[-1], tensor.codec)
     if len(tensors) > 1 and len({tensor.name for tensor in tensors}) < len(tensors):
         raise RemoteProtocolError("a step with two tensors of one name")
     return total
@@ -91,6 +90,19 @@ def _misdeclared(tensor: TensorSpec) -> RemoteProtocolError:
 
 def encoded_bytes(rows: int, width: int, codec: Codec) -> int:
     """Bytes of ``rows × width`` elements in ``codec``."""
-    if codec == "int8":
-        return rows * (4 * -(-width // INT8_BLOCK) + width)
-    return rows * width * ELEMENT_BYTES[codec]
+    blocks = -(-width // INT8_BLOCK)
+    match codec:
+        case "float32":
+            return rows * width * 4
+        case "bfloat16":
+            return rows * width * 2
+        case "int8":
+            return rows * (4 * blocks + width)
+        case "int6":
+            return rows * (3 * int6_outliers(width) + 2 * blocks + (6 * width + 7) // 8)
+
+
+def int6_outliers(width: int) -> int:
+    """Elements of a row that the int6 codec keeps in 16 bits."""
+    groups, rest = divmod(width, INT6_GROUP)
+    return groups * INT6_OUTLIERS + -(-INT6_OUTLIERS * rest // INT6_GROUP)

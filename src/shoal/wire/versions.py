@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from shoal.errors import OutdatedPeer, OutdatedRelease
+from shoal.types import Codec
 from shoal.wire.cache_names import KeepCache
 from shoal.wire.federating import (
     FederatedStatement,
@@ -35,6 +36,7 @@ from shoal.wire.messages import (
     Hello,
     Message,
     Open,
+    Opened,
     Reveal,
     Revealed,
     Step,
@@ -75,6 +77,8 @@ SINCE: dict[type[Message], int] = {
     InferredEncrypted: 9,
 }
 """The version that first knew a message; of all others ``OLDEST_VERSION`` knows them."""
+CODEC_SINCE: dict[Codec, int] = {"int6": 9}
+"""The same of a codec."""
 
 
 def our_hello(channel: bytes = b"") -> Hello:
@@ -118,14 +122,41 @@ def check_known(message: Message, version: int) -> None:
         )
 
 
+def knows_codec(codec: Codec, version: int) -> bool:
+    """Whether who speaks ``version`` can be sent hidden states in ``codec``."""
+    return version >= CODEC_SINCE.get(codec, OLDEST_VERSION)
+
+
+def known_codec(codec: Codec, version: int) -> Codec:
+    """What is asked for in place of ``codec`` where ``version`` is spoken: the next that is more exact."""
+    return codec if knows_codec(codec, version) else "int8"
+
+
+def check_codec(codec: Codec, version: int) -> None:
+    """That who speaks ``version`` can take part in a session in ``codec``.
+
+    Raises:
+        OutdatedPeer: it cannot.
+    """
+    if not knows_codec(codec, version):
+        raise OutdatedPeer(
+            f"the peer's release does not know hidden states in {codec}: it speaks version {version} of the "
+            f"protocol, and that came with {CODEC_SINCE[codec]}",
+            check="have its owner upgrade, or set --wire to int8, which all know",
+        )
+
+
 def _since(message: Message) -> int:
-    # Fields without which the message means something else.
+    # Words and fields without which the message means something else.
+    if isinstance(message, Opened):
+        return max(CODEC_SINCE.get(codec, OLDEST_VERSION) for codec in (message.codec, message.held_codec))
     if isinstance(message, GetReceipts) and message.commit:
         return 8
     if isinstance(message, Open) and message.adapter:
         return 9
-    if isinstance(message, Step) and (message.mutual or message.grids):
-        return 9
+    if isinstance(message, Step):
+        seeing = 9 if message.mutual or message.grids else OLDEST_VERSION
+        return max(seeing, CODEC_SINCE.get(message.hidden.codec, OLDEST_VERSION))
     return SINCE.get(type(message), OLDEST_VERSION)
 
 

@@ -44,6 +44,7 @@ from shoal.wire.messages import (
 )
 from shoal.wire.proofs import Prove, Proved
 from shoal.wire.turn import TraceTurn
+from shoal.wire.versions import check_codec
 
 OWED = 16
 """Questions without a reply that are remembered of a hop."""
@@ -86,7 +87,8 @@ class HopRefused(ShoalError):
 
 
 class HopNotAsked(HopRefused):
-    """This client could not ask a hop, as it has no terms for it: that is not the hop's fault."""
+    """This client could not ask a hop, as it has no terms for it, or what is asked is newer than the hop's
+    release: that is not the hop's fault."""
 
 
 class HopLost(ChannelClosed):
@@ -169,10 +171,14 @@ class RingHop:
             with suppress(ChannelClosed, OutdatedPeer):
                 self.channel.send_now(turn)
 
-    async def enter(self, pool: ChannelPool, message: Open, timeout_s: float) -> None:
+    async def enter(self, pool: ChannelPool, message: Open, timeout_s: float, codec: Codec | None) -> None:
         """Open the session here.
 
+        Args:
+            codec: the session's; ``None`` where it is chosen once all hops have opened it.
+
         Raises:
+            HopNotAsked: its release does not know that codec, or what else is asked.
             HopRefused: it cannot be reached, has no room, or serves something else.
         """
         until = trio.current_time() + timeout_s
@@ -181,11 +187,15 @@ class RingHop:
             channel = await pool.get(self.hop.address, deadline_s=timeout_s)
             if self.hop.noise_key and channel.noise_key != self.hop.noise_key:
                 raise NotAllowed(f"the channel to {self.peer} does not end in the machine that it has shown")
+            if codec is not None:
+                check_codec(codec, channel.version)
             self.channel = channel
             reply = await self.ask(message, seconds_left(until))
         except DeadlineExceeded:
             late = DeadlineExceeded(f"{self.peer} did not open the session in time")
             raise HopRefused(self.peer, late) from None
+        except OutdatedPeer as error:
+            raise HopNotAsked(self.peer, error) from error
         except ShoalError as error:
             raise HopRefused(self.peer, error) from error
         if isinstance(reply, Refused):

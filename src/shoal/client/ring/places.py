@@ -25,6 +25,7 @@ from shoal.wire.codec import coarsest
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import Close, GetReceipts, Locate, Located, Open, Reroute, Rerouted, SignedWindow
 from shoal.wire.turn import TraceTurn
+from shoal.wire.versions import known_codec
 
 WAY_BYTES_S = 4e6
 """What a slow way between two hops takes in a second, unless one of ours is known as slower."""
@@ -47,6 +48,7 @@ class Places:
 
     Args:
         tokens: what every hop reserves KV for.
+        codec: the session's; ``None`` where it is yet to be chosen.
         caches: keys of the beginnings that hops may have kept.
         terms: what each hop is told of who asks and how it will be paid.
         background: whether nobody waits for the session.
@@ -61,6 +63,7 @@ class Places:
         *,
         numerics: Numerics,
         tokens: int,
+        codec: Codec | None,
         caches: Sequence[CacheKey] = (),
         terms: TermsOf = no_terms,
         background: bool = False,
@@ -73,6 +76,8 @@ class Places:
         self._tokens = tokens
         self._caches = caches
         self.background = background
+        self.session_codec = codec
+        """In which hidden states travel, once that is chosen: a hop that does not know it takes no part."""
         self._former: list[Channel] = []
         self._turn: TraceTurn | None = None
         self.traced: TraceContext | None = None
@@ -86,13 +91,19 @@ class Places:
         """The hops in their order."""
         return tuple(hop.hop for hop in self.hops)
 
-    @property
-    def codec(self) -> Codec:
-        """What the slowest way between the hops, and from the last one to us, asks for.
+    def asked_codec(self, first: Codec) -> Codec:
+        """What the slowest way of the session asks for, as far as every hop knows that codec.
 
-        Only those are heard who have answered before: a word of the others could round everybody's numbers.
+        Of the hops only those are heard who have answered before: a word of the others could round
+        everybody's numbers.
+
+        Args:
+            first: what the way to the first hop asks for. Of the ways between them, and from the last one to
+                us, the hops have said it.
         """
-        return coarsest(hop.codec for hop in self.hops if hop.hop.proven)
+        asked = coarsest((first, *(hop.codec for hop in self.hops if hop.hop.proven)))
+        versions = [hop.channel.version for hop in self.hops if hop.channel is not None]
+        return known_codec(asked, min(versions))
 
     @property
     def held(self) -> tuple[int, Codec] | None:
@@ -304,7 +315,7 @@ class Places:
             terms.payment,
             self.background,
         )
-        await hop.enter(self._pool, message, timeout_s)
+        await hop.enter(self._pool, message, timeout_s, self.session_codec)
         if self._turn is not None:
             hop.tell(self._turn)
 

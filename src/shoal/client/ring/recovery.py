@@ -24,6 +24,7 @@ from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
     NoCoverage,
+    OutdatedPeer,
     PositionGap,
     RemoteProtocolError,
     ShoalError,
@@ -175,7 +176,7 @@ class Recovery:
             try:
                 return await self._opened_again(ring, min(within_s, max(left, 0.1)))
             # What time may heal: a node may come back, or have room again. Anything else is raised.
-            except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded) as hindrance:
+            except (NoCoverage, Busy, ChannelClosed, DeadlineExceeded, OutdatedPeer) as hindrance:
                 left = until - trio.current_time()
                 if left <= 0:
                     raise self._told(hindrance, error, lost) from error
@@ -210,7 +211,7 @@ class Recovery:
 
     def _told(self, hindrance: ShoalError, error: ShoalError, lost: dict[PeerId, Span]) -> ShoalError:
         """One clear error, that names the blocks."""
-        if isinstance(hindrance, Busy) or not lost:
+        if isinstance(hindrance, Busy | OutdatedPeer) or not lost:
             return hindrance
         missing = hindrance.missing if isinstance(hindrance, NoCoverage) else tuple(lost.values())
         named = ", ".join(str(span) for span in missing)

@@ -43,7 +43,7 @@ from shoal.routing.reputation import Reputation
 from shoal.trust.rows import RowLog, row_hashes
 from shoal.types import CarrierName, Codec, Format, ModelShape, Numerics, PeerId, SessionId, Span
 from shoal.wire.cache_names import CacheKey
-from shoal.wire.codec import choose_codec, coarsest
+from shoal.wire.codec import choose_codec
 from shoal.wire.fields import Grid
 from shoal.wire.messages import Failed, Step, Stretch, decode
 from shoal.wire.payload import encoded_bytes, hidden_states
@@ -88,6 +88,7 @@ class Ring:
             pool,
             numerics=numerics,
             tokens=tokens,
+            codec=codec,
             caches=caches,
             terms=terms,
             background=background,
@@ -97,7 +98,6 @@ class Ring:
         self._shape = shape
         self.numerics = numerics
         """By which every hop computes."""
-        self._codec: Codec | None = codec
         self._asked: Codec = "float32"  # by the links, when the ring was opened
         self._step_timeout_s = step_timeout_s
         self._results = Results()
@@ -189,15 +189,16 @@ class Ring:
             HopRefused: a hop cannot be reached, has no room, or serves something else; names the hop.
         """
         await self.places.enter(timeout_s)
-        if (held := self.places.held) is not None and self._codec in (None, held[1]):
-            self.held, self._codec = held
+        places = self.places
+        if (held := places.held) is not None and places.session_codec in (None, held[1]):
+            self.held, places.session_codec = held
             self.rules.take_up(self.held)
-        self.places.begin_work(self.work)
-        self._asked = coarsest((self.places.codec, self._first_asks()))
-        if self._codec is None:
+        places.begin_work(self.work)
+        self._asked = places.asked_codec(self._first_asks())
+        if places.session_codec is None:
             # fp32 promises the bits of the whole model, whatever a hop asks for.
             exact = self.format == "fp32"
-            self._codec = "float32" if exact else self._asked
+            places.session_codec = "float32" if exact else self._asked
 
     async def repair(self, replacements: Sequence[Replacement], position: int, timeout_s: float) -> int:
         """Put other hops in the place of lost ones; their caches are filled up to ``position``.
@@ -248,9 +249,9 @@ class Ring:
     @property
     def codec(self) -> Codec:
         """How hidden states travel, on every way of the session and for as long as it lasts."""
-        if self._codec is None:
+        if self.places.session_codec is None:
             raise LocalProtocolError("a step before the session is open")
-        return self._codec
+        return self.places.session_codec
 
     def issue(
         self,
@@ -453,8 +454,8 @@ class Ring:
             hidden = message.hidden
             if hidden.width != self._shape.hidden_size:
                 raise RemoteProtocolError(f"a result of width {hidden.width}")
-            if hidden.codec != self._codec:
-                raise RemoteProtocolError(f"a result in {hidden.codec} in a session of {self._codec}")
+            if hidden.codec != self.places.session_codec:
+                raise RemoteProtocolError(f"a result in {hidden.codec} in a session of {self.codec}")
             issued = self.rules.returned(message)
         except RemoteProtocolError as error:
             # Each hop passes on what it was given, so any of them may have written this.

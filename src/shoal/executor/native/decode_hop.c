@@ -11,7 +11,6 @@
 #define MOST_TIMES 14             /* with one more, their list still has a length of one byte */
 #define MAX_HOPS 256
 #define MAX_MICROSECONDS (1ll << 42)
-#define INT8_BLOCK 64
 #define LATEST_S 0.002            /* as executor/schedule.py: beyond twice the usual, a session is not awaited */
 
 typedef struct {
@@ -63,13 +62,9 @@ static uint8_t *put_number(uint8_t *to, uint64_t value) {
 static int take_codec(reader_t *reader, int32_t *codec) {
     *codec = take(reader, "\xa7" "float32", 8) ? WIRE_FLOAT32
            : take(reader, "\xa8" "bfloat16", 9) ? WIRE_BFLOAT16
-           : take(reader, "\xa4" "int8", 5) ? WIRE_INT8 : -1;
+           : take(reader, "\xa4" "int8", 5) ? WIRE_INT8
+           : take(reader, "\xa4" "int6", 5) ? WIRE_INT6 : -1;
     return *codec >= 0;
-}
-
-static int64_t row_bytes(int64_t width, int32_t codec) {
-    if (codec == WIRE_INT8) return 4 * ((width + INT8_BLOCK - 1) / INT8_BLOCK) + width;
-    return width * (codec == WIRE_BFLOAT16 ? 2 : 4);
 }
 
 static int take_times(reader_t *reader, int64_t *count) {
@@ -106,7 +101,8 @@ int read_decode_step(const uint8_t *message, int64_t size, step_in_t *step) {
     step->entries_end = reader.at - message;
     /* to the end of the ring; a sequence that ends with it; no tokens that see those behind them; no pictures */
     if (!take(&reader, "\xc0\x00\x90\x90", 4) || reader.at != reader.end) return 0;
-    return step->width > 0 && step->width <= FRAGMENT && row_bytes(step->width, step->codec) == step->payload_bytes;
+    return step->width > 0 && step->width <= FRAGMENT &&
+           encoded_row_bytes(step->width, step->codec) == step->payload_bytes;
 }
 
 /* The headers around what lies between `message` and `at`. Returns how many bytes there are of both. */
