@@ -52,7 +52,7 @@ function peer(i: number, start: number, end: number, more: Partial<Peer> = {}): 
     tokens_free: 65536 - 800 * i,
     sessions: i % 3,
     step_ms: 3.1 + i * 0.7,
-    operator: i % 3 ? null : OPERATOR,
+    operator: i % 3 === 1 ? OPERATOR : null,
     ...more,
   }
 }
