@@ -6,8 +6,6 @@ numbers but for bfloat16's rounding.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +42,7 @@ from shoal.models.checkpoint.multimodal import Stretches
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BLOCKS
+from shoal.testing.seeing import write_seeing
 from shoal.types import Format, Kernels, Kv, SessionId, Span
 
 needs_c = pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
@@ -156,11 +155,7 @@ def test_rows_of_a_picture_see_each_other(models: Models, tmp_path: Path, kernel
 def test_rows_of_a_picture_turn_by_where_they_are_in_it(
     models: Models, tmp_path: Path, kernels: Kernels
 ) -> None:
-    copy = tmp_path / "seeing"
-    shutil.copytree(models("qwen2").path, copy)
-    config = json.loads((copy / "config.json").read_text()) | {"mrope_section": [2, 3, 3]}
-    (copy / "config.json").write_text(json.dumps(config))
-    model = ModelStore(tmp_path / "store").resolve(str(copy))
+    model = ModelStore(tmp_path / "store").resolve(str(write_seeing(tmp_path / "seeing", "qwen2_vl")))
     module = load_span_module(model, WHOLE)
     assert isinstance(module, SpanModule)
     hidden, grids = rows(40), ((3, 2, 4), (20, 5, 2))
@@ -175,8 +170,9 @@ def test_rows_of_a_picture_turn_by_where_they_are_in_it(
     given = torch.from_numpy(hidden)[None]
     expected = module.forward(given, module.new_cache(), 0, grids=grids)[0].numpy()
     plain = module.forward(given, module.new_cache(), 0)[0].numpy()
-    assert difference(found, expected, hidden) < 0.02 < difference(plain, expected, hidden)
-    assert difference(np.concatenate([first, last]), expected, hidden) < 0.02
+    far = difference(plain, expected, hidden) / 5
+    assert difference(found, expected, hidden) < far
+    assert difference(np.concatenate([first, last]), expected, hidden) < far
     assert isinstance(text, np.ndarray)
     assert same(text, run(runner, opened(runner), rows(9), (9,)), runner), "text beside it is as ever"
     said = fused(models("qwen2"), tmp_path, "bf16", kernels)

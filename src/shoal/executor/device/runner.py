@@ -134,7 +134,7 @@ class DeviceRunner(PagedRunner):
                 seen = see_pages(group.start, group.rows, positions, ends, *pages, window)
                 groups[window].append(seen)
         ropes = zip(self._frequencies, self._shape.ropes, strict=True)
-        by_pair = turning[:, self._axes] if turning.ndim > 1 else turning[:, None]
+        by_pair = turning.index_select(1, self._axes) if turning.ndim > 1 else turning.unsqueeze(1)
         return Inputs(slots, [turn_rows(by_pair, f, rope) for f, rope in ropes], groups)
 
 
