@@ -76,7 +76,7 @@ class Places:
         self._tokens = tokens
         self._caches = caches
         self.background = background
-        self.session_codec = codec
+        self.session_codec: Codec | None = codec
         """In which hidden states travel, once that is chosen: a hop that does not know it takes no part."""
         self._former: list[Channel] = []
         self._turn: TraceTurn | None = None
