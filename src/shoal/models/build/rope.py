@@ -84,8 +84,10 @@ class GridRope(nn.Module):
 def mrope_sections(config: PretrainedConfig) -> Sections | None:
     """The sections of a model whose rows may have three positions; ``None`` of all others."""
     c = cast(Any, config)
-    given = getattr(c, MROPE_SECTIONS, None) if c.model_type == "qwen2" else None
-    return read_sections(given, getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    if c.model_type != "qwen2":
+        return None
+    dims = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    return read_sections(getattr(c, MROPE_SECTIONS, None), dims)
 
 
 def grid_rope(model: PreTrainedModel, sections: Sections) -> GridRope:
