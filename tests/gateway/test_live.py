@@ -140,12 +140,13 @@ async def test_this_machine_is_looked_over_once_and_then_only_for_those_who_list
 async def test_whose_machine_a_peer_is_stands_beside_it(gateway):
     operator, node = Identity.from_seed(bytes(32)), gateway.swarm.nodes[0].member
     now = trio.current_time()
-    node._operator = state(operator.peer, node.network.peer, now, 1, operator.sign)
+    node._speaker._operator = state(operator.peer, node.network.peer, now, 1, operator.sign)
     await node.announce()
     async with gateway.http.stream("GET", "/api/events") as answer:
         lines, owned = answer.aiter_lines(), set()
-        while operator.peer not in owned:
-            owned = {peer["operator"] for peer in (await told(lines, "swarm"))["peers"]}
+        with trio.fail_after(10):
+            while operator.peer not in owned:
+                owned = {peer["operator"] for peer in (await told(lines, "swarm"))["peers"]}
     assert owned == {operator.peer, None}
 
 
