@@ -30,8 +30,9 @@ class World:
         self.pinged: list[str] = []
         self.changed = trio.Event()
         clock = Clock(wall=lambda: 110.0)
+        size = SimpleNamespace(partial=False)
         member = SimpleNamespace(
-            alive=lambda: self.alive, wait_changed=self.wait, clock=clock, directory=Directory()
+            alive=lambda: self.alive, wait_changed=self.wait, clock=clock, directory=Directory(), size=size
         )
         reach = ReachView("cone", False, "", ())
         network = SimpleNamespace(peer=PeerId("me"), connections=list, reach=lambda: reach)

@@ -24,7 +24,7 @@ from shoal.types import Digest, ModelShape
 
 DIGEST = "sha256:" + "a" * 64
 SHAPE = ModelShape("fish", Digest(DIGEST), 6, 64, 100, 384)
-LOCAL = SimpleNamespace(name="fish", digest=DIGEST, shape=SHAPE, end_tokens=frozenset())
+LOCAL = SimpleNamespace(name="fish", digest=DIGEST, shape=SHAPE, end_tokens=frozenset(), soft_prompt=None)
 
 
 def announced(peer, awaited):

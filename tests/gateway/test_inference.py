@@ -55,6 +55,7 @@ def standing(tmp_path_factory):
             """No language model is to be had ready."""
 
         patch.setattr("shoal.gateway.models.Models.load", nothing)
+        patch.setattr("shoal.gateway.models.Models.prepare", nothing)
         with portal.wrap_async_context_manager(graph_gateway(tmp_path_factory.mktemp("gateway"))) as found:
             yield found
 

@@ -424,6 +424,9 @@ async def pulled(gateway, use, monkeypatch):
     """What Ollama's client gets while the swarm resolves a model as ``use`` does."""
     monkeypatch.setattr("shoal.gateway.api.ollama_pull.LINE_EVERY_S", 0.01)
     asked = []
+    with trio.fail_after(10):
+        while not gateway.gateway.swarm.rings.ends:  # noqa: ASYNC110 - what it has ready is resolved, too
+            await trio.sleep(0.01)
 
     async def resolve(name, progress):
         asked.append(name)

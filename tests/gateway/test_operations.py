@@ -51,7 +51,7 @@ async def test_it_is_not_well_before_it_has_loaded(tmp_path, checkpoint, monkeyp
 
     async def slow(models):
         await may_go_on.wait()
-        await load(models)
+        return await load(models)
 
     monkeypatch.setattr(Models, "load", slow)
     async with served(tmp_path, checkpoint, ready=False) as gateway:

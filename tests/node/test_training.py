@@ -74,7 +74,6 @@ def test_a_question_says_how_many_bytes_it_and_its_answer_have() -> None:
         {"rank": 0},
         {"scale": 0.0},
         {"scale": float("nan")},
-        {"layers": ()},
         {"layers": LAYERS * 65},
         {"layers": (TunedLayer("q", 1 << 21, 1),)},
         {"width": 0},

@@ -69,7 +69,9 @@ async def test_everyone_hears_what_a_node_announces(autojump_clock):
 async def test_a_node_announces_its_operator_as_long_as_the_statement_holds(autojump_clock, caplog):
     operator, world = Identity.ephemeral(), World()
     async with members(world, 2, announce_s=1) as (node, other):
-        node._speaker._operator = state(operator.peer, node.network.peer, trio.current_time() + 5, 0, operator.sign)
+        node._speaker._operator = state(
+            operator.peer, node.network.peer, trio.current_time() + 5, 0, operator.sign
+        )
         node.served = served
         await node.announce()
         await trio.sleep(1)

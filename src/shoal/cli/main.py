@@ -47,7 +47,10 @@ class Commands(LazyGroup):
         "embed": Lazy("embed", "Turn texts into vectors."),
         "transcribe": Lazy("audio.transcribe", "Write down what is said in a recording."),
         "infer": Lazy("graph.infer", "Run a graph: arrays in, arrays out."),
-        "tune": Lazy("tune.tune", "Tune a LoRA adapter of MODEL through the nodes that serve it."),
+        "tune": Lazy(
+            "tune.tune",
+            "Tune a LoRA adapter or a soft prompt of MODEL through the nodes that serve it; data stay here.",
+        ),
         "federate": Lazy(
             "federate.federate", "Tune an adapter together with others, whose data stay where they are."
         ),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 import trio
 
 from shoal.client.ends import Given
@@ -18,7 +17,6 @@ from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.read import named_path
 from shoal.models.adapters.soft_prompt import SoftPrompt, read_soft_prompt
-from shoal.models.build.load import load_ends_module
 from shoal.models.store.local_model import LocalModel
 
 VIRTUAL_TOKEN = 0
@@ -114,6 +112,10 @@ class SoftPrompts:
 
 def _place(local: LocalModel, soft: SoftPrompt) -> Floats:
     """The rows as the first block receives them, by the model's own modules."""
+    import torch  # noqa: PLC0415  seconds, which a client without soft prompts does not wait for
+
+    from shoal.models.build.load import load_ends_module  # noqa: PLC0415  the same
+
     ends = load_ends_module(local.bare)
     with torch.no_grad():
         placed = ends.place(torch.from_numpy(np.array(soft.rows)))

@@ -9,6 +9,7 @@ missing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -29,6 +30,11 @@ with relied_on("the loader"):
     expect_arguments(DistributedConfig, "tp_size")
 
 __all__ = ["QuantizationConfigMixin", "fill", "mark_filled", "prepared_class", "set_ties", "ties"]
+
+
+_TURN = threading.Lock()
+"""While it loads, transformers has the method that ties weights, and torch's default type, replaced for the
+whole process: two that load at once would leave them so."""
 
 
 def prepared_class(
@@ -74,18 +80,19 @@ def fill(
     Raises:
         Whatever transformers raises on tensors of another shape; see ``shoal.models.build.loader.REFUSED``.
     """
-    model, info = cast(
-        "tuple[PreTrainedModel, dict[str, Any]]",
-        cls.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=dtype,
-            quantization_config=packing,
-            distributed_config=DistributedConfig(tp_size=split) if split > 1 else None,
-            output_loading_info=True,
-        ),
-    )
+    with _TURN:
+        model, info = cast(
+            "tuple[PreTrainedModel, dict[str, Any]]",
+            cls.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                quantization_config=packing,
+                distributed_config=DistributedConfig(tp_size=split) if split > 1 else None,
+                output_loading_info=True,
+            ),
+        )
     return model, sorted(info["missing_keys"])
 
 
