@@ -47,7 +47,9 @@ class Nodes:
         try:
             await trio.lowlevel.checkpoint()
             yield SimpleNamespace(
-                ring=SimpleNamespace(route=[hop], numerics="1/fp32/f32/c"), reusable=lambda prompt: 0
+                ring=SimpleNamespace(route=[hop], numerics="1/fp32/f32/c"),
+                prompt_of=lambda prompt: prompt,
+                reusable=lambda prompt: 0,
             )
         finally:
             self.open -= 1

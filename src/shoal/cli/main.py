@@ -75,7 +75,9 @@ class Commands(LazyGroup):
         "verify": Lazy(
             "trust.verify", "Check who has signed an answer, and whether it is what the model gives."
         ),
-        "audits": Lazy("trust.audits", "Show what audits have cost on this machine, and who was found out."),
+        "audits": Lazy(
+            "trust.audits", "Show what audits and canaries have cost on this machine, and who was found out."
+        ),
         "config": Lazy("configuration", "Show the options, or write a config.toml."),
         "service": Lazy("service", "Run `shoal up` as a systemd user service."),
         "completion": Lazy("shell.completion", "Install shell completion."),
