@@ -133,6 +133,7 @@ class Swarm:
                     nursery.start_soon(self.canaries.run)
                 task_status.started()
         finally:
+            self._codecs.clear()  # their processes end now, and not when memory is next cleaned up
             self._thread.close()
 
     async def run(
