@@ -2,11 +2,12 @@
 
 import type { MarketSpan, Money } from '../api/types.ts'
 import { nameOf } from '../ui/names.ts'
+import { ordered, type Value } from '../ui/order.ts'
 
 export type Column = 'name' | 'model' | 'blocks' | 'price' | 'speed' | 'free' | 'attests' | 'audits'
 
-/** What is unknown comes last, whichever way; who asks nothing asks the least. */
-const VALUES: Record<Column, (span: MarketSpan) => string | number | null> = {
+/** Who asks nothing asks the least. */
+const VALUES: Record<Column, (span: MarketSpan) => Value> = {
   name: ({ peer }) => nameOf(peer).fish,
   model: ({ model }) => model,
   blocks: ({ start }) => start,
@@ -18,17 +19,7 @@ const VALUES: Record<Column, (span: MarketSpan) => string | number | null> = {
 }
 
 export function offers(spans: readonly MarketSpan[], column: Column, down: boolean): MarketSpan[] {
-  const value = VALUES[column]
-  return [...spans].sort((a, b) => {
-    const order = compare(value(a), value(b), down)
-    return order || a.start - b.start || a.peer.localeCompare(b.peer)
-  })
-}
-
-function compare(a: string | number | null, b: string | number | null, down: boolean): number {
-  if (a === null || b === null) return Number(a === null) - Number(b === null)
-  const order = typeof a === 'string' ? a.localeCompare(String(b)) : a - Number(b)
-  return down ? -order : order
+  return ordered(spans, VALUES[column], down)
 }
 
 /** Coins with the digits that mean something: `0.0021`, `12.5`, `0`. */

@@ -1,12 +1,12 @@
-/** Rows in the order of one column. Pure. */
+/** Peers in the order of one column. Pure. */
 
 import type { Peer } from '../api/types.ts'
 import { nameOf } from '../ui/names.ts'
+import { ordered, type Value } from '../ui/order.ts'
 
 export type Column = 'name' | 'model' | 'blocks' | 'path' | 'rtt' | 'step' | 'free' | 'sessions' | 'expires'
 
-/** Numbers go by size, words by the alphabet; what is unknown comes last, whichever way. */
-const VALUES: Record<Column, (peer: Peer) => string | number | null> = {
+const VALUES: Record<Column, (peer: Peer) => Value> = {
   name: (peer) => nameOf(peer.peer).fish,
   model: (peer) => peer.model,
   blocks: (peer) => (peer.model === null ? null : peer.start),
@@ -19,15 +19,5 @@ const VALUES: Record<Column, (peer: Peer) => string | number | null> = {
 }
 
 export function sorted(peers: Peer[], column: Column, down: boolean): Peer[] {
-  const value = VALUES[column]
-  return [...peers].sort((a, b) => {
-    const order = compare(value(a), value(b), down)
-    return order || a.start - b.start || a.peer.localeCompare(b.peer)
-  })
-}
-
-function compare(a: string | number | null, b: string | number | null, down: boolean): number {
-  if (a === null || b === null) return Number(a === null) - Number(b === null)
-  const order = typeof a === 'string' ? a.localeCompare(String(b)) : a - Number(b)
-  return down ? -order : order
+  return ordered(peers, VALUES[column], down)
 }
