@@ -6,11 +6,7 @@ numbers but for bfloat16's rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import psutil
@@ -18,185 +14,36 @@ import pytest
 import torch
 import trio
 
-from shoal.errors import CannotRollBack, ShoalError, StepFailed
-from shoal.executor import engine as engine_module
+from shoal.errors import CannotRollBack, ShoalError
 from shoal.executor import load
-from shoal.executor.arrays import Floats, split
-from shoal.executor.batcher import ForwardOutput, Job
-from shoal.executor.codecs import decode, encode
-from shoal.executor.device.runner import DeviceRunner
-from shoal.executor.engine import Engine, StepOutput
-from shoal.executor.fused import FusedRunner
-from shoal.executor.kernels import c_kernels
+from shoal.executor.arrays import Floats
+from shoal.executor.engine import Engine
 from shoal.executor.load import fused_shape, load_runner
 from shoal.executor.modules import ModuleRunner
-from shoal.executor.pages import PagePool
-from shoal.executor.runner import KvState, SessionRows
+from shoal.executor.runner import SessionRows
 from shoal.executor.shape import llama_shape
 from shoal.executor.thread import ComputeThread
 from shoal.executor.weights.llama_blocks import expected_names
 from shoal.models.build.load import load_span_module
-from shoal.models.build.span import SpanModule
 from shoal.models.checkpoint.checkpoint import open_checkpoint
-from shoal.models.checkpoint.multimodal import Stretches
-from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import ModelStore
 from shoal.testing.checkpoints import BLOCKS
-from shoal.testing.seeing import write_seeing
 from shoal.types import Format, Kernels, Kv, SessionId, Span
 
-needs_c = pytest.mark.skipif(c_kernels.library() is None, reason="the C kernels are not built")
-BY_BOTH = [pytest.param("auto", marks=needs_c, id="c"), "torch"]
-
-SHAPED = ("llama", "llama_untied", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "granite")
-"""Families whose blocks the kernels run, sliding windows, biases, head norms and all."""
-WIDTH = 64
-WHOLE = Span(0, BLOCKS)
-
-Models = Callable[[str], LocalModel]
-Shaped = FusedRunner | DeviceRunner
-POOLS: WeakKeyDictionary[Shaped, PagePool] = WeakKeyDictionary()
-
-
-@pytest.fixture(params=BY_BOTH)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    """Who computes."""
-    return cast(Kernels, request.param)
-
-
-@pytest.fixture(scope="module")
-def models(families: Models) -> Models:
-    """Tiny checkpoints by family."""
-    return families
-
-
-def fused(
-    model: LocalModel,
-    cache: Path,
-    format: Format,
-    kernels: Kernels = "auto",
-    *,
-    kv: Kv = "auto",
-    span: Span = WHOLE,
-) -> Shaped:
-    """A span with room for a few hundred tokens, in which every unused place is poisoned."""
-    runner = load_runner(model, span, format, kv=kv, threads=2, cache=cache, kernels=kernels)
-    assert isinstance(runner, DeviceRunner if kernels == "torch" else FusedRunner)
-    POOLS[runner] = runner.make_pool(2048)
-    if isinstance(runner, FusedRunner):
-        POOLS[runner].arena.fill(0xFF)  # NaN in every format
-        return runner
-    assert runner.kv is not None
-    for vectors in (runner.kv.keys, runner.kv.values):
-        for held in vars(vectors).values():
-            if isinstance(held, torch.Tensor):
-                held.view(torch.uint8).fill_(0xFF)
-    return runner
-
-
-def opened(runner: Shaped, tokens: int = 128, span: Span | None = None) -> KvState:
-    """A session's state."""
-    return runner.open(span or runner.span, POOLS[runner].promise(tokens))
-
-
-def rows(n: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal((n, WIDTH), np.float32)
-
-
-def run(runner: Shaped, state: KvState, hidden: Floats, pieces: tuple[int, ...]) -> Floats:
-    """Feed ``hidden`` in pieces, from where the state is."""
-    outs: list[Floats] = []
-    for piece in split(hidden.copy(), pieces):
-        (out,) = runner.forward([SessionRows(state, state.length, piece)])
-        assert isinstance(out, np.ndarray)
-        outs.append(out)
-    return np.concatenate(outs)
-
-
-def same(found: Floats, expected: Floats, runner: Shaped) -> bool:
-    """Whether two ways to compute the same rows agree: to the bit, or but for bfloat16's rounding."""
-    if isinstance(runner, FusedRunner):
-        return np.array_equal(found, expected)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected)) < 0.012
-
-
-def difference(found: Floats, expected: Floats, entered: Floats) -> float:
-    """What is wrong, against what the blocks add."""
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected - entered))
-
-
-# ---- tokens that see those behind them ----
-
-
-def test_rows_of_a_picture_see_each_other(models: Models, tmp_path: Path, kernels: Kernels) -> None:
-    model = models("gemma3")
-    module = load_span_module(model, WHOLE)
-    assert isinstance(module, SpanModule)
-    hidden, mutual = rows(40), ((3, 7), (20, 32))
-    runner = fused(model, tmp_path, "bf16", kernels)
-    whole, pieces = opened(runner), opened(runner)
-    (found,) = runner.forward([SessionRows(whole, 0, hidden.copy(), mutual=mutual)])
-    (first,) = runner.forward([SessionRows(pieces, 0, hidden[:9].copy(), mutual=mutual[:1])])
-    (last,) = runner.forward([SessionRows(pieces, 9, hidden[9:].copy(), mutual=mutual[1:])])
-    assert isinstance(found, np.ndarray) and isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
-    given = torch.from_numpy(hidden)[None]
-    expected = module.forward(given, module.new_cache(), 0, mutual=mutual)[0].numpy()
-    causal = module.forward(given, module.new_cache(), 0)[0].numpy()
-    assert difference(found, expected, hidden) < 0.02 < difference(causal, expected, hidden)
-    assert difference(np.concatenate([first, last]), expected, hidden) < 0.02
-    cache = module.new_cache()
-    parts = [
-        module.forward(given[:, :9], cache, 0, mutual=mutual[:1]),
-        module.forward(given[:, 9:], cache, 9, mutual=mutual[1:]),
-    ]
-    assert np.allclose(torch.cat(parts, 1)[0].numpy(), expected, atol=1e-4)
-
-
-def test_rows_of_a_picture_turn_by_where_they_are_in_it(
-    models: Models, tmp_path: Path, kernels: Kernels
-) -> None:
-    model = ModelStore(tmp_path / "store").resolve(str(write_seeing(tmp_path / "seeing", "qwen2_vl")))
-    module = load_span_module(model, WHOLE)
-    assert isinstance(module, SpanModule)
-    hidden, grids = rows(40), ((3, 2, 4), (20, 5, 2))
-    runner = fused(model, tmp_path, "bf16", kernels)
-    whole, pieces, beside = opened(runner), opened(runner), opened(runner)
-    found, text = runner.forward(
-        [SessionRows(whole, 0, hidden.copy(), grids=grids), SessionRows(beside, 0, rows(9))]
-    )
-    (first,) = runner.forward([SessionRows(pieces, 0, hidden[:24].copy(), grids=grids)])
-    (last,) = runner.forward([SessionRows(pieces, 24, hidden[24:].copy(), grids=grids)])
-    assert isinstance(found, np.ndarray) and isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
-    given = torch.from_numpy(hidden)[None]
-    expected = module.forward(given, module.new_cache(), 0, grids=grids)[0].numpy()
-    plain = module.forward(given, module.new_cache(), 0)[0].numpy()
-    far = difference(plain, expected, hidden) / 5
-    assert difference(found, expected, hidden) < far
-    assert difference(np.concatenate([first, last]), expected, hidden) < far
-    assert isinstance(text, np.ndarray)
-    assert same(text, run(runner, opened(runner), rows(9), (9,)), runner), "text beside it is as ever"
-    said = fused(models("qwen2"), tmp_path, "bf16", kernels)
-    (refused,) = said.forward([SessionRows(opened(said), 0, rows(4), grids=((0, 2, 2),))])
-    assert isinstance(refused, StepFailed) and "no rows of this model have three" in refused.message
-
-
-def test_in_other_models_no_token_sees_those_behind_it(models: Models) -> None:
-    module = load_span_module(models("llama"), WHOLE)
-    with pytest.raises(StepFailed, match="no tokens of a llama model see those behind them"):
-        module.forward(torch.zeros((1, 4, WIDTH)), module.new_cache(), 0, mutual=((0, 2),))
-
-
-def test_nor_do_they_on_the_kernels_whatever_a_step_says(
-    models: Models, tmp_path: Path, kernels: Kernels
-) -> None:
-    runner = fused(models("llama"), tmp_path, "bf16", kernels)
-    bad, good = opened(runner), opened(runner)
-    said, found = runner.forward(
-        [SessionRows(bad, 0, rows(4), mutual=((0, 2),)), SessionRows(good, 0, rows(4))]
-    )
-    assert isinstance(said, StepFailed) and "no tokens of a llama model see" in said.message
-    assert isinstance(found, np.ndarray) and (bad.length, good.length) == (0, 4)
-
+from .shaped_spans import (
+    POOLS,
+    SHAPED,
+    WHOLE,
+    Models,
+    difference,
+    emptied,
+    fused,
+    needs_c,
+    opened,
+    rows,
+    run,
+    same,
+    step,
+)
 
 # ---- the same as the model's own modules ----
 
@@ -344,58 +191,6 @@ async def test_through_the_engine_too(models: Models, tmp_path: Path, kernels: K
     thread.close()
 
 
-async def test_no_slice_of_a_prefill_cuts_rows_that_see_each_other(
-    models: Models, tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    format: Format = "fp32" if kernels == "torch" else "int8"
-    runner, mutual = fused(models("gemma3"), tmp_path, format, kernels), ((10, 40),)
-    alone = opened(runner)
-    (expected,) = runner.forward([SessionRows(alone, 0, rows(60), mutual=mutual)])
-    assert isinstance(expected, np.ndarray)
-    expected = expected.copy()
-    thread, pieces, forward = ComputeThread(), list[tuple[int, int]](), runner.forward
-
-    def noted(batch: Sequence[SessionRows]) -> list[ForwardOutput]:
-        pieces.extend((r.position, r.position + len(r.hidden)) for r in batch if len(r.hidden) > 1)
-        return forward(batch)
-
-    monkeypatch.setattr(runner, "forward", noted)
-    engine = Engine(runner, POOLS[runner], thread, format=format)
-    decoding, session = (SessionId(bytes([n]) * 16) for n in range(2))
-    for each in (decoding, session):
-        await engine.open(each)
-        engine.grow(each, 64)
-    known, ended = trio.Event(), trio.Event()
-
-    async def decode_on() -> None:
-        position = 0
-        while not ended.is_set():
-            with suppress(StepFailed):  # it may run beside what fails below
-                await step(engine, decoding, position % 60, rows(1, seed=position))
-                position += 1
-            if position == 4:
-                known.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(decode_on)
-        await known.wait()
-        found = await step(engine, session, 0, rows(60), mutual)
-        whole = tuple(pieces)
-        with monkeypatch.context() as patch:
-            patch.setattr(engine_module._Step, "uncut", Job.uncut)  # pyright: ignore[reportPrivateUsage]
-            with pytest.raises(StepFailed, match="rows are cut from others that they see"):
-                await step(engine, session, 0, rows(60), mutual)
-        ended.set()
-    assert len(whole) > 1 and not any(10 < end < 40 for _, end in whole)
-    assert same(found, expected, runner)
-    alone.pages.resize(0)
-    alone.pages.pool.forget(alone.pages)
-    for each in (decoding, session):
-        engine.close(each)
-    await emptied(engine)
-    thread.close()
-
-
 async def test_many_sessions_leave_nothing_behind(models: Models, tmp_path: Path, kernels: Kernels) -> None:
     runner = fused(models("llama"), tmp_path, "int8", kernels)
     thread = ComputeThread()
@@ -421,37 +216,6 @@ async def test_many_sessions_leave_nothing_behind(models: Models, tmp_path: Path
     await emptied(engine)
     assert held[-1] <= held[hundreds // 4] * 1.02
     thread.close()
-
-
-async def emptied(engine: Engine) -> None:
-    """Every session closed, every page given back, at the latest after the next forwards."""
-    with trio.fail_after(30):
-        while engine.pool.taken:  # noqa: ASYNC110 — the thread that gives pages back tells nobody
-            await trio.sleep(0.01)
-    assert (engine.sessions, engine.tokens_free) == (0, engine.tokens)
-
-
-async def step(
-    engine: Engine, session: SessionId, position: int, hidden: Floats, mutual: Stretches = ()
-) -> Floats:
-    """One step through an engine, all rows wanted. Raises what becomes of it instead."""
-    loop, event = trio.lowlevel.current_trio_token(), trio.Event()
-    results: list[object] = []
-
-    def done(result: object) -> None:
-        results.append(result)
-        loop.run_sync_soon(event.set)
-
-    payload = encode(hidden, "float32")
-    count = len(hidden)
-    engine.submit(session, position, payload, "float32", count, count, "float32", done, mutual=mutual)
-    with trio.fail_after(60):
-        await event.wait()
-    (result,) = results
-    if isinstance(result, ShoalError):
-        raise result
-    assert isinstance(result, StepOutput), result
-    return decode(result.payload, "float32", len(hidden), engine.width)
 
 
 # ---- rolling back, and what it holds ----
