@@ -11,6 +11,10 @@ import trio.testing
 
 from shoal.client.generate import generate
 from shoal.client.sampling import Sampling
+from shoal.client.speculation import gain, sources, speculation
+from shoal.client.speculation.controller import WindowPlan
+from shoal.client.speculation.drafters import Guess
+from shoal.client.speculation.sources import Sources
 from shoal.client.timing import Timing
 from shoal.client.vision import look
 from shoal.client.vision.picture_files import MAX_FILE, open_picture
@@ -71,6 +75,30 @@ async def test_a_hop_that_is_killed_changes_no_token(tmp_path, folder_of, kind, 
     assert answer.token_ids == whole_answer(folder, answer.prompt_token_ids, images, TOKENS)
 
 
+@pytest.mark.parametrize("ends", [{}, {"private_ends": "1:1"}], ids=str)
+async def test_tokens_that_are_guessed_behind_pictures_stand_where_they_would(
+    tmp_path, folder_of, monkeypatch, ends, autojump_clock
+):
+    folder, images = folder_of("qwen2_vl"), [picture(3, (140, 84))]
+    known, told = [], []
+
+    async def guess(self, ahead=(), count=1, **_):
+        return [Guess(token, "ngram") for token in known[len(told) + len(ahead) :][:count]]
+
+    async with memory_swarm(tmp_path, folder, HALVES, format="bf16", **ends) as swarm:
+        plain = await answer_of(swarm.client, folder, images, speculate=False, max_tokens=20)
+        known += [*plain.prompt_token_ids, *plain.token_ids]
+        monkeypatch.setattr(sources, "choose_plan", lambda _: WindowPlan(3, 2))
+        monkeypatch.setattr(speculation, "LEAST_LIKELY", 0.0)
+        monkeypatch.setattr(gain, "TRIAL", 1 << 30)
+        monkeypatch.setattr(Sources, "guess", guess)
+        monkeypatch.setattr(Sources, "candidates", guess)
+        monkeypatch.setattr(Sources, "learn", lambda _, token_ids: told.extend(token_ids))
+        ahead = await answer_of(swarm.client, folder, images, max_tokens=20)
+    assert ahead.timing.speculation.accepted > 0
+    assert ahead.token_ids == plain.token_ids
+
+
 @pytest.mark.parametrize(("kind", "rows"), [("gemma3", 4), ("qwen2_5_vl", 6)])
 async def test_pieces_cut_no_picture_whose_rows_see_each_other_nor_do_blocks_of_the_client(
     tmp_path, folder_of, kind, rows, autojump_clock
@@ -102,6 +130,15 @@ async def test_what_is_no_picture_or_too_much_is_refused(tmp_path, folder_of, au
         said = [{"role": "user", "content": "what is <image> this?"}]
         answer = await answer_of(swarm.client, folder, [picture(size=(40, 40), format="JPEG")], said)
         assert answer.prompt_token_ids.count(ROW) == 16, "the user's own words show no picture"
+
+
+async def test_a_picture_of_more_rows_than_a_tower_looks_at_in_time_is_refused(
+    tmp_path, folder_of, monkeypatch, autojump_clock
+):
+    monkeypatch.setattr("shoal.client.vision.look.MOST_GRID_ROWS", 9)
+    async with memory_swarm(tmp_path, folder_of("qwen2_vl"), HALVES) as swarm:
+        with pytest.raises(UsageError, match=r"would take \d\d tokens, and 9 are the most of an image"):
+            await answer_of(swarm.client, folder_of("qwen2_vl"), [picture(3, (140, 84))])
 
 
 def test_a_jpeg_with_scans_without_end_is_refused(tmp_path):

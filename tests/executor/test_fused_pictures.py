@@ -1,4 +1,4 @@
-"""Rows of pictures, on the kernels and by torch: they see each other or turn by their places, as on modules."""
+"""Rows of pictures, by C and by torch: they see each other or turn by their places, as on the modules."""
 
 from __future__ import annotations
 

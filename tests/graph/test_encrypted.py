@@ -140,6 +140,44 @@ class LyingMap(InProcessMap):
         return self.made
 
 
+class OtherKeys(InProcessMap):
+    """Answers with scores that are somebody else's: well formed, and decrypted they are noise."""
+
+    def run(self, sizes: tuple[int, ...], payload: bytes) -> EncryptedScores:
+        other = InProcessKey(within_s=10)
+        mine = super().run(*other.encrypt(np.full((3, len(sizes)), 0.1)))
+        other.close()
+        return EncryptedScores(mine.sizes, mine.ciphertexts, 256)
+
+
+async def test_what_can_be_no_score_is_not_given_out(
+    in_process: None, logistic: LocalGraph, tmp_path: Path
+) -> None:
+    async with graph_swarm(tmp_path, logistic, [Span(0, 1)], make_map_runner=OtherKeys) as swarm:
+        client = await swarm.add_client(resume_s=0.1)
+        with pytest.raises(ShoalError, match=r"scores of these rows|nobody computes"):
+            await asked(client, logistic, rows_of())
+
+
+class Unable(InProcessMap):
+    """On a machine on which the library is there and does not work."""
+
+    def load(self) -> None:
+        raise StepFailed("it does not start")
+
+
+async def test_a_node_on_which_it_does_not_work_does_not_say_that_it_can(
+    in_process: None, logistic: LocalGraph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with graph_swarm(tmp_path, logistic, [Span(0, 1)], make_map_runner=Unable) as swarm:
+        client = await swarm.add_client(resume_s=0.1)
+        graph = await client.graphs.resolve(logistic.digest)
+        assert (await client.graphs.infer(graph, rows_of())).outputs
+        with pytest.raises(ShoalError, match="nobody"):
+            await asked(client, logistic, rows_of())
+    assert "encrypted inputs are not computed here: it does not start" in caplog.text
+
+
 @pytest.mark.parametrize(
     "made",
     [
@@ -287,8 +325,12 @@ async def crash(swarm: GraphSwarm) -> None:
     await trio.sleep(0.1)
 
 
-def test_a_runner_that_is_closed_computes_nothing_more(logistic: LocalGraph) -> None:
-    runner = EncryptedMapRunner(logistic.folder, within_s=1)
+def test_a_runner_finds_its_graph_from_here_and_computes_nothing_more_once_it_is_closed(
+    logistic: LocalGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(logistic.folder.parent)
+    runner = EncryptedMapRunner(Path(logistic.folder.name), within_s=1)
+    runner.load()
     runner.close()
     with pytest.raises(StepFailed, match="has ended"):
         runner.run((1,), b"x")

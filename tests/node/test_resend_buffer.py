@@ -49,6 +49,18 @@ def test_a_roll_back_into_a_step_of_few_rows_leaves_no_gap_where_rows_stand_alon
     assert entries[0].payload == b"\0" * 8 + b"\1" * 8 + bytes([7]) * 16
 
 
+def test_what_steps_name_of_pictures_takes_room_too():
+    budget = ResendBudget(limit=100_000)
+    kept = ResendBuffer(budget, merge=True)
+    grids = tuple((place, 1, 1) for place in range(50))
+    for position in range(50, 100):
+        step = msgspec.structs.replace(a_step(position), grids=grids)
+        kept.add(step, "float32", bytes(8))
+    assert kept.below(100) is None and budget.taken <= 100_000
+    kept.clear()
+    assert budget.taken == 0
+
+
 def test_a_piece_of_a_longer_sequence_is_sent_again_as_one():
     kept = ResendBuffer(ResendBudget(), merge=True)
     kept.add(

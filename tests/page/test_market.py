@@ -32,7 +32,7 @@ def test_offers_are_listed_sorted_and_exported_and_earnings_are_drawn(
         expect(page.locator("th[aria-sort='descending']")).to_contain_text("Price")
         expect(rows.first).to_contain_text("0.00")
         expect(page.get_by_text("found out")).to_have_count(1)
-        expect(page.get_by_text("Answers can be fast and audited.")).to_be_visible()
+        expect(page.get_by_text("Protection: fast and audited.")).to_be_visible()
         for what in ("Earned", "Spent"):
             plot = page.get_by_role("img", name=f"{what} over the last 30 days")
             expect(plot.locator("path")).to_have_count(1)

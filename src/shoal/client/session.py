@@ -200,11 +200,11 @@ class Session:
             ShoalError: the tokens do not fit, or the session is lost, which :meth:`advance` mends. Nothing is
                 on its way any more.
         """
-        length = self._transcript.length
+        length, tokens = self._transcript.length, len(token_ids)
         try:
-            codec = self.ring.codec
-            payload = await self.ends.embed(token_ids, length + len(self.ahead), codec, 0)
-            await self.ring.send(payload, codec, len(token_ids), len(token_ids))
+            codec, end = self.ring.codec, length + len(self.ahead) + tokens
+            payload = await self.ends.embed(token_ids, end - tokens, codec, 0)
+            await self.ring.send(payload, codec, tokens, tokens, grids=self.ends.pictures.grids(end))
         except BaseException:
             self._take_back(length)
             raise

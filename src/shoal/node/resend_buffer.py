@@ -21,6 +21,10 @@ RESEND_LIMIT = 256 << 20
 client replays it instead: whoever keeps much has nobody else given up."""
 
 
+GRID_BYTES = 160
+"""Of one picture that a step names, as it lies in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """The hidden states of ``tokens`` tokens from ``position`` on."""
@@ -41,6 +45,11 @@ class Entry:
     @property
     def end(self) -> int:
         return self.position + self.tokens
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, nearly."""
+        return len(self.payload) + GRID_BYTES * len(self.grids)
 
     def refill(self, session: SessionId, width: int, hops_left: int) -> Step:
         """The step that fills a cache with it; nothing comes back of it.
@@ -95,16 +104,18 @@ class ResendBuffer:
         with self._room.lock:
             while self._entries and self._entries[-1].end > step.position:
                 entry = self._entries.pop()
-                self._take(-len(entry.payload))
+                self._take(-entry.size)
                 if entry.position < step.position:  # it went back into the middle of a piece
                     self._keep_beginning(entry, step.position - entry.position, step.hidden.width)
                     break
             # The session begins again, so nothing before this can be missing.
             if step.position == 0:
                 self._whole = True
-            if self._whole and self._find_room(len(payload)):
-                self._take(len(payload))
-                self._entries += self._divided(step, codec, payload)
+            made = self._divided(step, codec, payload) if self._whole else []
+            size = sum(entry.size for entry in made)
+            if made and self._find_room(size):
+                self._take(size)
+                self._entries += made
 
     def below(self, position: int) -> list[Entry] | None:
         """What was sent for the positions below ``position``; ``None`` when some of it is missing."""

@@ -15,6 +15,9 @@ from shoal.executor.encrypted.parameters import ERROR, PARAMETERS, SLOTS
 from shoal.executor.encrypted.processes import EncryptedScores, SecretProcess
 from shoal.types import PeerId
 
+MOST_SCORE = 1 + 2.0**-20
+"""Of honest scores, before they are scaled back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
@@ -39,12 +42,12 @@ class EncryptedRows:
     """
 
     def __init__(self, array: Array, within_s: float) -> None:
-        rows = array.astype(np.float64)
-        if not 1 <= len(rows) <= SLOTS:
+        if not 1 <= len(array) <= SLOTS:
             raise UsageError(
-                f"{len(rows)} rows are to be encrypted, and at least 1 and at most {SLOTS} go at a time",
+                f"{len(array)} rows are to be encrypted, and at least 1 and at most {SLOTS} go at a time",
                 check="ask for fewer rows at a time",
             )
+        rows = array.astype(np.float64)
         if not np.isfinite(rows).all():
             raise UsageError("a number that is NaN or infinite cannot be encrypted", check="check the inputs")
         # A power of two that only this side knows. The node adds its constants times the last column, so that
@@ -83,9 +86,14 @@ class EncryptedRows:
         except StepFailed as error:
             self.close()  # nobody knows what has become of the process that has read it
             raise RemoteProtocolError(f"{peer}: what it computed cannot be decrypted: {error}") from error
+        # Rows are below 1 here, and so are the weights of a score in all.
+        if not (np.abs(scores) <= MOST_SCORE).all():
+            self.close()
+            raise RemoteProtocolError(f"{peer}: what it computed cannot be decrypted to scores of these rows")
         exponent = self._exponent + made.exponent
-        error = math.ldexp(ERROR, exponent)
-        return np.ldexp(scores, exponent), Encryption(PARAMETERS, len(self._encrypted[1]), error)
+        with np.errstate(over="ignore"):
+            error, scores = float(np.ldexp(ERROR, exponent)), np.ldexp(scores, exponent)
+        return scores, Encryption(PARAMETERS, len(self._encrypted[1]), error)
 
     def close(self) -> None:
         """Forget the key."""

@@ -244,7 +244,7 @@ class GraphClient:
         given = await trio.to_thread.run_sync(read_given, graph.manifest, inputs, preprocess)
         (array,) = graph_inputs(graph.manifest, given).values()
         answer, within_s = GraphAnswer({}), self._settings.step_timeout_s
-        rows = EncryptedRows(array, within_s)
+        rows = await trio.to_thread.run_sync(EncryptedRows, array, within_s)
         await self._finder.served_numerics(graph.shape, Span(0, graph.shape.n_blocks))
         await self._hear_until(lambda: bool(encrypting_peers(self._finder, graph)))
         search = self._search()

@@ -56,4 +56,4 @@ def names_language_model(name: str, announcements: Iterable[Announcement]) -> bo
     served = [a.served for a in announcements if a.served and a.served.kind != "graph"]
     if any(name in (one.model, one.digest) for one in served) or find_entry(name) is not None:
         return True
-    return name.endswith(".gguf") or Path(name).is_dir()
+    return name.endswith(".gguf") or (Path(name) / "config.json").is_file()

@@ -43,6 +43,9 @@ PictureFile: TypeAlias = "Path | bytes"
 """A PNG or a JPEG, or its bytes."""
 KEPT_BYTES = 64 << 20
 """Of rows that are kept for the next turns of all conversations; a picture's take up to 20 MB."""
+MOST_GRID_ROWS = 1536
+"""Of one picture of a model that looks at pictures of any shape. What a tower takes grows with their square:
+so many take a minute of two cores, and others wait."""
 KEPT_DIGESTS = 1024
 """Files of which the digest of their pixels is kept: the next turns show them again."""
 TOWER_BYTES = 4 << 30
@@ -173,7 +176,13 @@ class Looking:
         self._shapes.move_to_end(key)
         if len(self._shapes) > KEPT_DIGESTS:
             self._shapes.popitem(last=False)
-        return Picture(file, name, self._shapes[key])
+        seen = self._shapes[key]
+        if seen.grid is not None and seen.rows > MOST_GRID_ROWS:
+            raise UsageError(
+                f"{name} would take {seen.rows} tokens, and {MOST_GRID_ROWS} are the most of an image",
+                check="scale it down: 1,024 × 1,024 pixels take 1,369",
+            )
+        return Picture(file, name, seen)
 
     async def shown(self, local: LocalModel, codec: TextCodec, pictures: Sequence[Picture]) -> ShownPictures:
         """How pictures are put into a prompt. Raises as :meth:`settings`."""

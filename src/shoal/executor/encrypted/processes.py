@@ -44,6 +44,10 @@ class EncryptedScores:
 class MapRunner(Protocol):
     """Computes a linear graph on encrypted rows, one request at a time; from one thread."""
 
+    def load(self) -> None:
+        """Be ready for the first request. Raises StepFailed: it cannot be computed here."""
+        ...
+
     def run(self, sizes: tuple[int, ...], payload: bytes) -> EncryptedScores:
         """The scores of the columns in ``payload``. Raises StepFailed: as :meth:`EncryptedMapRunner.run`."""
         ...
@@ -54,8 +58,7 @@ class MapRunner(Protocol):
 
 
 class EncryptedMapRunner:
-    """A node's: the process is started when it is first needed, and again after it was lost. Close it
-    afterwards.
+    """A node's: the process is started to begin with, and again after it was lost. Close it afterwards.
 
     Args:
         folder: of the imported graph.
@@ -74,6 +77,10 @@ class EncryptedMapRunner:
         """The process as it is now, if there is one."""
         running = self._process.process if self._process else None
         return running.pid if running is not None and running.poll() is None else None
+
+    def load(self) -> None:
+        """Start the process. Raises StepFailed: it does not start, or the graph cannot be loaded."""
+        self._loaded()
 
     def run(self, sizes: tuple[int, ...], payload: bytes) -> EncryptedScores:
         """The scores of the columns in ``payload``.
@@ -100,7 +107,7 @@ class EncryptedMapRunner:
             self._process = process = _CryptProcess()
             self._ending = weakref.finalize(self, process.end)
             try:
-                process.ask(LoadMap(str(self._folder)), b"", STARTS_WITHIN_S)
+                process.ask(LoadMap(str(self._folder.absolute())), b"", STARTS_WITHIN_S)
             except StepFailed:
                 self._end()
                 raise

@@ -39,10 +39,16 @@ def rotary_positions(first: int, count: int, grids: Grids) -> Positions:
     Args:
         grids: all pictures that begin before the last of them.
     """
-    places = np.arange(first, first + count, dtype=np.int32)
-    found = np.repeat(places[:, None], 3, axis=1)
     saved = 0  # positions by which text is behind its place
+    within: list[tuple[int, int, int]] = []
     for place, high, wide in grids:
+        if place + high * wide > first:
+            within.append((place, high, wide))
+        else:  # of one that lies before, no more counts: steps of one token are behind all of them
+            saved += high * wide - max(high, wide)
+    places = np.arange(first, first + count, dtype=np.int32)
+    found = np.repeat(places[:, None] - saved, 3, axis=1)
+    for place, high, wide in within:
         rows = places - place
         inside = (rows >= 0) & (rows < high * wide)
         beside = np.stack((rows * 0, rows // wide, rows % wide), axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Protocol
 import trio
 
 from shoal.config import Settings
+from shoal.errors import StepFailed
 from shoal.executor.device.device import cpu, memory_budget
 from shoal.executor.encrypted.parameters import has_ckks
 from shoal.executor.encrypted.processes import EncryptedMapRunner, MapRunner
@@ -30,6 +32,8 @@ from shoal.sharing.weight_server import answer_address, shares_weights
 from shoal.swarm.announcement import Served
 from shoal.swarm.member import Member
 from shoal.types import Format, Numerics, Span
+
+log = logging.getLogger(__name__)
 
 
 class MakeRunner(Protocol):
@@ -160,6 +164,9 @@ async def start_graph_node(
         linear = make_map_runner(graph.folder, within_s=settings.step_timeout_s)
     try:
         await thread.run(runner.load)
+        if linear is not None and not await _loads(linear, thread):
+            linear.close()
+            linear = None
         server = GraphServer(
             network,
             graph,
@@ -190,3 +197,13 @@ async def start_graph_node(
         if linear is not None:
             linear.close()
         thread.close()
+
+
+async def _loads(linear: MapRunner, thread: ComputeThread) -> bool:
+    """Whether a graph can be computed on encrypted inputs here; if not, that is said, and not announced."""
+    try:
+        await thread.run(linear.load)
+    except StepFailed as error:
+        log.warning("encrypted inputs are not computed here: %s", error.message)
+        return False
+    return True

@@ -30,6 +30,9 @@ class InProcessMap:
         self.asked: list[bytes] = []
         """What came."""
 
+    def load(self) -> None:
+        """It is."""
+
     def run(self, sizes: tuple[int, ...], payload: bytes) -> EncryptedScores:
         self.asked.append(payload)
         made = self._map(parts(sizes, payload))
