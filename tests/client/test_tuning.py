@@ -149,12 +149,17 @@ async def test_what_was_tuned_is_served_and_gives_what_peft_gives(home, tmp_path
     assert found == peft.greedy(PROMPT, 8)[: len(found)]
 
 
-async def test_a_hop_that_dies_in_a_step_is_replaced_and_the_adapter_is_the_same(home, tmp_path, checkpoint):
+@pytest.mark.parametrize(
+    "what", [{"rank": 4}, {"method": "prompt", "prompt_tokens": 5}], ids=["lora", "prompt"]
+)
+async def test_a_hop_that_dies_in_a_step_is_replaced_and_what_is_learnt_is_the_same(
+    home, tmp_path, checkpoint, what
+):
     path, found = data_file(tmp_path), {}
     for kills in (False, True):
         async with memory_swarm(home, checkpoint, THIRDS, **TRAINS) as swarm:
             await swarm.add_node(Span(2, 6), **TRAINS)
-            options = TuningOptions(rank=4, batch_tokens=90, steps=3, epochs=2)
+            options = TuningOptions(**what, batch_tokens=90, steps=3, epochs=2)
             data, folder = TuningData(path=path), tmp_path / f"out-{kills}"
             tuner = await open_tuner(swarm.client, str(checkpoint), data, options, folder)
             backward = tuner._blocks.backward
