@@ -367,6 +367,26 @@ async def test_by_demo_who_sends_what_cannot_be_is_named_and_who_dies_is_missed_
         assert whole.loss(whole.inputs, whole.labels) <= 1.2 * expected
 
 
+async def test_by_demo_a_step_with_too_few_moves_nothing_and_takes_nothing_from_the_momentum(autojump_clock):
+    begun = {}
+
+    class Seen(SoftmaxLearner):
+        async def gradient(self, round):
+            member = next(one for one in run.members if one.learner is self)
+            found = await super().gradient(round)
+            begun[member] = member.state.weights, member.momentum.copy(), found[0]
+            return found
+
+    async with memory_run(terms(rounds=5, least=3, **DEMO)) as run:
+        await run.together([Seen(*data, CLASSES) for data in unlike_data(3)])
+        run.kill_at(2, 4, "update", 0)
+        await run.finished([0, 1], 300)
+        for member in run.members[:2]:
+            weights, momentum, gradient = begun[member]
+            assert np.array_equal(member.state.weights, weights)
+            assert member.momentum == pytest.approx(np.float32(0.9) * momentum + gradient, abs=1e-6)
+
+
 async def test_by_demo_who_comes_late_goes_on_with_the_others(autojump_clock):
     async with memory_run(terms(rounds=12, **DEMO)) as run:
         made = learners(3, step_s=3.0)
