@@ -265,6 +265,28 @@ async def test_a_member_whose_clock_was_set_back_goes_above_what_it_said_before(
         assert run.members[0].board.standings[network.peer].number > before
 
 
+async def test_a_part_waits_for_the_statements_before_it_and_not_for_those_that_follow(autojump_clock):
+    async with memory_run(terms()) as run:
+        run.begun = trio.Event()
+        one, other = (run.add(learner) for learner in learners(2))
+        await one.peers.wait(60, lambda: other.board.own in one.board.cards)
+        sent = []
+
+        async def send(peer, message, payload=b""):
+            if not isinstance(message, UpdatePart):
+                await trio.sleep(3)
+            sent.append(message)
+
+        one.peers.send = send
+        one.peers.introduce()
+        part = UpdatePart(one.board.run, 0, b"p" * 32, 0, "update", 0)
+        one.peers.post(other.board.own, part, b"", trio.current_time() + 20)
+        for _ in range(20):
+            await trio.sleep(1)
+            one.peers.introduce()
+        assert 1 <= sent.index(part) <= 3
+
+
 async def test_a_slow_member_is_left_out_of_a_round_and_goes_on_with_the_others(autojump_clock):
     async with memory_run(terms(rounds=4, gather_s=5.0)) as run:
         made = learners(3)
