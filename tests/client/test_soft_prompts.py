@@ -220,10 +220,10 @@ async def test_one_of_another_model_or_too_long_or_of_a_name_twice_is_refused(ho
     saved_prompt(checkpoint, tmp_path / "mine")
     (tmp_path / "mine/shoal.json").write_text(json.dumps({"base": f"sha256:{'a' * 64}"}))
     async with memory_swarm(home, checkpoint, [], soft_prompt=[str(tmp_path / "mine")]) as swarm:
-        with pytest.raises(DigestMismatch, match="was made for sha256:aaaa"):
-            await swarm.client.resolve(f"{checkpoint}:mine")
         soft = read_soft_prompt(tmp_path / "mine")
-        local = await swarm.client.resolve(str(checkpoint))
+        local, client = await swarm.client.resolve(str(checkpoint)), swarm.client
+        with pytest.raises(DigestMismatch, match="was made for sha256:aaaa"):
+            await client.soft_prompts.find(client.rings.finder, local, "mine", within_s=0)
         with pytest.raises(DigestMismatch, match="rows of"):
             replace(soft, base=None).check_model(replace(local.shape, hidden_size=7))
     twice = [str(tmp_path / "mine"), f"mine={tmp_path / 'mine'}"]

@@ -12,7 +12,7 @@ import trio
 from shoal.client.ends import Given
 from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
 from shoal.client.tuning.served import with_adapter
-from shoal.errors import PromptTooLong, UsageError
+from shoal.errors import DigestMismatch, PromptTooLong, UnknownModel, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.read import named_path
@@ -44,12 +44,21 @@ class SoftPrompts:
     async def find(
         self, finder: RouteFinder, local: LocalModel, name: str, within_s: float = HEAR_WITHIN_S
     ) -> LocalModel:
-        """The model with the soft prompt of that name, or, where there is none, the adapter that nodes serve.
+        """The model with the soft prompt of that name, or, where none was made for it, the adapter that nodes
+        serve.
 
         Raises:
-            As :meth:`before` and :func:`with_adapter`.
+            As :func:`with_adapter`, and as :meth:`before`: that one was made for another model is said where
+            nobody serves an adapter of its name.
         """
-        return await self.before(local, name) or await with_adapter(finder, local, name, within_s)
+        try:
+            softened = await self.before(local, name)
+        except DigestMismatch as mismatch:
+            try:
+                return await with_adapter(finder, local, name, within_s)
+            except UnknownModel:
+                raise mismatch from None
+        return softened or await with_adapter(finder, local, name, within_s)
 
     async def before(self, local: LocalModel, name: str) -> LocalModel | None:
         """The model with the soft prompt of that name; ``None`` where there is none.
