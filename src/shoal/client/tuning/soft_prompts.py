@@ -36,6 +36,7 @@ class SoftPrompts:
         self._named: dict[str, SoftPrompt] | None = None
         self._placed: dict[tuple[str, str], Given] = {}
         self._reading = trio.Lock()
+        self._placing = trio.Lock()
 
     async def names(self) -> list[str]:
         """How they are called. Raises as :func:`read_soft_prompt`, and UsageError: two have one name."""
@@ -93,7 +94,7 @@ class SoftPrompts:
         if soft is None:
             return None
         key = (local.digest, soft.digest)
-        async with self._reading:
+        async with self._placing:
             if key not in self._placed:
                 rows = await self._thread.run(partial(_place, local, soft))
                 self._placed[key] = Given(rows, VIRTUAL_TOKEN, counted=True)
