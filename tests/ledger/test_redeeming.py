@@ -94,6 +94,13 @@ def test_what_fails_is_tried_again_later_and_later_but_often_enough_before_the_e
     assert reason(note_redeemed(note_failed(account, "away", now)), now) == "worth it"
 
 
+def test_a_try_that_was_noted_by_a_clock_ahead_of_ours_holds_nothing_up() -> None:
+    account = note_failed(paid(500), "away", 9e9)
+    assert reason(account, 1000.0) == "worth it"
+    again = note_failed(account, "away", 1000.0)
+    assert reason(again, 1001.0) is None
+
+
 class Chain:
     """One that pays out, while it is there."""
 

@@ -45,8 +45,11 @@ def redeem_reason(
 
 def may_redeem(account: PayeeAccount, now: float) -> bool:
     """Whether there is anything to redeem, and the last try that failed was long enough ago."""
+    failed = account.redeem_failed
+    # A try that is still to come was noted by a clock that has been set back since: it holds nothing up.
+    waits = failed is not None and failed.last_s <= now < next_try(account)
     # With less in escrow than the voucher says, as after a close, the contract pays nothing out for it.
-    return account.unredeemed > 0 and account.paid <= account.deposit and now >= next_try(account)
+    return account.unredeemed > 0 and account.paid <= account.deposit and not waits
 
 
 def next_try(account: PayeeAccount) -> float:
