@@ -70,6 +70,6 @@ def note_failed(account: PayeeAccount, why: str, now: float) -> PayeeAccount:
     return msgspec.structs.replace(account, redeem_failed=failed)
 
 
-def note_redeemed(account: PayeeAccount) -> PayeeAccount:
-    """The chain has taken it."""
-    return msgspec.structs.replace(account, redeem_failed=None)
+def note_redeemed(account: PayeeAccount, amount: int) -> PayeeAccount:
+    """The chain has paid out a voucher of that amount, in wei."""
+    return msgspec.structs.replace(account, redeemed=max(account.redeemed, amount), redeem_failed=None)
