@@ -91,8 +91,8 @@ class RunPeers:
         self._giving: set[PeerId] = set()
         self._telling: set[PeerId] = set()
         self._unheard: defaultdict[PeerId, set[trio.Event]] = defaultdict(set)
-        """Of each statement that is on its way to a member, what is set once it has come or cannot: parts wait
-        for those before them, which they would overtake."""
+        """Of each statement that is on its way to a member, what is set once it has come or cannot: parts
+        wait for those before them, which they would overtake."""
         self._wanted: dict[int, tuple[Channel, trio.Event, list[bytes]]] = {}
         self._numbers = 0
         self._said = 0
