@@ -9,6 +9,7 @@ import pytest
 
 from shoal.bench.learning import measure
 from shoal.bench.learning.measure import LearningBench, chosen_ways, learning_table
+from shoal.bench.learning.member import is_looked_at
 from shoal.bench.learning.plot import learning_plot
 from shoal.cli.main import run
 from shoal.errors import UsageError
@@ -45,6 +46,18 @@ def test_a_way_that_is_none_is_refused():
     with pytest.raises(UsageError, match="there is no way zip"):
         chosen_ways(["zip"])
     assert chosen_ways(()) == measure.WAYS
+
+
+def test_steps_that_are_no_whole_rounds_of_a_way_are_refused_before_any_is_made(capsys):
+    assert run(["bench", "learning", "--steps", "50", "--way", "all-reduce", "--way", "int8"]) == 2
+    assert "50 steps are no whole rounds of 20 by int8" in capsys.readouterr().err
+    for whole in (LearningBench(steps=50, local_steps=25), LearningBench(steps=20, local_steps=30)):
+        measure._check_rounds(whole)
+
+
+def test_the_last_loss_is_taken_at_the_end():
+    assert [number for number in range(1, 46) if is_looked_at(number, 45)] == [*range(2, 45, 2), 45]
+    assert all(is_looked_at(number, 3) for number in (1, 2, 3))
 
 
 def test_what_is_measured_has_terms_that_hold():

@@ -265,6 +265,28 @@ async def test_a_member_whose_clock_was_set_back_goes_above_what_it_said_before(
         assert run.members[0].board.standings[network.peer].number > before
 
 
+async def test_a_part_waits_for_the_statements_before_it_and_not_for_those_that_follow(autojump_clock):
+    async with memory_run(terms()) as run:
+        run.begun = trio.Event()
+        one, other = (run.add(learner) for learner in learners(2))
+        await one.peers.wait(60, lambda: other.board.own in one.board.cards)
+        sent = []
+
+        async def send(peer, message, payload=b""):
+            if not isinstance(message, UpdatePart):
+                await trio.sleep(3)
+            sent.append(message)
+
+        one.peers.send = send
+        one.peers.introduce()
+        part = UpdatePart(one.board.run, 0, b"p" * 32, 0, "update", 0)
+        one.peers.post(other.board.own, part, b"", trio.current_time() + 20)
+        for _ in range(20):
+            await trio.sleep(1)
+            one.peers.introduce()
+        assert 1 <= sent.index(part) <= 3
+
+
 async def test_a_slow_member_is_left_out_of_a_round_and_goes_on_with_the_others(autojump_clock):
     async with memory_run(terms(rounds=4, gather_s=5.0)) as run:
         made = learners(3)
@@ -365,6 +387,26 @@ async def test_by_demo_who_sends_what_cannot_be_is_named_and_who_dies_is_missed_
         whole, expected = central(5, 4, 5)
         whole.flat = run.members[0].state.weights
         assert whole.loss(whole.inputs, whole.labels) <= 1.2 * expected
+
+
+async def test_by_demo_a_step_with_too_few_moves_nothing_and_takes_nothing_from_the_momentum(autojump_clock):
+    begun = {}
+
+    class Seen(SoftmaxLearner):
+        async def gradient(self, round):
+            member = next(one for one in run.members if one.learner is self)
+            found = await super().gradient(round)
+            begun[member] = member.state.weights, member.momentum.copy(), found[0]
+            return found
+
+    async with memory_run(terms(rounds=5, least=3, **DEMO)) as run:
+        await run.together([Seen(*data, CLASSES) for data in unlike_data(3)])
+        run.kill_at(2, 4, "update", 0)
+        await run.finished([0, 1], 300)
+        for member in run.members[:2]:
+            weights, momentum, gradient = begun[member]
+            assert np.array_equal(member.state.weights, weights)
+            assert member.momentum == pytest.approx(np.float32(0.9) * momentum + gradient, abs=1e-6)
 
 
 async def test_by_demo_who_comes_late_goes_on_with_the_others(autojump_clock):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import trio
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from shoal.client.tuning.open import TuningData, open_tuner
+from shoal.client.tuning.soft_prompts import SoftPrompts
 from shoal.client.tuning.tuner import TuningOptions
 from shoal.errors import BadWeights, DigestMismatch, PromptTooLong, UnsupportedModel, UsageError
 from shoal.models.adapters.read import read_adapter
 from shoal.models.adapters.soft_prompt import read_soft_prompt
+from shoal.testing.adapters import write_soft_prompt
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
@@ -220,16 +224,40 @@ async def test_one_of_another_model_or_too_long_or_of_a_name_twice_is_refused(ho
     saved_prompt(checkpoint, tmp_path / "mine")
     (tmp_path / "mine/shoal.json").write_text(json.dumps({"base": f"sha256:{'a' * 64}"}))
     async with memory_swarm(home, checkpoint, [], soft_prompt=[str(tmp_path / "mine")]) as swarm:
-        with pytest.raises(DigestMismatch, match="was made for sha256:aaaa"):
-            await swarm.client.resolve(f"{checkpoint}:mine")
         soft = read_soft_prompt(tmp_path / "mine")
-        local = await swarm.client.resolve(str(checkpoint))
+        local, client = await swarm.client.resolve(str(checkpoint)), swarm.client
+        with pytest.raises(DigestMismatch, match="was made for sha256:aaaa"):
+            await client.soft_prompts.find(client.rings.finder, local, "mine", within_s=0)
         with pytest.raises(DigestMismatch, match="rows of"):
             replace(soft, base=None).check_model(replace(local.shape, hidden_size=7))
     twice = [str(tmp_path / "mine"), f"mine={tmp_path / 'mine'}"]
     async with memory_swarm(home, checkpoint, [], soft_prompt=twice) as swarm:
         with pytest.raises(UsageError, match="two soft prompts are called mine"):
             await swarm.client.resolve(f"{checkpoint}:mine")
+
+
+async def test_while_one_is_placed_the_others_are_named(tmp_path, checkpoint):
+    soft = read_soft_prompt(write_soft_prompt(tmp_path / "mine", checkpoint))
+    loading, loaded = trio.Event(), trio.Event()
+
+    class Thread:
+        async def run(self, place):
+            loading.set()
+            await loaded.wait()
+            return soft.rows
+
+    prompts, found = SoftPrompts([str(tmp_path / "mine")], Thread()), []
+
+    async def give():
+        found.append(await prompts.given(SimpleNamespace(soft_prompt=soft, digest="sha256:a")))
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give)
+            await loading.wait()
+            assert await prompts.names() == ["mine"]
+            loaded.set()
+    assert found[0].rows is soft.rows
 
 
 def test_options_that_a_soft_prompt_has_no_use_for_are_refused():

@@ -100,6 +100,28 @@ async def test_answers_that_begin_alike_are_computed_once_also_where_they_fill_m
     assert len({answer.token_ids for answer in answers[::2]}) > 1
 
 
+async def test_a_soft_prompts_rows_count_in_batches_and_in_what_fits_into_a_message(
+    home, tmp_path, checkpoint, monkeypatch
+):
+    asked, forward = [], RemoteBlocks.forward
+
+    async def counted(blocks, hidden, lengths):
+        asked.append(lengths)
+        return await forward(blocks, hidden, lengths)
+
+    monkeypatch.setattr(RemoteBlocks, "forward", counted)
+    options = TuningOptions(method="prompt", prompt_tokens=16, batch_tokens=40)
+    async with memory_swarm(home, checkpoint, HALVES, **TRAINS) as swarm:
+        tuner = await open_tuner(swarm.client, str(checkpoint), None, options, tmp_path / "out")
+        most = tuner._blocks.most_rows
+        greedy = {"sampling": Sampling(), "seed": 1}
+        await tuner.sample([*PROMPTS, (7, 8)], max_tokens=1, **greedy)
+        with pytest.raises(UsageError, match=f"{most - 15} tokens, and {most - 16} fit"):
+            await tuner.sample(PROMPTS[:1], max_tokens=most - 15 - len(PROMPTS[0]), **greedy)
+        tuner.close()
+    assert asked == [[19, 18], [18]]
+
+
 async def test_answers_are_those_of_the_adapter_as_it_is_now_and_a_run_goes_on_after_a_kill(
     home, tmp_path, checkpoint
 ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from shoal.testing.adapters import write_adapter, write_soft_prompt
@@ -15,15 +17,18 @@ LAYERS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 async def gateway(tmp_path, checkpoint):
     adapters = [
         str(write_adapter(tmp_path / name, checkpoint, LAYERS, seed=seed))
-        for seed, name in enumerate(("pirate", "poet"))
+        for seed, name in enumerate(("pirate", "poet", "polite"))
     ]
-    soft = str(write_soft_prompt(tmp_path / "polite", checkpoint, rows=4))
-    settings = {"adapter": adapters, "soft_prompt": [soft]}
+    soft = write_soft_prompt(tmp_path / "soft", checkpoint, rows=4)
+    other = write_soft_prompt(tmp_path / "other", checkpoint, rows=4)
+    (other / "shoal.json").write_text(json.dumps({"base": f"sha256:{'a' * 64}"}))
+    settings = {"adapter": adapters, "soft_prompt": [f"polite={soft}", f"pirate={other}"]}
     async with served(tmp_path / "home", checkpoint, nodes=settings) as found:
         yield found
 
 
 async def test_a_models_adapters_and_soft_prompts_are_listed_and_answer_each_in_its_own_words(gateway):
+    """Once each: a soft prompt comes before an adapter of its name, and one of another model hides none."""
     plain = gateway.model
     names = [plain, f"{plain}:pirate", f"{plain}:poet", f"{plain}:polite"]
     listed = (await gateway.http.get("/v1/models")).json()["data"]
@@ -57,7 +62,7 @@ async def test_with_a_soft_prompt_a_prompts_own_tokens_are_scored_and_counted_al
 async def test_an_adapter_that_nobody_serves_is_told_and_no_path_is_looked_at(gateway, tmp_path):
     refused = await gateway.chat(model=f"{gateway.model}:nobody")
     assert refused.status_code == 404
-    assert "the adapter nobody: there is pirate, poet" in refused.json()["error"]["message"]
+    assert "the adapter nobody: there is pirate, poet, polite" in refused.json()["error"]["message"]
     refused = await gateway.chat(model=f"{tmp_path}:pirate")
     assert refused.status_code == 404
     assert "no model" in refused.json()["error"]["message"]

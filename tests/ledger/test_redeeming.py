@@ -91,7 +91,14 @@ def test_what_fails_is_tried_again_later_and_later_but_often_enough_before_the_e
     assert waits[-1] == LONGEST_WAIT_S
     late = replace(account, closes_at=now + 8 * FIRST_WAIT_S)
     assert next_try(note_failed(late, "away", now)) == now + FIRST_WAIT_S
-    assert reason(note_redeemed(note_failed(account, "away", now)), now) == "worth it"
+    assert reason(note_redeemed(note_failed(account, "away", now), 0), now) == "worth it"
+
+
+def test_a_try_that_was_noted_by_a_clock_ahead_of_ours_holds_nothing_up() -> None:
+    account = note_failed(paid(500), "away", 9e9)
+    assert reason(account, 1000.0) == "worth it"
+    again = note_failed(account, "away", 1000.0)
+    assert reason(again, 1001.0) is None
 
 
 class Chain:
@@ -100,6 +107,8 @@ class Chain:
     def __init__(self, book: PaymentBook[PayeeAccount]) -> None:
         self.book = book
         self.fails = ""
+        self.goes: set[bytes] = set()
+        """What the node drops while it is redeemed by hand."""
         self.asked = 0
         self.redeemed: list[bytes] = []
 
@@ -111,7 +120,10 @@ class Chain:
 
     def redeem(self, channel_id: bytes) -> PayeeAccount:
         self.redeemed.append(channel_id)
-        return self.book.change(channel_id, lambda one: note_redeemed(replace(one, redeemed=one.paid)))
+        if channel_id in self.goes:
+            self.book.remove(channel_id)
+            raise ChainError("the contract refuses: stale", reason="stale")
+        return self.book.change(channel_id, lambda one: note_redeemed(one, one.paid))
 
 
 @pytest.fixture
@@ -145,6 +157,18 @@ async def test_a_node_redeems_closing_channels_first_and_those_of_its_wallet_alo
     assert await redeemer.look(idle) == 3
     assert chain.redeemed == [one.channel_id for one in (closing, large, small)]
     assert await redeemer.look(idle) == 0
+
+
+async def test_a_failure_that_the_book_does_not_take_keeps_no_other_from_being_redeemed(
+    book: PaymentBook[PayeeAccount], wall: Callable[[], float]
+) -> None:
+    gone, due = paid(WORTH * 2, salt=1, deposit=1 << 60), paid(WORTH, salt=2, deposit=1 << 60)
+    book.add(gone)
+    book.add(due)
+    chain = Chain(book)
+    chain.goes.add(gone.channel_id)
+    assert await Redeemer(book, chain, DOMAIN, PAYEE.address, 50, wall).look(idle) == 1
+    assert chain.redeemed == [gone.channel_id, due.channel_id]
 
 
 async def test_while_the_chain_is_away_it_is_asked_ever_less_and_pays_once_it_is_back(

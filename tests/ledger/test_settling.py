@@ -123,6 +123,21 @@ def test_only_the_wallet_that_is_paid_redeems(books: PaymentBooks) -> None:
     assert books.paid.read(account.channel_id).redeemed == 60
 
 
+def test_what_was_paid_out_is_no_failure_where_the_account_was_dropped_meanwhile(books: PaymentBooks) -> None:
+    class Dropping(Escrow):
+        def redeem(self, key: ChainKey, terms: PaymentTerms, voucher: Any) -> None:
+            super().redeem(key, terms, voucher)
+            books.paid.remove(account.channel_id)
+
+    escrow = Dropping()
+    account = paid_account(escrow.deployment.escrow)
+    books.paid.add(account)
+    escrow.amounts[account.channel_id] = [100, 0]
+    after = settling.redeem(cast(ChainClient, escrow), books, PAYEE, account.channel_id)
+    assert (after.redeemed, after.unredeemed) == (60, 0)
+    assert account.channel_id not in books.paid
+
+
 def test_what_the_contract_says_is_too_early_is_waited_for(books: PaymentBooks) -> None:
     escrow = Escrow()
     channel_id = fund(escrow, books).channel_id

@@ -91,13 +91,17 @@ class Models:
     async def listed(self) -> list[LocalModel]:
         """Every model of which the swarm serves some span and whose ends are here, by name.
 
-        Each stands there with every adapter, too, that it is served with.
+        Each stands there with every adapter, too, that it is served with, and with every soft prompt; where
+        both have one name, with the soft prompt, as :meth:`find` finds it.
         """
         await self._look()
         served, names = self.served(), await self._swarm.soft_prompts.names()
         found: list[LocalModel] = []
         for local in served:
-            found += [local, *self._adapted(local), *await self._softened(local, names)]
+            softened = await self._softened(local, names)
+            hidden = {soft.name for soft in softened}
+            served_with = [one for one in self._adapted(local) if one.name not in hidden]
+            found += [local, *served_with, *softened]
         return found
 
     async def _softened(self, local: LocalModel, names: Sequence[str]) -> list[LocalModel]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from shoal.errors import BadLedgerFile, ChainError, NotAllowed, UsageError
+from shoal.errors import BadLedgerFile, ChainError, NotAllowed, ShoalError, UsageError
 from shoal.ledger.chain.client import ChainClient
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey
@@ -174,6 +175,8 @@ def recover(
 def redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id: bytes) -> PayeeAccount:
     """Have the newest voucher of a payment channel paid out over which this machine is paid.
 
+    What was paid out is no failure where it cannot be noted: a node drops accounts in which nothing is left.
+
     Raises:
         UsageError: it is not kept here, is of another chain or contract, or there is nothing to redeem.
         NotAllowed: it is another wallet's.
@@ -186,8 +189,12 @@ def redeem(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id: 
     if account.voucher is None or not account.unredeemed:
         raise UsageError("no voucher of this payment channel is worth more than was redeemed")
     client.redeem(key, account.terms, account.voucher)
-    refresh_payee(client, books, channel_id)
-    return books.paid.change(channel_id, note_redeemed)
+    note = partial(note_redeemed, amount=account.voucher.amount)
+    try:
+        return books.paid.change(channel_id, note)
+    except ShoalError as error:
+        log.warning("%s was redeemed, and that is not noted: %s", channel_id.hex()[:16], error.message)
+        return note(account)
 
 
 def _check_domain(client: ChainClient, account: PayerAccount | PayeeAccount) -> None:

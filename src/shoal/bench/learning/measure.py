@@ -19,7 +19,7 @@ import torch
 import trio
 
 from shoal import process_environ
-from shoal.bench.learning.member import LOOKS, MemberOrder
+from shoal.bench.learning.member import MemberOrder, is_looked_at
 from shoal.bench.learning.small_model import EXAMPLES, Book, SmallModel, held_back_loss
 from shoal.client.federated.module_learner import ModuleLearner
 from shoal.errors import DeadlineExceeded, StepFailed, UsageError
@@ -89,10 +89,12 @@ async def measure_learning(asked: LearningBench, progress: Progress) -> dict[str
     """Measure, and return the numbers as ``--json`` shows them.
 
     Raises:
+        UsageError: the steps are no whole rounds of a way that is asked for.
         StepFailed: a loss is NaN or infinite, or members end with different models.
         DeadlineExceeded: a member takes too long for a round.
         ShoalError: a member's process failed; the error is its own.
     """
+    _check_rounds(asked)
     size = sum(parameter.numel() for parameter in SmallModel(asked.seed).parameters())
     found: list[WayLearnt] = []
     for way in asked.ways:
@@ -155,14 +157,13 @@ async def _all_reduce(asked: LearningBench, size: int, progress: Progress) -> Wa
         await thread.run(partial(torch.set_num_threads, 1))
         for number in range(asked.steps):
             losses.append(await thread.run(partial(step, number)))
-            if (number + 1) % max(1, asked.steps // LOOKS) == 0:
+            if is_looked_at(number + 1, asked.steps):
                 curve.append((number + 1, await thread.run(partial(held_back_loss, model, book))))
             progress("training by all-reduce", number + 1, asked.steps)
-        last = await thread.run(partial(held_back_loss, model, book))
     finally:
         thread.close()
     sent = 2 * (members - 1) / members * size * BF16_BYTES
-    return WayLearnt("all-reduce", sent, last, _last(losses), curve)
+    return WayLearnt("all-reduce", sent, curve[-1][1], _last(losses), curve)
 
 
 async def _together(asked: LearningBench, way: UpdateWay, size: int, progress: Progress) -> WayLearnt:
@@ -215,6 +216,16 @@ async def _event(process: Process, name: str) -> dict[str, Any]:
     with trio.move_on_after(ROUND_WITHIN_S):
         return await process.event(name)
     raise DeadlineExceeded(f"a member said nothing for {ROUND_WITHIN_S:.0f} s", check=process.last_words())
+
+
+def _check_rounds(asked: LearningBench) -> None:
+    """Refuse steps that some ways would make and others not."""
+    of_rounds = [way for way in asked.ways if way in ("none", "int8")]
+    if of_rounds and asked.steps > asked.local_steps and asked.steps % asked.local_steps:
+        raise UsageError(
+            f"{asked.steps} steps are no whole rounds of {asked.local_steps} by {' and '.join(of_rounds)}",
+            check="set --steps to a multiple of --local-steps",
+        )
 
 
 def _terms(asked: LearningBench, way: UpdateWay, size: int) -> FederatedTerms:

@@ -60,6 +60,11 @@ class LearntRound:
     left_out: int
 
 
+def is_looked_at(number: int, last: int) -> bool:
+    """Whether the loss over the text that was kept back is taken after a round or step, the first being 1."""
+    return number == last or number % max(1, last // LOOKS) == 0
+
+
 def main() -> None:
     """Take part in the run of the order in the first line of stdin."""
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=MemberOrder)
@@ -99,9 +104,8 @@ async def _learn(order: MemberOrder) -> None:
                 peer, libp2p, direct = order.first
                 await participant.peers.meet(PeerAddress(PeerId(peer), tuple(libp2p), tuple(direct)))
             async for done in participant.run():
-                due = done.round % max(1, terms.rounds // LOOKS) == 0
                 loss = None
-                if due and order.index == 0:
+                if order.index == 0 and is_looked_at(done.round, terms.rounds):
                     learner.put(participant.state.weights)
                     loss = await thread.run(lambda: held_back_loss(model, book))
                 learnt = LearntRound(done.round, done.loss, done.sent_in_round, loss, len(done.left_out))

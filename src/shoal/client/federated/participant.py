@@ -159,6 +159,8 @@ class Participant:
             if reduced is None:
                 self._take_back(local)
                 continue  # the others have gone on without us
+            if not reduced.mean.any():
+                self._take_back(local)  # before what is left of the momentum is kept
             await self._finish(reduced)
             yield self._report(reduced, local.loss)
             self._sent_before = self.peers.sent
@@ -180,7 +182,7 @@ class Participant:
         return LocalRound(taken, examples, loss)
 
     def _take_back(self, local: LocalRound) -> None:
-        """Of a step that was made without us, keep what we would have sent."""
+        """Of a step that was made without us, or not at all, keep what we would have sent."""
         if self._demo is not None and isinstance(local.update, Coefficients):
             self._demo.put_back(local.update)
 

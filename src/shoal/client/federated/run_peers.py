@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -90,9 +90,9 @@ class RunPeers:
         self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
         self._giving: set[PeerId] = set()
         self._telling: set[PeerId] = set()
-        self._unheard: Counter[PeerId] = Counter()
-        """Statements that are on their way to each member: parts wait for them, which they would overtake."""
-        self._heard = trio.Event()
+        self._unheard: defaultdict[PeerId, set[trio.Event]] = defaultdict(set)
+        """Of each statement that is on its way to a member, what is set once it has come or cannot: parts
+        wait for those before them, which they would overtake."""
         self._wanted: dict[int, tuple[Channel, trio.Event, list[bytes]]] = {}
         self._numbers = 0
         self._said = 0
@@ -158,8 +158,9 @@ class RunPeers:
         message = FederatedStatement(self.board.run, raw)
         for peer in list(self.board.cards):
             if peer not in (author, self.board.own) and self._nursery is not None:
-                self._unheard[peer] += 1
-                self._nursery.start_soon(self._tell, peer, message)
+                heard = trio.Event()
+                self._unheard[peer].add(heard)
+                self._nursery.start_soon(self._tell, peer, message, heard)
 
     async def send(self, peer: PeerId, message: Message, payload: Payload = b"") -> None:
         """Send to a member, once the way to it has room.
@@ -178,13 +179,16 @@ class RunPeers:
         """Send to a member beside all else, behind every statement so far, if it gets through until a moment
         of trio's clock."""
         if self._nursery is not None:
-            self._nursery.start_soon(self._post, peer, message, payload, until)
+            before = tuple(self._unheard[peer])
+            self._nursery.start_soon(self._post, peer, message, payload, until, before)
 
-    async def _post(self, peer: PeerId, message: Message, payload: Payload, until: float) -> None:
+    async def _post(
+        self, peer: PeerId, message: Message, payload: Payload, until: float, before: tuple[trio.Event, ...]
+    ) -> None:
         try:
             with trio.move_on_at(until):
-                while self._unheard[peer]:
-                    await self._heard.wait()
+                for heard in before:
+                    await heard.wait()
                 await self.send(peer, message, payload)
         except ShoalError as error:
             log.info("%s did not get its %s: %s", peer, type(message).__name__, error.message)
@@ -266,16 +270,15 @@ class RunPeers:
         card = self.board.cards.get(peer)
         return card.address() if card is not None else None
 
-    async def _tell(self, peer: PeerId, message: FederatedStatement) -> None:
+    async def _tell(self, peer: PeerId, message: FederatedStatement, heard: trio.Event) -> None:
         try:
             await self.send(peer, message)
         except ShoalError as error:
             log.info("%s was not told: %s", peer, error.message)
             self._miss(peer)
         finally:
-            self._unheard[peer] -= 1
-            self._heard.set()
-            self._heard = trio.Event()
+            self._unheard[peer].discard(heard)
+            heard.set()
 
     def _miss(self, peer: PeerId) -> None:
         if peer in self.board.cards and peer not in self.board.gone:

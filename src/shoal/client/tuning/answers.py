@@ -69,20 +69,20 @@ async def sample_answers(
 
     Args:
         seed: the same gives the same answers.
-        batch_tokens: tokens that travel together.
+        batch_tokens: tokens that travel together, with the rows that stand before each sequence.
 
     Raises:
         UsageError: a prompt is empty, or too long with its answer.
         NoCoverage: nobody trains some of the blocks.
         ShoalError: what the hops of one route after another have said.
     """
-    blocks, _, thread = parts
+    blocks, ends, thread = parts
+    before = ends.before
     if max_tokens < 1 or not all(prompts):
         raise UsageError("a prompt, or an answer, of no tokens", check="give prompts and max_tokens")
-    if (longest := max(map(len, prompts), default=0) + max_tokens) > blocks.most_rows:
-        raise UsageError(
-            f"{longest} tokens, and {blocks.most_rows} fit into a message", check="ask for fewer"
-        )
+    longest, most = max(map(len, prompts), default=0) + max_tokens, blocks.most_rows - before
+    if longest > most:
+        raise UsageError(f"{longest} tokens, and {most} fit into a message", check="ask for fewer")
     said = [_Growing(list(prompt), sampling, seed, number) for number, prompt in enumerate(prompts)]
     for _ in range(max_tokens):
         # Answers that begin alike are computed once: all to one prompt have the first token's forward.
@@ -90,7 +90,7 @@ async def sample_answers(
         for one in said:
             if not one.ended:
                 alike.setdefault(tuple(one.token_ids), []).append(one)
-        for batch in packed(list(alike), len, batch_tokens):
+        for batch in packed(list(alike), lambda tokens: before + len(tokens), batch_tokens):
             logits = await blocks.step(partial(_logits, parts, batch))
             await thread.run(partial(_choose, [alike[tokens] for tokens in batch], logits, end_tokens))
     return [one.answer for one in said]

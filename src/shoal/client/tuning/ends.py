@@ -25,6 +25,11 @@ class TuningEnds:
         for parameter in ends.model.parameters():
             parameter.requires_grad_(False)
 
+    @property
+    def before(self) -> int:
+        """Rows that stand before each sequence now."""
+        return len(self._before)
+
     def put_before(self, rows: torch.Tensor | None) -> None:
         """From now on these stand before each sequence, ``[n, width]``, as embeddings are; ``None``: nothing.
 
@@ -51,7 +56,7 @@ class TuningEnds:
 
     def lengths(self, sequences: Sequence[Sequence[int]]) -> list[int]:
         """Rows of each, with what stands before it."""
-        return [len(self._before) + len(tokens) for tokens in sequences]
+        return [self.before + len(tokens) for tokens in sequences]
 
     def embed(self, examples: Sequence[Example]) -> Floats:
         """float32 ``[rows, width]`` of what runs through the model for them (:func:`example_inputs`)."""

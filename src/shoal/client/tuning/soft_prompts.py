@@ -12,7 +12,7 @@ import trio
 from shoal.client.ends import Given
 from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
 from shoal.client.tuning.served import with_adapter
-from shoal.errors import PromptTooLong, UsageError
+from shoal.errors import DigestMismatch, PromptTooLong, UnknownModel, UsageError
 from shoal.executor.arrays import Floats
 from shoal.executor.thread import ComputeThread
 from shoal.models.adapters.read import named_path
@@ -36,6 +36,7 @@ class SoftPrompts:
         self._named: dict[str, SoftPrompt] | None = None
         self._placed: dict[tuple[str, str], Given] = {}
         self._reading = trio.Lock()
+        self._placing = trio.Lock()
 
     async def names(self) -> list[str]:
         """How they are called. Raises as :func:`read_soft_prompt`, and UsageError: two have one name."""
@@ -44,12 +45,21 @@ class SoftPrompts:
     async def find(
         self, finder: RouteFinder, local: LocalModel, name: str, within_s: float = HEAR_WITHIN_S
     ) -> LocalModel:
-        """The model with the soft prompt of that name, or, where there is none, the adapter that nodes serve.
+        """The model with the soft prompt of that name, or, where none was made for it, the adapter that nodes
+        serve.
 
         Raises:
-            As :meth:`before` and :func:`with_adapter`.
+            As :func:`with_adapter`, and as :meth:`before`: that one was made for another model is said where
+            nobody serves an adapter of its name.
         """
-        return await self.before(local, name) or await with_adapter(finder, local, name, within_s)
+        try:
+            softened = await self.before(local, name)
+        except DigestMismatch as mismatch:
+            try:
+                return await with_adapter(finder, local, name, within_s)
+            except UnknownModel:
+                raise mismatch from None
+        return softened or await with_adapter(finder, local, name, within_s)
 
     async def before(self, local: LocalModel, name: str) -> LocalModel | None:
         """The model with the soft prompt of that name; ``None`` where there is none.
@@ -84,7 +94,7 @@ class SoftPrompts:
         if soft is None:
             return None
         key = (local.digest, soft.digest)
-        async with self._reading:
+        async with self._placing:
             if key not in self._placed:
                 rows = await self._thread.run(partial(_place, local, soft))
                 self._placed[key] = Given(rows, VIRTUAL_TOKEN, counted=True)

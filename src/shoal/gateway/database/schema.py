@@ -137,7 +137,8 @@ CREATE TABLE money_seen (
     amount TEXT NOT NULL
 );
 """
-"""What payment channels came to, hour by hour, and how far each was seen. Amounts have 128 bits: text."""
+"""What payment channels came to, hour by hour, and how far each machine has seen its own. Amounts have 128
+bits: text."""
 STEPS = (KEPT, NUMBERED, ALLOWED, WRITTEN_ONCE, SECRETS, EARNED)
 LOCK = "schema"
 """Held while steps are taken, so that of several gateways that start at once one takes them."""

@@ -97,7 +97,7 @@ class Live:
         return market(self._feed.name, swarm.announcements(), liars)
 
     async def _money(self, request: Request) -> Response:
-        """What this machine has earned and spent by vouchers, hour by hour: for administrators alone."""
+        """What was earned and spent by hops' vouchers, hour by hour: for administrators alone."""
         if not caller_of(request).admin:
             check = "use a key made with: shoal key create NAME --admin"
             raise Forbidden("this key may not see what was earned and spent", check=check)

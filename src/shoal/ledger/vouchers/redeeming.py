@@ -45,8 +45,11 @@ def redeem_reason(
 
 def may_redeem(account: PayeeAccount, now: float) -> bool:
     """Whether there is anything to redeem, and the last try that failed was long enough ago."""
+    failed = account.redeem_failed
+    # A try that is still to come was noted by a clock that has been set back since: it holds nothing up.
+    waits = failed is not None and failed.last_s <= now < next_try(account)
     # With less in escrow than the voucher says, as after a close, the contract pays nothing out for it.
-    return account.unredeemed > 0 and account.paid <= account.deposit and now >= next_try(account)
+    return account.unredeemed > 0 and account.paid <= account.deposit and not waits
 
 
 def next_try(account: PayeeAccount) -> float:
@@ -67,6 +70,6 @@ def note_failed(account: PayeeAccount, why: str, now: float) -> PayeeAccount:
     return msgspec.structs.replace(account, redeem_failed=failed)
 
 
-def note_redeemed(account: PayeeAccount) -> PayeeAccount:
-    """The chain has taken it."""
-    return msgspec.structs.replace(account, redeem_failed=None)
+def note_redeemed(account: PayeeAccount, amount: int) -> PayeeAccount:
+    """The chain has paid out a voucher of that amount, in wei."""
+    return msgspec.structs.replace(account, redeemed=max(account.redeemed, amount), redeem_failed=None)

@@ -70,18 +70,11 @@ class Redeemer:
             is_serving: whether a session is open that is paid for over a payment channel.
         """
         while True:
-            try:
-                await self.look(is_serving)
-            except ShoalError as error:  # the disk's
-                log.warning("it was not looked for what is to be redeemed: %s", error.message)
+            await self.look(is_serving)
             await trio.sleep(LOOK_EVERY_S)
 
     async def look(self, is_serving: Callable[[bytes], bool]) -> int:
-        """Redeem what is due. Returns over how many payment channels.
-
-        Raises:
-            BadLedgerFile, OutOfResources, Busy: the disk does not keep what became of it.
-        """
+        """Redeem what is due. Returns over how many payment channels. What fails with one stops no other."""
         redeemed, cost = 0, None
         for account in await _in_thread(partial(self._candidates, self._wall())):
             try:
@@ -106,9 +99,13 @@ class Redeemer:
         log.info("%s were redeemed over %s (%s)", got, account.channel_id.hex()[:16], reason)
 
     def _note_failed(self, account: PayeeAccount, error: ChainError, now: float) -> None:
-        note = partial(note_failed, why=error.message, now=now)
-        times = failed.times if (failed := self._book.change(account.channel_id, note).redeem_failed) else 0
-        name = account.channel_id.hex()[:16]
+        note, name = partial(note_failed, why=error.message, now=now), account.channel_id.hex()[:16]
+        try:
+            failed = self._book.change(account.channel_id, note).redeem_failed
+        except ShoalError as unwritten:
+            log.warning("%s was not redeemed: %s; not noted: %s", name, error.message, unwritten.message)
+            return
+        times = failed.times if failed else 0
         log.warning("%s was not redeemed, for the %d. time: %s", name, times, error.message)
 
     def _candidates(self, now: float) -> list[PayeeAccount]:
