@@ -96,6 +96,9 @@ def test_a_swarm_that_has_grown_stays_large_for_a_while_and_is_whole_again_when_
     size.look()
     assert size.partial
     assert size.overlapping  # to all others it is a small one
+    assert len(directory) == 320  # of its own model nobody is forgotten
+    size.look()
+    assert size.of(OURS) == 320
     for number in range(300):  # be they kept or not
         take(directory, msgspec.structs.replace(said(f"p{number}", sequence=2), served=None))
     now += 50

@@ -182,9 +182,10 @@ class Directory:
         self._next_end = min(self._next_end, ends)
         return announcement.leaving or peer in self._entries
 
-    def keep_part(self, rules: ViewRules) -> None:
-        """Keep a part of the swarm from now on, drawn by a new secret key."""
+    def keep_part(self, rules: ViewRules, joined: Iterable[Digest] = ()) -> None:
+        """Keep a part of the swarm from now on, drawn by a new secret key: of ``joined`` as :meth:`join`."""
         self.view = PartialView(rules, secrets.token_bytes(32))
+        self.view.join(joined)
         self._offer(self._entries)
 
     def keep_all(self) -> None:
