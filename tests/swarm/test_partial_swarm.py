@@ -30,6 +30,7 @@ from shoal.swarm.member import Member
 from shoal.swarm.taking_part.comparison import DIRECTORY_PROTOCOL
 from shoal.swarm.taking_part.speaker import TOPIC
 from shoal.swarm.views.look_up import manifest_key
+from shoal.swarm.views.placeless import LastWord
 from shoal.swarm.views.rules import ViewRules, model_topic
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.types import Digest, PeerId
@@ -178,6 +179,9 @@ async def test_where_nobody_is_known_of_a_model_the_dht_finds_it(autojump_clock)
         asker = swarm.of(ONE)[0]
         asker.directory.drop(hidden.network.peer, asker.now())
         asker.directory._gone.clear()
+        asker.directory._placeless.note(
+            hidden.network.peer, LastWord(1, asker.now(), 4.0)
+        )  # as of most peers
         await hidden.network.provide(manifest_key(three))
         assert knows(asker, three) == set()
         await asker.use(three)

@@ -7,6 +7,7 @@ from random import Random
 import msgspec
 import pytest
 
+from shoal.errors import RemoteProtocolError
 from shoal.swarm import gossip_rate
 from shoal.swarm.announcement import MAX_LIFETIME_S, Announcement, Served
 from shoal.swarm.directory import Directory
@@ -14,6 +15,7 @@ from shoal.swarm.taking_part.neighbours import CONNECTIONS_MOST, MODEL_CONNECTIO
 from shoal.swarm.views import rules
 from shoal.swarm.views.census import take_census
 from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, public_network
+from shoal.swarm.views.placeless import LastWord, Placeless
 from shoal.swarm.views.rules import MODELS_KNOWN, SwarmCount, ViewRules, is_partial
 from shoal.swarm.views.size import SwarmSize
 from shoal.types import Digest, PeerAddress, PeerId
@@ -298,6 +300,34 @@ def test_a_majority_of_identities_does_not_decide_whom_a_member_knows() -> None:
         a.served.start for a in directory.serving(OURS, NOW) if a.peer.startswith("honest") and a.served
     }
     assert len(honest) == 28  # a route over them is there
+
+
+def test_who_finds_no_place_speaks_no_more_often_and_no_later_than_others() -> None:
+    directory, every_s = a_directory(), 10.0
+    take(directory, *(said(f"b{number}", digest=OTHER) for number in range(500)))
+    placeless = next(name for name in (f"b{number}" for number in range(500)) if name not in kept(directory))
+
+    def word(sequence: int, at: float) -> tuple[bool, bool]:
+        one, raw = said(placeless, digest=OTHER, sequence=sequence), b"%d" % sequence
+        heard = directory.may_speak(one, raw, at, every_s)
+        return heard, heard and directory.take(one, raw, at, NOW, every_s)
+
+    assert [word(sequence, NOW)[0] for sequence in range(2, 8)] == [True] * 4 + [False] * 2
+    assert word(5, NOW) == (True, False)  # the same again: nothing of its rate is used up
+    assert word(6, NOW + 10) == (True, False)
+    with pytest.raises(RemoteProtocolError, match="older"):
+        directory.take(said(placeless, digest=OTHER, sequence=5), b"", NOW + 20, NOW)
+    directory.join((OURS, OTHER))
+    assert word(6, NOW + 20) == (True, True)  # now that there is a place, it is taken
+
+
+def test_of_those_who_find_no_place_so_many_are_remembered_until_their_words_are_over() -> None:
+    placeless = Placeless(limit=3)
+    for number in range(5):
+        placeless.note(PeerId(f"p{number}"), LastWord(7, NOW + number, 0.0))
+    assert [placeless.sequence(PeerId(f"p{number}")) for number in range(5)] == [-1, -1, 7, 7, 7]
+    placeless.expire(NOW + 3 + MAX_LIFETIME_S)
+    assert len(placeless) == 1
 
 
 # --- how many there are

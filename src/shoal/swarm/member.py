@@ -393,9 +393,8 @@ class Member:
         """
         claim = read(raw)
         peer = PeerId(claim.announcement.peer)
-        if raw != self.directory.raw(peer) and not self.directory.may_speak(
-            peer, self.now(), self._may_speak_every_s(claim.announcement)
-        ):
+        every_s = self._may_speak_every_s(claim.announcement)
+        if not self.directory.may_speak(claim.announcement, raw, self.now(), every_s):
             raise RemoteProtocolError(f"{peer} speaks too often")
         try:
             self._dates.time_for(claim.announcement)
