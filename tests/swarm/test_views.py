@@ -10,14 +10,17 @@ import pytest
 from shoal.errors import RemoteProtocolError
 from shoal.swarm import gossip_rate
 from shoal.swarm.announcement import MAX_LIFETIME_S, Announcement, Served
+from shoal.swarm.clock import Clock
 from shoal.swarm.directory import Directory
 from shoal.swarm.taking_part.neighbours import CONNECTIONS_MOST, MODEL_CONNECTIONS, STRANGERS, whom_to_dial
+from shoal.swarm.taking_part.speaker import TOPIC, Speaker
 from shoal.swarm.views import rules
 from shoal.swarm.views.census import take_census
 from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, public_network
 from shoal.swarm.views.placeless import LastWord, Placeless
 from shoal.swarm.views.rules import MODELS_KNOWN, SwarmCount, ViewRules, is_partial
 from shoal.swarm.views.size import SwarmSize
+from shoal.testing.memory import World
 from shoal.types import Digest, PeerAddress, PeerId
 
 NOW = 1_000_000.0
@@ -127,6 +130,24 @@ def test_a_word_lives_until_the_next_one_and_a_rare_model_stays_known() -> None:
         assert rules.speaking_period_s(10.0, peers) * 2 < lives_s <= MAX_LIFETIME_S
     # Of five peers that share their model's words on the swarm's topic, all are there to be asked.
     assert rules.word_lifetime_s(30.0, 5, 20, 8) > rules.swarm_period_s(10.0, 5, 20)
+
+
+def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a_small_swarm() -> None:
+    now, directory, network = NOW, Directory(), World().network()
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, lambda: now)
+    size.serves = OURS
+    speaker = Speaker(network, directory, size, Clock(), lambda: now, Random(1), str)
+    take(directory, *(said(f"p{number}", digest=(OURS, OTHER)[number % 2]) for number in range(400)))
+    size.look()
+    assert size.swarm_rest_s() > 900
+    assert speaker._topics(news=False) == [OURS, TOPIC]
+    assert speaker._topics(news=False) == [OURS]
+    take(directory, said("of a release before", peers=0))
+    size.look()
+    assert size.overlapping and size.swarm_rest_s() < 300
+    assert speaker._topics(news=False) == [OURS]  # not all at once
+    now += size.swarm_rest_s() * 1.1
+    assert speaker._topics(news=False) == [OURS, TOPIC]
 
 
 def test_a_topic_has_another_name_in_each_swarm_and_for_each_model() -> None:
