@@ -278,3 +278,14 @@ async def test_a_comparison_brings_what_was_asked_for_though_a_peer_knows_many_i
     assert len(told) == 12
     assert not any(int(name[1:]) % 3 == 0 for name in told)  # of that model alone
     assert sum(part.has(key_of(PeerId(name))) for name in told) >= 9
+
+
+async def test_a_model_that_is_named_again_and_again_is_told_of_once(autojump_clock):
+    member = Member(World().network(), announce_s=1, expiry_s=3, clock=Clock(trio.current_time, lambda: 1e9))
+    for number in range(30):
+        served = Served("m", (ONE, TWO)[number % 3 == 0], 32, 576, 2048, 49152, 0, 4, "fp32", 9, 9, 0, 2.5)
+        said = Announcement(f"p{number}", 1, 1e9, 1e9 + 30, (), (), served)
+        member.directory.take(said, said.peer.encode(), member.now(), 1e9)
+    question = encode(DirectoryQuery(DirectoryPart(1, 0), {}, (manifest_key(TWO),) * 16, 1000))
+    told = read_difference(await member._comparison.tell(PeerId("a"), question)).news
+    assert len(told) == len(set(told)) == 10
