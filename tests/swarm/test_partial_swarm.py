@@ -26,6 +26,7 @@ from shoal.swarm.anti_entropy import (
 )
 from shoal.swarm.clock import Clock
 from shoal.swarm.failure.detector import TOPIC as SUSPICION_TOPIC
+from shoal.swarm.failure.suspicion import STRANGERS_PER_EXPIRY, Suspicion, encode_suspicion
 from shoal.swarm.member import Member
 from shoal.swarm.taking_part.comparison import DIRECTORY_PROTOCOL
 from shoal.swarm.taking_part.speaker import TOPIC
@@ -261,6 +262,77 @@ async def test_a_flood_of_identities_pushes_no_honest_peer_of_ones_model_out(aut
         assert len(knows(victim, ONE) & peers(swarm.of(ONE))) >= 4
         await trio.sleep(10)
         assert len(knows(victim, ONE) & peers(swarm.of(ONE))) >= 4
+
+
+def passes(member: Member, topic: str, author: MemoryNetwork, raw: bytes) -> bool:
+    """Whether a member takes what an author says on ONE's topic, and passes it on."""
+    validate, _ = member.network._topics[model_topic(b"ours", topic, ONE)]
+    return validate(author.peer, raw)
+
+
+async def suspicion_of(suspected: Member, members: list[Member]) -> Suspicion:
+    """Of a peer's newest word, as soon as that has been there for long enough at these members."""
+    peer = suspected.network.peer
+    with trio.fail_after(5):
+        while True:
+            sequence = members[0].directory.sequence(peer)
+            if all(m.directory.may_suspect(peer, sequence, m.now(), 0.3) for m in members):
+                return Suspicion(peer, sequence)
+            await trio.sleep(0.05)
+
+
+async def test_on_a_models_topic_only_its_peers_speak_and_whoever_leaves_it(autojump_clock):
+    async with swarm_of(5, 5) as swarm:
+        member, other, *_ = swarm.of(ONE)
+        of_two = next(two for two in swarm.of(TWO) if two.network.peer in knows(member, TWO))
+        stranger, wall = swarm.world.network(), member.clock.wall()
+
+        def word(network: MemoryNetwork, served: Served | None) -> bytes:
+            sequence = round(wall * 1000) + 10**6
+            said = Announcement(network.peer, sequence, wall, wall + 30, (), (), served)
+            return seal(said, network.sign)
+
+        assert not passes(member, TOPIC, stranger, word(stranger, of_two.served()))
+        assert passes(member, TOPIC, stranger, word(stranger, other.served()))
+        assert not passes(member, TOPIC, stranger, word(other.network, other.served()))
+        assert passes(member, TOPIC, other.network, word(other.network, None))
+        assert passes(member, TOPIC, stranger, word(stranger, None))  # whatever it has served
+        assert not passes(member, TOPIC, of_two.network, word(of_two.network, None))
+
+
+async def test_strangers_suspect_so_often_together_and_take_nothing_from_those_who_are_known(autojump_clock):
+    async with swarm_of(5, 5) as swarm:
+        member, accuser, victim, *_ = swarm.of(ONE)
+        strangers = [swarm.world.network() for _ in range(4)]
+        topic = model_topic(b"ours", SUSPICION_TOPIC, ONE)
+        for number in range(STRANGERS_PER_EXPIRY):
+            raw = encode_suspicion(Suspicion(f"nobody {number}", 1))
+            assert passes(member, SUSPICION_TOPIC, strangers[number % 4], raw)
+            await strangers[number % 4].publish(topic, raw)
+        await trio.sleep(0.01)
+        raw = encode_suspicion(Suspicion("nobody", 1))
+        assert not any(passes(member, SUSPICION_TOPIC, stranger, raw) for stranger in strangers)
+        raw = encode_suspicion(await suspicion_of(victim, [member]))
+        assert not passes(member, SUSPICION_TOPIC, strangers[0], raw)
+        assert passes(member, SUSPICION_TOPIC, accuser.network, raw)
+
+
+async def test_a_strangers_suspicion_of_one_that_lives_evicts_nobody(autojump_clock, monkeypatch):
+    async with swarm_of(5, 5) as swarm:
+        victim, *others = swarm.of(ONE)
+        peer, stranger = victim.network.peer, swarm.world.network()
+        suspicion = await suspicion_of(victim, others)
+
+        async def lost(topic: str, data: bytes) -> None:
+            """Nobody hears it refute that."""
+
+        monkeypatch.setattr(victim.network, "publish", lost)
+        await stranger.publish(model_topic(b"ours", SUSPICION_TOPIC, ONE), encode_suspicion(suspicion))
+        await trio.sleep(1.5)  # it would be gone by now
+        assert all(peer in knows(other, ONE) for other in others)
+        assert all(
+            other.directory.sequence(peer) > suspicion.sequence for other in others
+        )  # they have asked it
 
 
 async def test_a_comparison_brings_what_was_asked_for_though_a_peer_knows_many_itself(autojump_clock):
