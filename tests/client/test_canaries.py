@@ -147,8 +147,27 @@ async def test_a_canary_that_gets_no_answer_blames_nobody_and_gives_back_what_it
         swarm.kill(2)
         assert await canaries(client).send_due() is None
         assert record(client).canaries == CanaryCounts(failed=1)
-        assert record(client).account.canaries == ROWS * 6
+        assert record(client).account.canaries == record(client).account.earned  # as its answer took
         assert record(client).convictions == ()
+
+
+async def test_a_canary_that_is_cut_off_is_counted_and_gives_back_what_it_has_not_used(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(home, checkpoint, SPANS) as (_, client):
+        await ask(client, checkpoint)
+        begin, ending = Admission.begin, trio.CancelScope()
+
+        def opened(self: Admission, *rest: Any) -> Any:
+            ending.cancel()
+            return begin(self, *rest)
+
+        monkeypatch.setattr(Admission, "begin", opened)
+        with ending:
+            await canaries(client).send_due()
+        assert ending.cancelled_caught
+        assert canaries(client).counts == record(client).canaries == CanaryCounts(failed=1)
+        assert record(client).account.canaries == record(client).account.earned  # as its answer took
 
 
 async def test_without_the_option_there_are_none_and_audits_have_all_of_the_budget(

@@ -8,7 +8,8 @@ import pytest
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement, Served
 from shoal.swarm.anti_entropy import EVERYONE
-from shoal.swarm.directory import Directory, coverage
+from shoal.swarm.coverage import coverage
+from shoal.swarm.directory import Directory
 from shoal.types import Digest, Span
 
 NOW = 1_000_000.0

@@ -26,10 +26,12 @@ from shoal.swarm.anti_entropy import (
 )
 from shoal.swarm.clock import Clock
 from shoal.swarm.failure.detector import TOPIC as SUSPICION_TOPIC
+from shoal.swarm.failure.suspicion import STRANGERS_PER_EXPIRY, Suspicion, encode_suspicion
 from shoal.swarm.member import Member
 from shoal.swarm.taking_part.comparison import DIRECTORY_PROTOCOL
 from shoal.swarm.taking_part.speaker import TOPIC
 from shoal.swarm.views.look_up import manifest_key
+from shoal.swarm.views.placeless import LastWord
 from shoal.swarm.views.rules import ViewRules, model_topic
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.types import Digest, PeerId
@@ -178,6 +180,9 @@ async def test_where_nobody_is_known_of_a_model_the_dht_finds_it(autojump_clock)
         asker = swarm.of(ONE)[0]
         asker.directory.drop(hidden.network.peer, asker.now())
         asker.directory._gone.clear()
+        asker.directory._placeless.note(
+            hidden.network.peer, LastWord(1, asker.now(), 4.0)
+        )  # as of most peers
         await hidden.network.provide(manifest_key(three))
         assert knows(asker, three) == set()
         await asker.use(three)
@@ -259,6 +264,77 @@ async def test_a_flood_of_identities_pushes_no_honest_peer_of_ones_model_out(aut
         assert len(knows(victim, ONE) & peers(swarm.of(ONE))) >= 4
 
 
+def passes(member: Member, topic: str, author: MemoryNetwork, raw: bytes) -> bool:
+    """Whether a member takes what an author says on ONE's topic, and passes it on."""
+    validate, _ = member.network._topics[model_topic(b"ours", topic, ONE)]
+    return validate(author.peer, raw)
+
+
+async def suspicion_of(suspected: Member, members: list[Member]) -> Suspicion:
+    """Of a peer's newest word, as soon as that has been there for long enough at these members."""
+    peer = suspected.network.peer
+    with trio.fail_after(5):
+        while True:
+            sequence = members[0].directory.sequence(peer)
+            if all(m.directory.may_suspect(peer, sequence, m.now(), 0.3) for m in members):
+                return Suspicion(peer, sequence)
+            await trio.sleep(0.05)
+
+
+async def test_on_a_models_topic_only_its_peers_speak_and_whoever_leaves_it(autojump_clock):
+    async with swarm_of(5, 5) as swarm:
+        member, other, *_ = swarm.of(ONE)
+        of_two = next(two for two in swarm.of(TWO) if two.network.peer in knows(member, TWO))
+        stranger, wall = swarm.world.network(), member.clock.wall()
+
+        def word(network: MemoryNetwork, served: Served | None) -> bytes:
+            sequence = round(wall * 1000) + 10**6
+            said = Announcement(network.peer, sequence, wall, wall + 30, (), (), served)
+            return seal(said, network.sign)
+
+        assert not passes(member, TOPIC, stranger, word(stranger, of_two.served()))
+        assert passes(member, TOPIC, stranger, word(stranger, other.served()))
+        assert not passes(member, TOPIC, stranger, word(other.network, other.served()))
+        assert passes(member, TOPIC, other.network, word(other.network, None))
+        assert passes(member, TOPIC, stranger, word(stranger, None))  # whatever it has served
+        assert not passes(member, TOPIC, of_two.network, word(of_two.network, None))
+
+
+async def test_strangers_suspect_so_often_together_and_take_nothing_from_those_who_are_known(autojump_clock):
+    async with swarm_of(5, 5) as swarm:
+        member, accuser, victim, *_ = swarm.of(ONE)
+        strangers = [swarm.world.network() for _ in range(4)]
+        topic = model_topic(b"ours", SUSPICION_TOPIC, ONE)
+        for number in range(STRANGERS_PER_EXPIRY):
+            raw = encode_suspicion(Suspicion(f"nobody {number}", 1))
+            assert passes(member, SUSPICION_TOPIC, strangers[number % 4], raw)
+            await strangers[number % 4].publish(topic, raw)
+        await trio.sleep(0.01)
+        raw = encode_suspicion(Suspicion("nobody", 1))
+        assert not any(passes(member, SUSPICION_TOPIC, stranger, raw) for stranger in strangers)
+        raw = encode_suspicion(await suspicion_of(victim, [member]))
+        assert not passes(member, SUSPICION_TOPIC, strangers[0], raw)
+        assert passes(member, SUSPICION_TOPIC, accuser.network, raw)
+
+
+async def test_a_strangers_suspicion_of_one_that_lives_evicts_nobody(autojump_clock, monkeypatch):
+    async with swarm_of(5, 5) as swarm:
+        victim, *others = swarm.of(ONE)
+        peer, stranger = victim.network.peer, swarm.world.network()
+        suspicion = await suspicion_of(victim, others)
+
+        async def lost(topic: str, data: bytes) -> None:
+            """Nobody hears it refute that."""
+
+        monkeypatch.setattr(victim.network, "publish", lost)
+        await stranger.publish(model_topic(b"ours", SUSPICION_TOPIC, ONE), encode_suspicion(suspicion))
+        await trio.sleep(1.5)  # it would be gone by now
+        assert all(peer in knows(other, ONE) for other in others)
+        assert all(
+            other.directory.sequence(peer) > suspicion.sequence for other in others
+        )  # they have asked it
+
+
 async def test_a_comparison_brings_what_was_asked_for_though_a_peer_knows_many_itself(autojump_clock):
     member = Member(World().network(), announce_s=1, expiry_s=3, clock=Clock(trio.current_time, lambda: 1e9))
     for number in range(60):
@@ -274,3 +350,14 @@ async def test_a_comparison_brings_what_was_asked_for_though_a_peer_knows_many_i
     assert len(told) == 12
     assert not any(int(name[1:]) % 3 == 0 for name in told)  # of that model alone
     assert sum(part.has(key_of(PeerId(name))) for name in told) >= 9
+
+
+async def test_a_model_that_is_named_again_and_again_is_told_of_once(autojump_clock):
+    member = Member(World().network(), announce_s=1, expiry_s=3, clock=Clock(trio.current_time, lambda: 1e9))
+    for number in range(30):
+        served = Served("m", (ONE, TWO)[number % 3 == 0], 32, 576, 2048, 49152, 0, 4, "fp32", 9, 9, 0, 2.5)
+        said = Announcement(f"p{number}", 1, 1e9, 1e9 + 30, (), (), served)
+        member.directory.take(said, said.peer.encode(), member.now(), 1e9)
+    question = encode(DirectoryQuery(DirectoryPart(1, 0), {}, (manifest_key(TWO),) * 16, 1000))
+    told = read_difference(await member._comparison.tell(PeerId("a"), question)).news
+    assert len(told) == len(set(told)) == 10

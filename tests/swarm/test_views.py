@@ -7,15 +7,20 @@ from random import Random
 import msgspec
 import pytest
 
+from shoal.errors import RemoteProtocolError
 from shoal.swarm import gossip_rate
 from shoal.swarm.announcement import MAX_LIFETIME_S, Announcement, Served
+from shoal.swarm.clock import Clock
 from shoal.swarm.directory import Directory
 from shoal.swarm.taking_part.neighbours import CONNECTIONS_MOST, MODEL_CONNECTIONS, STRANGERS, whom_to_dial
+from shoal.swarm.taking_part.speaker import TOPIC, Speaker
 from shoal.swarm.views import rules
 from shoal.swarm.views.census import take_census
 from shoal.swarm.views.peer_sample import PeerSample, SecretRank, ViewedPeer, public_network
+from shoal.swarm.views.placeless import LastWord, Placeless
 from shoal.swarm.views.rules import MODELS_KNOWN, SwarmCount, ViewRules, is_partial
 from shoal.swarm.views.size import SwarmSize
+from shoal.testing.memory import World
 from shoal.types import Digest, PeerAddress, PeerId
 
 NOW = 1_000_000.0
@@ -96,6 +101,9 @@ def test_a_swarm_that_has_grown_stays_large_for_a_while_and_is_whole_again_when_
     size.look()
     assert size.partial
     assert size.overlapping  # to all others it is a small one
+    assert len(directory) == 320  # of its own model nobody is forgotten
+    size.look()
+    assert size.of(OURS) == 320
     for number in range(300):  # be they kept or not
         take(directory, msgspec.structs.replace(said(f"p{number}", sequence=2), served=None))
     now += 50
@@ -122,6 +130,24 @@ def test_a_word_lives_until_the_next_one_and_a_rare_model_stays_known() -> None:
         assert rules.speaking_period_s(10.0, peers) * 2 < lives_s <= MAX_LIFETIME_S
     # Of five peers that share their model's words on the swarm's topic, all are there to be asked.
     assert rules.word_lifetime_s(30.0, 5, 20, 8) > rules.swarm_period_s(10.0, 5, 20)
+
+
+def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a_small_swarm() -> None:
+    now, directory, network = NOW, Directory(), World().network()
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, lambda: now)
+    size.serves = OURS
+    speaker = Speaker(network, directory, size, Clock(), lambda: now, Random(1), str)
+    take(directory, *(said(f"p{number}", digest=(OURS, OTHER)[number % 2]) for number in range(400)))
+    size.look()
+    assert size.swarm_rest_s() > 900
+    assert speaker._topics(news=False) == [OURS, TOPIC]
+    assert speaker._topics(news=False) == [OURS]
+    take(directory, said("of a release before", peers=0))
+    size.look()
+    assert size.overlapping and size.swarm_rest_s() < 300
+    assert speaker._topics(news=False) == [OURS]  # not all at once
+    now += size.swarm_rest_s() * 1.1
+    assert speaker._topics(news=False) == [OURS, TOPIC]
 
 
 def test_a_topic_has_another_name_in_each_swarm_and_for_each_model() -> None:
@@ -295,6 +321,34 @@ def test_a_majority_of_identities_does_not_decide_whom_a_member_knows() -> None:
         a.served.start for a in directory.serving(OURS, NOW) if a.peer.startswith("honest") and a.served
     }
     assert len(honest) == 28  # a route over them is there
+
+
+def test_who_finds_no_place_speaks_no_more_often_and_no_later_than_others() -> None:
+    directory, every_s = a_directory(), 10.0
+    take(directory, *(said(f"b{number}", digest=OTHER) for number in range(500)))
+    placeless = next(name for name in (f"b{number}" for number in range(500)) if name not in kept(directory))
+
+    def word(sequence: int, at: float) -> tuple[bool, bool]:
+        one, raw = said(placeless, digest=OTHER, sequence=sequence), b"%d" % sequence
+        heard = directory.may_speak(one, raw, at, every_s)
+        return heard, heard and directory.take(one, raw, at, NOW, every_s)
+
+    assert [word(sequence, NOW)[0] for sequence in range(2, 8)] == [True] * 4 + [False] * 2
+    assert word(5, NOW) == (True, False)  # the same again: nothing of its rate is used up
+    assert word(6, NOW + 10) == (True, False)
+    with pytest.raises(RemoteProtocolError, match="older"):
+        directory.take(said(placeless, digest=OTHER, sequence=5), b"", NOW + 20, NOW)
+    directory.join((OURS, OTHER))
+    assert word(6, NOW + 20) == (True, True)  # now that there is a place, it is taken
+
+
+def test_of_those_who_find_no_place_so_many_are_remembered_until_their_words_are_over() -> None:
+    placeless = Placeless(limit=3)
+    for number in range(5):
+        placeless.note(PeerId(f"p{number}"), LastWord(7, NOW + number, 0.0))
+    assert [placeless.sequence(PeerId(f"p{number}")) for number in range(5)] == [-1, -1, 7, 7, 7]
+    placeless.expire(NOW + 3 + MAX_LIFETIME_S)
+    assert len(placeless) == 1
 
 
 # --- how many there are

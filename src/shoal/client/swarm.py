@@ -62,7 +62,7 @@ from shoal.progress import Progress, silent
 from shoal.routing.route import routed_span
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.announcement import Announcement
-from shoal.swarm.directory import coverage
+from shoal.swarm.coverage import coverage
 from shoal.swarm.member import Member
 from shoal.types import Digest, Format, ModelShape, ProtectionLevel, Span
 from shoal.wire.cache_names import Beginning

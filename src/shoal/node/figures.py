@@ -14,7 +14,7 @@ from shoal.metrics.meters import MEDIA_TYPE, Reading
 from shoal.metrics.trace import Trace
 from shoal.net.pool import ChannelPool
 from shoal.node.endpoint import EndpointPage
-from shoal.swarm.directory import coverage
+from shoal.swarm.coverage import coverage
 
 if TYPE_CHECKING:
     from shoal.node.node import Node

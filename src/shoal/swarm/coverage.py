@@ -84,3 +84,8 @@ def runs(spans: Iterable[Span], n_blocks: int) -> list[tuple[Span, int]]:
         count += change[start]
         found.append((Span(start, end), count))
     return found
+
+
+def coverage(spans: Iterable[Span], n_blocks: int) -> list[int]:
+    """How many of ``spans`` have each block."""
+    return [count for span, count in runs(spans, n_blocks) for _ in range(len(span))]

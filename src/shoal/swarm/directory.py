@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from shoal.errors import RemoteProtocolError
 from shoal.swarm.announcement import Announcement, operator_of
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
-from shoal.swarm.coverage import runs, shape_of
+from shoal.swarm.coverage import shape_of
 from shoal.swarm.eviction import peers_to_evict, stated_network
 from shoal.swarm.views.partial_view import PartialView
+from shoal.swarm.views.placeless import LastWord, Placeless, words_left
 from shoal.swarm.views.rules import ViewRules
-from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId, Span
+from shoal.types import Digest, Format, ModelShape, PeerAddress, PeerId
 
 USED_KEPT = 256
 """Peers that are remembered for having served us."""
@@ -29,8 +30,6 @@ LATELY_TOLD = 64
 """Peers gone lately, or suspected, that every neighbour is told of."""
 FORGOTTEN_SHARE = 1 / 64
 """Of a full directory: who goes at a time. Then not everybody is looked at for each newcomer of a flood."""
-WORDS_AT_ONCE = 4
-"""Words of one peer, beside the first, that are taken however fast they come; then one in a while."""
 REMEMBERED_S = 3600.0
 """How long a peer that was lost is remembered after its last word, so that halves of a swarm meet again."""
 
@@ -98,6 +97,7 @@ class Directory:
         self._used: OrderedDict[PeerId, None] = OrderedDict()
         self.view: PartialView | None = None
         """What it keeps of a large swarm; ``None`` where it keeps all it hears of."""
+        self._placeless = Placeless()
         self.own: PeerId | None = None
         """This machine, whose word is kept in any case."""
         self.neighbours: frozenset[PeerId] = frozenset()
@@ -131,10 +131,12 @@ class Directory:
             != (known.n_blocks, known.hidden_size, known.vocab_size, known.kind)
         )
 
-    def may_speak(self, peer: PeerId, now: float, every_s: float) -> bool:
-        """Whether one more word of a peer is listened to: a few at once, and then one every ``every_s``."""
-        entry = self._entries.get(peer)
-        return entry is None or entry.words + (now - entry.since) / every_s >= 1
+    def may_speak(self, announcement: Announcement, raw: bytes, now: float, every_s: float) -> bool:
+        """Whether a word is listened to: of new ones a few at once, and then one every ``every_s``."""
+        entry = self._entries.get(peer := PeerId(announcement.peer))
+        if entry is None:
+            return self._placeless.may_speak(peer, announcement.sequence, now, every_s)
+        return raw == entry.raw or words_left(entry.words, now - entry.since, every_s) >= 1
 
     def take(
         self, announcement: Announcement, raw: bytes, now: float, wall: float, every_s: float = 0.0
@@ -155,7 +157,7 @@ class Directory:
             return False
         peer = PeerId(announcement.peer)
         known = self.sequence(peer)
-        if announcement.sequence == known:
+        if announcement.sequence == known and (peer in self._entries or peer in self._gone):
             return False
         if announcement.sequence < known:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
@@ -173,18 +175,20 @@ class Directory:
             # A newer word from one that was taken for gone: it lives.
             self._gone.pop(peer, None)
             # Who speaks again keeps the place that it has by how long it has been here.
-            met, words = (old.met, old.words) if old else (now, float(WORDS_AT_ONCE))
-            if old is not None and every_s:
-                words = min(WORDS_AT_ONCE, words + (now - old.since) / every_s) - 1
-            key = old.key if old else key_of(peer)
+            met, key = (old.met, old.key) if old else (now, key_of(peer))
+            if old is not None:
+                words = words_left(old.words, now - old.since, every_s) - 1
+            else:
+                words = self._placeless.words_after(peer, announcement.sequence, now, every_s)
             self._add(peer, _Entry(announcement, raw, key, now, ends, ends, network, met, words))
             self._place(peer, old)
         self._next_end = min(self._next_end, ends)
         return announcement.leaving or peer in self._entries
 
-    def keep_part(self, rules: ViewRules) -> None:
-        """Keep a part of the swarm from now on, drawn by a new secret key."""
+    def keep_part(self, rules: ViewRules, joined: Iterable[Digest] = ()) -> None:
+        """Keep a part of the swarm from now on, drawn by a new secret key: of ``joined`` as :meth:`join`."""
         self.view = PartialView(rules, secrets.token_bytes(32))
+        self.view.join(joined)
         self._offer(self._entries)
 
     def keep_all(self) -> None:
@@ -219,8 +223,9 @@ class Directory:
         gone = view.offer(entry.announcement, self._used.keys(), self.neighbours)
         if not view.holds(peer, entry.digest):
             gone.append(peer)
-        for other in gone:
-            self._remove(other)  # which is no word that it has gone
+        for other in gone:  # which is no word that it has gone
+            if (left := self._remove(other)) is not None:
+                self._placeless.note(other, LastWord(left.announcement.sequence, left.since, left.words))
 
     def used(self, peer: PeerId) -> None:
         """This peer has served us: whoever comes later does not take its place."""
@@ -230,6 +235,7 @@ class Directory:
             self._used.popitem(last=False)
 
     def _add(self, peer: PeerId, entry: _Entry) -> None:
+        self._placeless.forget(peer)
         self._entries[peer] = entry
         self._raws.add(entry.raw)
         self._serving.setdefault(entry.digest, {})[peer] = None
@@ -280,7 +286,7 @@ class Directory:
         entry = self._entries.get(peer) or self._gone.get(peer)
         if isinstance(entry, _Entry):
             return entry.announcement.sequence
-        return entry.sequence if entry else -1
+        return entry.sequence if entry else self._placeless.sequence(peer)
 
     def get(self, peer: PeerId) -> Announcement | None:
         """What a peer said last, if it is there."""
@@ -348,6 +354,7 @@ class Directory:
 
     def expire(self, now: float) -> None:
         """Forget what is over. The departed are remembered while their last words could be played again."""
+        self._placeless.expire(now)
         # Nothing ends before that, so most calls look no further.
         if now < self._next_end:
             return
@@ -490,8 +497,3 @@ class Directory:
         self._gone[peer] = departed
         if len(self._gone) > self._limit:
             del self._gone[min(self._gone, key=lambda p: self._gone[p].until)]
-
-
-def coverage(spans: Iterable[Span], n_blocks: int) -> list[int]:
-    """How many of ``spans`` have each block."""
-    return [count for span, count in runs(spans, n_blocks) for _ in range(len(span))]

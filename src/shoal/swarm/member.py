@@ -343,23 +343,27 @@ class Member:
 
     def _valid_of_model(self, digest: Digest, author: PeerId, raw: bytes) -> bool:
         """As :meth:`_valid`; and it is about that model."""
-        if not self._valid(author, raw):
+        announcement = self._judged(author, raw)
+        if announcement is None:
             return False
-        served = read(raw).announcement.served
         before = self.directory.get(author)
         # Who leaves names no model.
-        about = served or (before.served if before is not None else None)
+        about = announcement.served or (before.served if before is not None else None)
         return about is None or about.digest == digest
 
     def _valid(self, author: PeerId, raw: bytes) -> bool:
+        return self._judged(author, raw) is not None
+
+    def _judged(self, author: PeerId, raw: bytes) -> Announcement | None:
+        """What a peer says of itself; ``None`` if it does not hold, or is older than what it said last."""
         try:
-            claim = self._checked_claim(raw)
+            announcement = self._checked_claim(raw).announcement
         except RemoteProtocolError as error:
             log.debug("refused from %s: %s", author, error.message)
-            return False
-        peer = PeerId(claim.announcement.peer)
+            return None
         # Equal is valid, too: one message is judged more than once, and may have been taken in meanwhile.
-        return peer == author and claim.announcement.sequence >= self.directory.sequence(peer)
+        holds = announcement.peer == author and announcement.sequence >= self.directory.sequence(author)
+        return announcement if holds else None
 
     def _take(self, raw: bytes) -> Announcement | None:
         """Take an announcement in. Returned if it is a word of a peer that we took for gone."""
@@ -393,9 +397,8 @@ class Member:
         """
         claim = read(raw)
         peer = PeerId(claim.announcement.peer)
-        if raw != self.directory.raw(peer) and not self.directory.may_speak(
-            peer, self.now(), self._may_speak_every_s(claim.announcement)
-        ):
+        every_s = self._may_speak_every_s(claim.announcement)
+        if not self.directory.may_speak(claim.announcement, raw, self.now(), every_s):
             raise RemoteProtocolError(f"{peer} speaks too often")
         try:
             self._dates.time_for(claim.announcement)

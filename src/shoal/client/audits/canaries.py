@@ -41,7 +41,8 @@ from shoal.types import Digest, Span
 
 CANARY_WITHIN_S = 600.0
 """What a canary may take, from the moment when its identity joins the swarm."""
-
+COUNTED_WITHIN_S = 1.0
+"""What it may take to begin to write down what one came to, while this machine ends."""
 MOST_MODELS = 8
 """Whose texts are kept."""
 
@@ -126,7 +127,10 @@ class Canaries:
             log.info("a canary got no whole answer: %s", error.message)
         except trio.TooSlowError:
             log.info("a canary got no whole answer in time")
-        await self._count(_result(found), purse.left)
+        finally:
+            # Of one that is cut off, too, others get what it has not used.
+            with trio.move_on_after(COUNTED_WITHIN_S, shield=True):
+                await self._count(_result(found), purse.left)
         return found
 
     def _routed(self, local: LocalModel) -> Span:

@@ -3,9 +3,9 @@
 It is no verdict. Who is suspected and lives hears it like everybody else and refutes it with a new
 announcement (SWIM, Das et al. 2002, sections 3 and 4.2: suspicion, refuted by incarnation numbers, which our
 sequence numbers are). Where no refutation comes, each peer asks for itself before it takes the other for
-gone. So a liar can make others speak, and evict nobody. It cannot even make them speak often: only peers that
-are announced themselves are heard, each so many times an expiry, and a word is suspected once, and not before
-it has been there for a moment.
+gone. So a liar can make others speak, and evict nobody. It cannot even make them speak often: of each
+announced peer so many are heard in an expiry, on a model's topic so many of all strangers together, and a
+word is suspected once, and not before it has been there for a moment.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def decode_suspicion(data: bytes) -> Suspicion:
 
 
 class SuspicionLimit:
-    """How many suspicions each peer has raised in this expiry. Only peers of the directory are counted."""
+    """How many suspicions each peer of the directory has raised in this expiry, and all others together."""
 
     def __init__(self, expiry_s: float) -> None:
         self._expiry_s = expiry_s

@@ -123,7 +123,7 @@ class DirectoryComparison:
         Of a directory too long for one answer, others tell the rest. Some of those whom we know ourselves are
         told whatever the part: so its neighbours' neighbours soon hear of a newcomer, in any crowd.
         """
-        models = [f"sha256:{key.hex()}" for key in asked.models]
+        models = [f"sha256:{key.hex()}" for key in dict.fromkeys(asked.models)]
         friends = self._directory.words_of_friends(self._now(), models)
         raws = self._directory.news(asked.part, asked.held, self._now(), models)
         self._random.shuffle(raws)

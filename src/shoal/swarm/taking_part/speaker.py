@@ -115,6 +115,8 @@ class Speaker:
         model, now = self._size.serves, self._now()
         if not self._size.partial or model is None:
             return [TOPIC]
+        # Nearer than drawn, if since then somebody has come who hears nothing else.
+        self._swarm_at = min(self._swarm_at, now + self._size.swarm_rest_s() * 1.1)
         # Those of other models know a few of this one, by a word in a while.
         if now >= self._swarm_at or (news and self._size.overlapping):
             self._swarm_at = now + self._size.swarm_rest_s() * self._random.uniform(0.9, 1.1)

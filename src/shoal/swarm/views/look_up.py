@@ -82,7 +82,7 @@ class ModelLookUp:
         return [*first.values(), *others][:ENTRIES_ASKED]
 
     async def by_providers(self, digest: Digest, within_s: float, only: Digest | None = None) -> None:
-        """Ask the DHT who serves a model, and hear from those whom we have not heard of.
+        """Ask the DHT who serves a model, and hear from those who are not in the directory, nor lost.
 
         Args:
             within_s: how long the DHT has.
@@ -92,9 +92,11 @@ class ModelLookUp:
             ChannelClosed, DeadlineExceeded: the DHT does not answer.
         """
         providers = await self._network.find_providers(manifest_key(digest), deadline_s=within_s)
+        known = self._directory
         async with trio.open_nursery() as nursery:
             for provider in providers[:PROVIDERS_ASKED]:
-                if provider.peer != self._network.peer and self._directory.sequence(provider.peer) < 0:
+                here = provider.peer == self._network.peer or known.get(provider.peer) is not None
+                if not here and not known.is_lost(provider.peer):
                     nursery.start_soon(self._hear, provider, only)
 
     async def _hear(self, address: PeerAddress, digest: Digest | None) -> bool:

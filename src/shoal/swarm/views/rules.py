@@ -88,7 +88,10 @@ def speaking_period_s(announce_s: float, peers: int) -> float:
 
 
 def swarm_period_s(announce_s: float, peers: int, models: int) -> float:
-    """The same on the swarm's topic, where each of ``models`` models has as many words."""
+    """The same on the swarm's topic, where each of ``models`` models has as many words.
+
+    It may be longer than a word lives: the peers of a model take turns, so that others always know some.
+    """
     return announce_s * max(1.0, models * peers / SWARM_STEADY)
 
 

@@ -59,8 +59,11 @@ class SwarmSize:
     @property
     def joined(self) -> frozenset[Digest]:
         """The models of whose topics this member is, of a large swarm."""
-        if not self.partial:
-            return frozenset()
+        return self._own if self.partial else frozenset()
+
+    @property
+    def _own(self) -> frozenset[Digest]:
+        """The models that this member serves or asks for."""
         return frozenset([*self._asked, *([self.serves] if self.serves else [])])
 
     def of(self, digest: str) -> int:
@@ -97,7 +100,7 @@ class SwarmSize:
         if partial != self.partial and now >= self._changed_at + REST_SHARE * self._announce_s:
             self._changed_at = now
             if partial:
-                directory.keep_part(self._rules)
+                directory.keep_part(self._rules, self._own)
             else:
                 directory.keep_all()
         if self.partial:
