@@ -107,7 +107,8 @@ class Canaries:
             What came of its audits; ``None`` where none was sent, or it got no whole answer.
         """
         seen = self._audits.recent.draw(self.chance)
-        local = None if seen is None else self._weights.store.find(seen.digest)
+        find = self._weights.store.find
+        local = None if seen is None else await trio.to_thread.run_sync(find, seen.digest)
         if seen is None or local is None:
             return None
         try:
