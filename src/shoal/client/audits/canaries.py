@@ -190,10 +190,20 @@ class Canaries:
             rings.ends = self._parts.rings.ends
             member.directory.know([local.shape])
             await nursery.start(rings.run)
+            await member.use(local.digest)
+            self._introduce(member, seen)
             audits = Audits(rings, settings, self._weights, self._identity, purse)
             found = await self._ask(rings, seen, local, prompt, audits)
             nursery.cancel_scope.cancel()
         return found
+
+    def _introduce(self, member: Member, seen: SeenAnswer) -> None:
+        """Tell a new member of the peers that it is to ask: of a large swarm it knows others."""
+        directory = self._parts.rings.finder.member.directory
+        for peer in seen.peers:
+            member.directory.used(peer)
+            if raw := directory.raw(peer):
+                member.hear(raw)
 
     async def _ask(
         self, rings: Rings, seen: SeenAnswer, local: LocalModel, prompt: list[int], audits: Audits
