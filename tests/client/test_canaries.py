@@ -15,11 +15,14 @@ import trio
 from shoal.client.answer import Answer
 from shoal.client.audits.canaries import Canaries
 from shoal.client.swarm import Swarm
+from shoal.errors import ChannelClosed
 from shoal.node import node
 from shoal.node.admission import Admission
 from shoal.node.hop import Hop
 from shoal.swarm.audit_book import AuditBook
+from shoal.swarm.taking_part.comparison import DIRECTORY_PROTOCOL
 from shoal.testing.cheats import spare_clients, without_short_cuts
+from shoal.testing.memory import MemoryNetwork
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.trust.audit_record import AuditRecord, CanaryCounts
 from shoal.types import PeerId, Span
@@ -149,6 +152,30 @@ async def test_a_canary_that_gets_no_answer_blames_nobody_and_gives_back_what_it
         assert record(client).canaries == CanaryCounts(failed=1)
         assert record(client).account.canaries == record(client).account.earned  # as its answer took
         assert record(client).convictions == ()
+
+
+async def test_a_canary_knows_the_hops_that_it_is_for_though_the_swarm_tells_it_of_nobody(
+    home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(home, checkpoint, SPANS) as (swarm, client):
+        await ask(client, checkpoint)
+        request = MemoryNetwork.request
+
+        async def silence(
+            self: MemoryNetwork, peer: PeerId, protocol: str, *rest: Any, **within: Any
+        ) -> bytes:
+            if protocol == DIRECTORY_PROTOCOL:
+                raise ChannelClosed("one of a large swarm knows others")
+            return await request(self, peer, protocol, *rest, **within)
+
+        async def unheard(*_: object) -> None:
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(MemoryNetwork, "request", silence)
+        monkeypatch.setattr(MemoryNetwork, "publish", unheard)
+        found = await canaries(client).send_due()
+        assert found is not None
+        assert {audit.peer for audit in found.audits} == {network.peer for network in swarm.networks}
 
 
 async def test_a_canary_that_is_cut_off_is_counted_and_gives_back_what_it_has_not_used(

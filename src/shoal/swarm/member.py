@@ -365,6 +365,10 @@ class Member:
         holds = announcement.peer == author and announcement.sequence >= self.directory.sequence(author)
         return announcement if holds else None
 
+    def hear(self, raw: bytes) -> None:
+        """Take in an announcement that was heard elsewhere on this machine, if it holds."""
+        self._take(raw)
+
     def _take(self, raw: bytes) -> Announcement | None:
         """Take an announcement in. Returned if it is a word of a peer that we took for gone."""
         try:

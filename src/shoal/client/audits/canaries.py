@@ -107,7 +107,8 @@ class Canaries:
             What came of its audits; ``None`` where none was sent, or it got no whole answer.
         """
         seen = self._audits.recent.draw(self.chance)
-        local = None if seen is None else self._weights.store.find(seen.digest)
+        find = self._weights.store.find
+        local = None if seen is None else await trio.to_thread.run_sync(find, seen.digest)
         if seen is None or local is None:
             return None
         try:
@@ -189,10 +190,20 @@ class Canaries:
             rings.ends = self._parts.rings.ends
             member.directory.know([local.shape])
             await nursery.start(rings.run)
+            await member.use(local.digest)
+            self._introduce(member, seen)
             audits = Audits(rings, settings, self._weights, self._identity, purse)
             found = await self._ask(rings, seen, local, prompt, audits)
             nursery.cancel_scope.cancel()
         return found
+
+    def _introduce(self, member: Member, seen: SeenAnswer) -> None:
+        """Tell a new member of the peers that it is to ask: of a large swarm it knows others."""
+        directory = self._parts.rings.finder.member.directory
+        for peer in seen.peers:
+            member.directory.used(peer)
+            if raw := directory.raw(peer):
+                member.hear(raw)
 
     async def _ask(
         self, rings: Rings, seen: SeenAnswer, local: LocalModel, prompt: list[int], audits: Audits

@@ -26,7 +26,7 @@ ENTRIES_ASKED, VIEW_WITHIN_S = 4, 2.5
 LOOK_UP_WITHIN_S = 5.0
 TOLD = 64
 """Words of peers that one of them is asked for."""
-COMPARED = 16
+COMPARED = 12
 """Words that a comparison brings: of two views each has what the other lacks, and would not keep."""
 MODELS_JOINED = 6
 """Models whose topics a member hears, two each: neighbours hear of sixteen subscriptions of one peer."""
