@@ -127,6 +127,47 @@ async def test_twenty_answers_are_paid_for_and_balances_add_up(tmp_path, checkpo
         assert len(there.payers()) == 2
 
 
+def roomy(monkeypatch):
+    """Windows of which some short answers are a small part."""
+    monkeypatch.setattr(payee_desk, "window_of", lambda amount, blocks: amount * blocks * 4096 // MICRO)
+
+
+async def test_one_voucher_pays_for_answers_that_follow_each_other_and_none_of_them_waits_for_it(
+    tmp_path, checkpoint, whole, monkeypatch
+):
+    roomy(monkeypatch)
+    monkeypatch.setattr(voucher_payer, "GATHER_S", 3600)
+    signed, sign = [], voucher_payer.sign_voucher
+    monkeypatch.setattr(voucher_payer, "sign_voucher", lambda *args: signed.append(args) or sign(*args))
+    async with market(tmp_path, checkpoint, [FRONT, BACK]) as there:
+        client = await there.client(there.payer())
+        for _ in range(4):
+            assert await there.tokens(client, 6) == whole.greedy(PROMPT, 6)
+        assert signed == []
+        monkeypatch.setattr(voucher_payer, "PAY_AT", 1 << 30)  # now the least is much
+        await there.tokens(client, 6)
+        worked = 5 * (len(PROMPT) + 5) * 3 * TOKEN_BLOCK
+        with trio.fail_after(10):
+            while any(there.payee(desk).paid < worked for desk in there.desks):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
+async def test_a_client_that_ends_pays_what_is_left(tmp_path, checkpoint, monkeypatch):
+    roomy(monkeypatch)
+    monkeypatch.setattr(voucher_payer, "GATHER_S", 3600)
+    async with market(tmp_path, checkpoint, [Span(0, 6)]) as there:
+        (desk,), around = there.desks, there.swarm.nursery
+        async with trio.open_nursery() as there.swarm.nursery:
+            client = await there.client(there.payer())
+            await there.tokens(client, 6)
+            assert there.payers()[desk._address].signed == 0
+            there.swarm.nursery.cancel_scope.cancel()
+        there.swarm.nursery = around
+        account = await settled(there, desk)
+        assert account.paid >= (len(PROMPT) + 5) * 6 * TOKEN_BLOCK
+        assert not there.payers()[desk._address].under_way
+
+
 class Greedy(PayeeDesk):
     """A payee that says it may be owed more than anybody has."""
 
@@ -150,7 +191,7 @@ class Silent(VoucherPayer):
         self._paying[channel_id].busy = False
         return {}
 
-    async def settle(self, bills, live):
+    def note_over(self, bills):
         pass
 
 
@@ -180,9 +221,9 @@ class Dying(VoucherPayer):
         self._paying[channel_id].busy = False
         return {}
 
-    async def settle(self, bills, live):
+    def note_over(self, bills):
         if not self.killed:
-            await super().settle(bills, live)
+            super().note_over(bills)
 
 
 async def test_a_client_that_is_killed_in_a_later_session_comes_back_and_pays_for_both(

@@ -11,7 +11,7 @@ import trio
 from shoal.client.ring import route_finder, suspects
 from shoal.client.ring.hop import HopLost, RouteHop
 from shoal.client.ring.ring import Ring
-from shoal.client.ring.rings import NEWCOMER_OPENS_S
+from shoal.client.ring.search import NEWCOMER_OPENS_S
 from shoal.errors import NoCoverage, OutdatedPeer
 from shoal.executor.codecs import decode, encode
 from shoal.node.hop import Hop
@@ -144,7 +144,7 @@ async def test_what_hops_did_is_settled_once_however_often_a_ring_is_closed(
     async with memory_swarm(tmp_path / "home", checkpoint, THIRDS) as swarm:
         rings, settled = swarm.client.rings, []
 
-        async def settle(given, bills, live):
+        async def settle(given, bills):
             settled.append(given)
 
         monkeypatch.setattr(rings._accounts, "settle", settle)

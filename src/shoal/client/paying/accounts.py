@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.client.paying.acknowledging import Acknowledging
@@ -49,19 +49,13 @@ class HopAccounts:
             )
         return HopTerms(credit, await self.payer.offer(peer, price))
 
-    async def settle(
-        self, given: Sequence[GivenWork], bills: Sequence[HopBill], live: Callable[[], Sequence[HopBill]]
-    ) -> None:
-        """A session is over: sign for it, and pay for it.
-
-        Args:
-            live: bills of sessions that are not over by then, or are being opened.
-        """
+    async def settle(self, given: Sequence[GivenWork], bills: Sequence[HopBill]) -> None:
+        """A session is over: sign for it; what is owed for it is paid beside what follows."""
+        if self.payer is not None:
+            self.payer.note_over(bills)
         if self._acknowledging is not None:
             units: dict[PeerId, int] = {}
             for one in given:
                 units[one.peer] = units.get(one.peer, 0) + one.units
             channels = {one.peer: one.channel for one in given if one.channel is not None}
             await self._acknowledging.acknowledge(units, channels)
-        if self.payer is not None and bills:
-            await self.payer.settle(bills, live)

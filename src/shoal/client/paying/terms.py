@@ -68,31 +68,39 @@ class Payer(Protocol):
         ...
 
     def note_due(self, channel: Channel, message: PaymentDue) -> bool:
-        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run.
+        """A hop says what it is owed. Returns whether :meth:`pay_due` is to be run at once.
 
         Raises:
             RemoteProtocolError: this payment channel was not offered to it.
         """
         ...
 
-    async def pay_due(
-        self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
-    ) -> Mapping[Channel, PaymentStopped]:
-        """Pay what is due, as far as the bills allow.
+    def note_over(self, bills: Sequence[HopBill]) -> None:
+        """A session is over: what it had is to be paid for."""
+        ...
 
-        Args:
-            bills: of all sessions that are open by then.
+    async def owing(self) -> Sequence[bytes]:
+        """Wait until something is owed, and then a moment for more of it, unless it is much.
 
         Returns:
-            Of each channel whose hop waits and goes on waiting, why.
+            The payment channels of which :meth:`pay_due` is to be run.
         """
         ...
 
-    async def settle(self, bills: Sequence[HopBill], live: Callable[[], Sequence[HopBill]]) -> None:
-        """Pay for a session that is over.
+    def owing_now(self) -> Sequence[bytes]:
+        """As :meth:`owing`, without waiting."""
+        ...
+
+    async def pay_due(
+        self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
+    ) -> Mapping[Channel, PaymentStopped]:
+        """Pay what is due and what sessions have left owing, as far as the bills allow.
 
         Args:
-            live: bills of those that are not by then, or are being opened.
+            bills: of all sessions that are open by then, or are being opened.
+
+        Returns:
+            Of each channel whose hop waits and goes on waiting, why.
         """
         ...
 

@@ -1,7 +1,8 @@
 """Pays hops by vouchers: a payment channel to each payee, and a voucher when a part of its window is owed.
 
-A voucher is signed and written in a thread. No more is signed for than was asked of a hop, and what has come
-back bounds it, with one window beyond. What is signed is on the disk before it is sent.
+A voucher is signed and written in a thread, beside sessions (:mod:`.payments`). No more is signed for than
+was asked of a hop, and what has come back bounds it, with one window beyond. What is signed is on the disk
+before it is sent.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from shoal.types import PeerId
 from shoal.wire.paying import Paid, PaymentDue, PaymentOffer
 
 LOOK_AGAIN_S = 0.05
+GATHER_S = 1.0
+"""How long what is owed waits for more, so that one voucher pays for sessions that follow each other."""
+PAY_AT = 4
+"""A part of the window, one of so many, that is paid for at once."""
 RESULTS_WITHIN_S = 15.0
 """How long a hop may wait for a voucher until what it claims has come back."""
 MAX_PEERS = 1024
@@ -68,8 +73,16 @@ class _Paying:
         """To whom it was offered: nobody else has anything to ask for over it."""
         self.pending: dict[Channel, PaymentDue] = {}
         """The newest of each channel to one of them."""
+        self.over = self.paid_over = 0
+        """Sessions that are over, and those of them that are paid for."""
+        self.last: Channel | None = None
+        """Over which one of those was."""
         self.busy = False
         self.signing = trio.Lock()
+
+    def is_much(self, micro: int) -> bool:
+        """Whether so much in all is to be paid at once."""
+        return (micro - self.account.signed * MICRO) * PAY_AT >= self.window * MICRO
 
 
 class VoucherPayer:
@@ -99,6 +112,7 @@ class VoucherPayer:
         self._paying: dict[bytes, _Paying] = {}
         self._to: dict[bytes, _Paying] = {}  # by payee
         self._opening = trio.Lock()
+        self._owed, self._much = trio.Event(), trio.Event()
 
     async def offer(self, peer: PeerId, price: AskedPrice) -> PaymentOffer:
         """How a session at ``peer`` will be paid for. See :class:`~shoal.client.paying.terms.Payer`."""
@@ -128,10 +142,42 @@ class VoucherPayer:
         if paying is None or channel.peer not in paying.peers:
             raise RemoteProtocolError("a payment is due over a payment channel that was not offered")
         paying.pending[channel] = message
-        if paying.busy:
+        self._owed.set()
+        at_once = message.waiting or message.refused or paying.is_much(_micro(message))
+        if paying.busy or not at_once:
             return False
         paying.busy = True
         return True
+
+    def note_over(self, bills: Sequence[HopBill]) -> None:
+        """A session is over. See :class:`~shoal.client.paying.terms.Payer`."""
+        for bill in bills:
+            if (paying := self._to.get(bill.price.payee)) is None:
+                continue
+            paying.received_micro += bill.came_micro
+            paying.most_micro += bill.most_micro(paying.window * MICRO)
+            paying.over += 1
+            paying.last = bill.channel or paying.last
+            self._owed.set()
+            if paying.is_much(paying.received_micro):
+                self._much.set()
+
+    async def owing(self) -> list[bytes]:
+        """Wait until something is owed. See :class:`~shoal.client.paying.terms.Payer`."""
+        await self._owed.wait()
+        with trio.move_on_after(GATHER_S):
+            await self._much.wait()
+        self._owed, self._much = trio.Event(), trio.Event()
+        return self.owing_now()
+
+    def owing_now(self) -> list[bytes]:
+        """Where something is owed, and nobody pays it. See :class:`~shoal.client.paying.terms.Payer`."""
+        found: list[bytes] = []
+        for channel_id, paying in self._paying.items():
+            if not paying.busy and (paying.pending or paying.paid_over < paying.over):
+                paying.busy = True
+                found.append(channel_id)
+        return found
 
     async def pay_due(
         self, channel_id: bytes, bills: Callable[[], Sequence[HopBill]]
@@ -140,7 +186,10 @@ class VoucherPayer:
         paying, waiting = self._paying[channel_id], dict[Channel, PaymentStopped]()
         until = trio.current_time() + RESULTS_WITHIN_S
         try:
-            while paying.pending:
+            while paying.pending or paying.paid_over < paying.over:
+                if paying.paid_over < paying.over:
+                    await self._pay_over(paying, bills)
+                    continue
                 channel = next(iter(paying.pending))
                 message = paying.pending.pop(channel)
                 try:
@@ -159,35 +208,29 @@ class VoucherPayer:
             paying.busy = False
         return waiting
 
-    async def settle(self, bills: Sequence[HopBill], live: Callable[[], Sequence[HopBill]]) -> None:
-        """Pay for a session that is over. See :class:`~shoal.client.paying.terms.Payer`."""
-        for payee in {bill.price.payee for bill in bills}:
-            paying = self._to.get(payee)
-            if paying is None:
-                continue
-            over = [bill for bill in bills if bill.price.payee == payee]
+    async def _pay_over(self, paying: _Paying, bills: Callable[[], Sequence[HopBill]]) -> None:
+        """Pay for what sessions have given that are over, and for what has come of those that go on."""
+        payee, over, last = paying.account.terms.payee, paying.over, paying.last
 
-            def left(payee: bytes = payee) -> list[HopBill]:
-                return [bill for bill in live() if bill.price.payee == payee]
+        def left() -> list[HopBill]:
+            return [bill for bill in bills() if bill.price.payee == payee]
 
-            paying.received_micro += sum(bill.came_micro for bill in over)
-            paying.most_micro += sum(bill.most_micro(paying.window * MICRO) for bill in over)
-            micro = paying.received_micro + sum(bill.came_micro for bill in left())
-            try:
-                voucher = await self._sign(paying, micro, micro, b"", left)
-            except ShoalError as error:
-                log.warning("a session could not be paid for to the end: %s", error.message)
-                continue
-            channel = next((bill.channel for bill in over if bill.channel is not None), None)
-            if voucher is not None and channel is not None and not channel.closed:
+        micro = paying.received_micro + sum(bill.came_micro for bill in left())
+        try:
+            voucher = await self._sign(paying, micro, micro, b"", left)
+            if voucher is not None and last is not None and not last.closed:
                 with suppress(ChannelClosed):
-                    await channel.send(Paid(msgspec.msgpack.encode(voucher)))
+                    await last.send(Paid(msgspec.msgpack.encode(voucher)))
+        except ShoalError as error:
+            log.warning("a session could not be paid for to the end: %s", error.message)
+        # If that was cut off, it is paid for once more: the voucher is the same.
+        paying.paid_over = over
 
     async def _pay(
         self, paying: _Paying, channel: Channel, message: PaymentDue, bills: Sequence[HopBill]
     ) -> PaymentStopped | None:
         payee = paying.account.terms.payee
-        claimed = int.from_bytes(message.owed_micro, "big")
+        claimed = _micro(message)
         ours = [bill.most_micro(paying.window * MICRO) for bill in bills if bill.price.payee == payee]
         most = paying.most_micro + sum(ours)
         if message.refused:
@@ -295,6 +338,11 @@ class VoucherPayer:
             check="set pay-budget, or add to the payment channel",
             next_command="shoal wallet fund",
         )
+
+
+def _micro(message: PaymentDue) -> int:
+    """What a hop says that it is owed, in millionths."""
+    return int.from_bytes(message.owed_micro, "big")
 
 
 def _read(newest: bytes) -> Voucher:

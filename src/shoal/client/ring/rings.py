@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,11 +12,13 @@ import trio
 from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.attestation.attested import RENEW_S, AttestedPeers, no_measurements
 from shoal.client.paying.accounts import HopAccounts
-from shoal.client.paying.terms import HopBill, Payer
+from shoal.client.paying.payments import Payments
+from shoal.client.paying.terms import HopBill
 from shoal.client.ring.at_once import answer_at_once
 from shoal.client.ring.hop import HopNotAsked, HopRefused, RouteHop
 from shoal.client.ring.ring import Ring, RingMessage
 from shoal.client.ring.route_finder import RouteFinder
+from shoal.client.ring.search import Search
 from shoal.client.tuning.questions import TrainingQuestions
 from shoal.config import Settings
 from shoal.errors import (
@@ -25,6 +26,7 @@ from shoal.errors import (
     ChannelClosed,
     DeadlineExceeded,
     NoCoverage,
+    PaymentStopped,
     RemoteProtocolError,
     ShoalError,
 )
@@ -53,8 +55,6 @@ OPEN_ATTEMPTS = 64
 SEARCH_SHARE = 2
 """Times the time that hops have to open a session: how long routes are tried over peers that refuse or are
 gone."""
-NEWCOMER_OPENS_S = 0.75
-"""What a route has to open the session, where there are others and a hop of it has not answered before."""
 NEWCOMER_TRIPS = 10
 """The same in round trips to the farthest hop, beside it; not known of who has never been reached."""
 PATIENCE = 1.3
@@ -66,34 +66,6 @@ WATCH_EVERY_S = 0.5
 ATTEST_EVERY_S = 15.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Search:
-    """What the attempts to open one session have shown so far."""
-
-    trial: bool
-    avoid: set[PeerId] = field(default_factory=set[PeerId])
-    doubtful: set[PeerId] = field(default_factory=set[PeerId])
-    """Of those, who had little time or is at odds with another: asked again when nobody else is left."""
-    hurried: bool = True
-    """Whether routes with newcomers have less time than there is."""
-    newcomer_opens_s: float = NEWCOMER_OPENS_S
-    refused: ShoalError | None = None
-    """Why the last one was."""
-    asked_others: bool = False
-    """Whether those were asked what they run on who were not needed for a route at first."""
-    renewed: set[PeerId] = field(default_factory=set[PeerId])
-    """Who was asked that again, as it has another key than it had shown."""
-
-    def ask_doubtful_again(self) -> bool:
-        """Whether there is anybody to ask again; they then have all the time there is."""
-        if not self.doubtful:
-            return False
-        self.avoid -= self.doubtful
-        self.doubtful = set()
-        self.hurried = False
-        return True
 
 
 class Rings:
@@ -132,6 +104,8 @@ class Rings:
         """Those of tuning that wait for answers."""
         self.attested: AttestedPeers | None = None
         """Who has shown what it runs on; none where there is no list of what may."""
+        payer = self._accounts.payer
+        self._payments = Payments(payer, lambda: self._bills, self._stop) if payer is not None else None
         self._nursery: trio.Nursery | None = None
         self._attested_finder: RouteFinder | None = None
 
@@ -167,14 +141,27 @@ class Rings:
         return self._settings.open_timeout_s
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Move messages, and watch the hops, until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._watch)
-                self._nursery.start_soon(self._watch_attested)
-                await self._pool.run(accept=False, task_status=task_status)
-        finally:
-            self._nursery = None
+        """Move messages, watch the hops, and pay them, until cancelled."""
+        # While the last vouchers are sent, messages still move.
+        moving = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(self._move, moving)
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._watch)
+                    self._nursery.start_soon(self._watch_attested)
+                    if self._payments is not None:
+                        self._nursery.start_soon(self._payments.run)
+                    task_status.started()
+            finally:
+                self._nursery = None
+                moving.cancel()
+
+    async def _move(
+        self, moving: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with moving:
+            await self._pool.run(accept=False, task_status=task_status)
 
     async def open(
         self,
@@ -209,7 +196,7 @@ class Rings:
         timeout_s = timeout_s or self.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         affinity, caches = (begins.affinity, begins.keys) if begins is not None else (b"", ())
-        search = _Search(trial=self.finder.draw_trial())
+        search = Search(trial=self.finder.draw_trial())
         if search.trial:
             affinity = b""  # else no newcomer is ever tried by who asks for conversations alone
         have_shown = partial(self.have_shown, finder, shape, numerics, tokens, span, search.avoid)
@@ -267,7 +254,7 @@ class Rings:
             await self.attested.refresh([a for a in fitting if a.peer not in avoid], enough=enough)
         return trio.current_time() - began
 
-    def _forget_renewed(self, search: _Search, route: Sequence[RouteHop]) -> bool:
+    def _forget_renewed(self, search: Search, route: Sequence[RouteHop]) -> bool:
         """Forget what hops have shown that have another key now, as after a restart.
 
         Returns:
@@ -292,7 +279,7 @@ class Rings:
         self._nursery.start_soon(run, *given)
 
     async def _note_refusal(
-        self, search: _Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool
+        self, search: Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool
     ) -> None:
         """Learn from a hop that did not take part.
 
@@ -317,7 +304,7 @@ class Rings:
         for peer in peers:
             self.finder.reputation.failed(peer, trio.current_time(), REFUSAL)
 
-    def _opens_within_s(self, search: _Search, route: Sequence[RouteHop], timeout_s: float) -> float:
+    def _opens_within_s(self, search: Search, route: Sequence[RouteHop], timeout_s: float) -> float:
         """What a route has to open a session: less where a hop of it may well never answer."""
         if all(hop.proven for hop in route):
             return timeout_s
@@ -364,7 +351,7 @@ class Rings:
             if (step_s := pace.usual_s) is not None:
                 self.finder.reputation.paced(hop.address.peer, step_s / len(hop.span))
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
-            await self._accounts.settle(ring.places.given, ring.places.bills, lambda: self._bills)
+            await self._accounts.settle(ring.places.given, ring.places.bills)
         with trio.move_on_after(CLOSE_WITHIN_S, shield=True):
             await ring.aclose()
 
@@ -372,13 +359,10 @@ class Rings:
     def _bills(self) -> list[HopBill]:
         return [bill for ring in self._rings.values() for bill in ring.places.bills]
 
-    async def _pay(self, payer: Payer, channel_id: bytes) -> None:
-        """Pay what hops say is due; where that is not to be paid, their sessions end with why."""
-        with ends_alone(log, "paying a hop"):
-            for channel, stopped in (await payer.pay_due(channel_id, lambda: self._bills)).items():
-                for ring in list(self._rings.values()):
-                    if ring.uses(channel):
-                        ring.stop(stopped)
+    def _stop(self, channel: Channel, stopped: PaymentStopped) -> None:
+        for ring in list(self._rings.values()):
+            if ring.uses(channel):
+                ring.stop(stopped)
 
     def survived(self, ring: Ring, at: float, gap_s: float, lost: Sequence[PeerId], way: str) -> None:
         """Note that a session, now on ``ring``, has survived a loss; ``at`` is seconds since the epoch."""
@@ -470,9 +454,8 @@ class Rings:
         match message:
             case Attested() if self.attested is not None:
                 self.attested.questions.answered(channel, message, payload)
-            case PaymentDue() if (payer := self._accounts.payer) is not None:
-                if payer.note_due(channel, message):
-                    self._start(self._pay, payer, message.channel_id)
+            case PaymentDue() if self._payments is not None:
+                self._payments.due(channel, message)
             case Trained() | NotTrained():
                 self.training.answered(channel, message, payload)
             case _ if isinstance(message, RingMessage):
