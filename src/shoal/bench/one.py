@@ -45,16 +45,24 @@ class OneProcess:
         self._runner = runner
         self._pool = pool
         self._vocab = vocab
+        self._near: list[tuple[KvState, int]] = []
+        """Sessions with ``DEPTH`` tokens cached, and the next token of each."""
         self._far: dict[int, KvState] = {}
 
     def decode(self, sessions: int) -> float:
-        """Tokens in a second over all of so many sessions, each decoding up to ``STEPS`` tokens greedily."""
-        states = [self._open(DEPTH + STEPS) for _ in range(sessions)]
-        try:
-            prompts = [[(7 * i + j) % self._vocab for j in range(DEPTH)] for i in range(sessions)]
-            return self._decoded(states, DEPTH, self._chosen(states, 0, prompts))
-        finally:
-            self._close(states)
+        """Tokens in a second over all of so many sessions, each decoding up to ``STEPS`` tokens greedily.
+
+        What is cached before is computed by the first call alone: each goes back to there, where it can.
+        """
+        if not self._runner.capabilities.roll_back:
+            self._close([state for state, _ in self._near])
+            self._near = []
+        if new := range(len(self._near), sessions):
+            states = [self._open(DEPTH + STEPS) for _ in new]
+            prompts = [[(7 * i + j) % self._vocab for j in range(DEPTH)] for i in new]
+            self._near += zip(states, self._chosen(states, 0, prompts), strict=True)
+        near = self._near[:sessions]
+        return self._decoded([state for state, _ in near], DEPTH, [token for _, token in near])
 
     def fill(self, context: int, progress: Progress) -> None:
         """Make a session with so many tokens cached, for :meth:`decode_after`."""
