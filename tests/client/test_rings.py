@@ -11,7 +11,7 @@ import trio
 from shoal.client.ring import route_finder, suspects
 from shoal.client.ring.hop import HopLost, RouteHop
 from shoal.client.ring.ring import Ring
-from shoal.client.ring.search import NEWCOMER_OPENS_S
+from shoal.client.ring.rings import NEWCOMER_OPENS_S
 from shoal.errors import NoCoverage, OutdatedPeer
 from shoal.executor.codecs import decode, encode
 from shoal.node.hop import Hop

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.client.paying.acknowledging import Acknowledging
+from shoal.client.paying.payments import Payments
 from shoal.client.paying.terms import HopBill, HopTerms, Payer
 from shoal.errors import PaymentStopped
 from shoal.net.channel import Channel
@@ -48,6 +49,12 @@ class HopAccounts:
                 next_command="shoal wallet create",
             )
         return HopTerms(credit, await self.payer.offer(peer, price))
+
+    def payments(
+        self, bills: Callable[[], Sequence[HopBill]], stop: Callable[[Channel, PaymentStopped], None]
+    ) -> Payments | None:
+        """What pays beside sessions, where anything does. See :class:`Payments`."""
+        return Payments(self.payer, bills, stop) if self.payer is not None else None
 
     async def settle(self, given: Sequence[GivenWork], bills: Sequence[HopBill]) -> None:
         """A session is over: sign for it; what is owed for it is paid beside what follows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,11 @@ import trio
 from shoal.client.attestation.asking import AttestationQuestions
 from shoal.client.attestation.attested import RENEW_S, AttestedPeers, no_measurements
 from shoal.client.paying.accounts import HopAccounts
-from shoal.client.paying.payments import Payments
 from shoal.client.paying.terms import HopBill
 from shoal.client.ring.at_once import answer_at_once
 from shoal.client.ring.hop import HopNotAsked, HopRefused, RouteHop
 from shoal.client.ring.ring import Ring, RingMessage
 from shoal.client.ring.route_finder import RouteFinder
-from shoal.client.ring.search import Search
 from shoal.client.tuning.questions import TrainingQuestions
 from shoal.config import Settings
 from shoal.errors import (
@@ -43,10 +42,7 @@ from shoal.trust.attestation.measurements import Measurements, read_measurements
 from shoal.trust.attestation.verify import MAKERS, Roots
 from shoal.types import Codec, ModelShape, Numerics, PeerAddress, PeerId, SessionId, Span
 from shoal.wire.cache_names import Beginning, CacheKey
-from shoal.wire.messages import (
-    Attested,
-    Message,
-)
+from shoal.wire.messages import Attested, Message
 from shoal.wire.paying import PaymentDue
 from shoal.wire.training import NotTrained, Trained
 
@@ -55,6 +51,8 @@ OPEN_ATTEMPTS = 64
 SEARCH_SHARE = 2
 """Times the time that hops have to open a session: how long routes are tried over peers that refuse or are
 gone."""
+NEWCOMER_OPENS_S = 0.75
+"""What a route has to open the session, where there are others and a hop of it has not answered before."""
 NEWCOMER_TRIPS = 10
 """The same in round trips to the farthest hop, beside it; not known of who has never been reached."""
 PATIENCE = 1.3
@@ -66,6 +64,34 @@ WATCH_EVERY_S = 0.5
 ATTEST_EVERY_S = 15.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Search:
+    """What the attempts to open one session have shown so far."""
+
+    trial: bool
+    avoid: set[PeerId] = field(default_factory=set[PeerId])
+    doubtful: set[PeerId] = field(default_factory=set[PeerId])
+    """Of those, who had little time or is at odds with another: asked again when nobody else is left."""
+    hurried: bool = True
+    """Whether routes with newcomers have less time than there is."""
+    newcomer_opens_s: float = NEWCOMER_OPENS_S
+    refused: ShoalError | None = None
+    """Why the last one was."""
+    asked_others: bool = False
+    """Whether those were asked what they run on who were not needed for a route at first."""
+    renewed: set[PeerId] = field(default_factory=set[PeerId])
+    """Who was asked that again, as it has another key than it had shown."""
+
+    def ask_doubtful_again(self) -> bool:
+        """Whether there is anybody to ask again; they then have all the time there is."""
+        if not self.doubtful:
+            return False
+        self.avoid -= self.doubtful
+        self.doubtful = set()
+        self.hurried = False
+        return True
 
 
 class Rings:
@@ -104,8 +130,7 @@ class Rings:
         """Those of tuning that wait for answers."""
         self.attested: AttestedPeers | None = None
         """Who has shown what it runs on; none where there is no list of what may."""
-        payer = self._accounts.payer
-        self._payments = Payments(payer, lambda: self._bills, self._stop) if payer is not None else None
+        self._payments = self._accounts.payments(lambda: self._bills, self._stop)
         self._nursery: trio.Nursery | None = None
         self._attested_finder: RouteFinder | None = None
 
@@ -196,7 +221,7 @@ class Rings:
         timeout_s = timeout_s or self.open_timeout_s
         span = span or Span(0, shape.n_blocks)
         affinity, caches = (begins.affinity, begins.keys) if begins is not None else (b"", ())
-        search = Search(trial=self.finder.draw_trial())
+        search = _Search(trial=self.finder.draw_trial())
         if search.trial:
             affinity = b""  # else no newcomer is ever tried by who asks for conversations alone
         have_shown = partial(self.have_shown, finder, shape, numerics, tokens, span, search.avoid)
@@ -254,7 +279,7 @@ class Rings:
             await self.attested.refresh([a for a in fitting if a.peer not in avoid], enough=enough)
         return trio.current_time() - began
 
-    def _forget_renewed(self, search: Search, route: Sequence[RouteHop]) -> bool:
+    def _forget_renewed(self, search: _Search, route: Sequence[RouteHop]) -> bool:
         """Forget what hops have shown that have another key now, as after a restart.
 
         Returns:
@@ -279,7 +304,7 @@ class Rings:
         self._nursery.start_soon(run, *given)
 
     async def _note_refusal(
-        self, search: Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool
+        self, search: _Search, route: Sequence[RouteHop], error: HopRefused, *, hurried: bool
     ) -> None:
         """Learn from a hop that did not take part.
 
@@ -304,7 +329,7 @@ class Rings:
         for peer in peers:
             self.finder.reputation.failed(peer, trio.current_time(), REFUSAL)
 
-    def _opens_within_s(self, search: Search, route: Sequence[RouteHop], timeout_s: float) -> float:
+    def _opens_within_s(self, search: _Search, route: Sequence[RouteHop], timeout_s: float) -> float:
         """What a route has to open a session: less where a hop of it may well never answer."""
         if all(hop.proven for hop in route):
             return timeout_s

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
-from shoal.client.ring.rings import NEWCOMER_TRIPS, OPEN_ATTEMPTS, PATIENCE
-from shoal.client.ring.search import NEWCOMER_OPENS_S
+from shoal.client.ring.rings import NEWCOMER_OPENS_S, NEWCOMER_TRIPS, OPEN_ATTEMPTS, PATIENCE
 from shoal.client.ring.suspects import CAUTIONS, Caution, Suspects
 from shoal.errors import Busy, NoCoverage
 from shoal.routing.prices import HOP_S, ROW_SHARE, Candidate
