@@ -1,19 +1,21 @@
 """Forward and backward through frozen blocks, with an adapter whose gradients are wanted.
 
-Activations are those of one block and one sequence at a time. To go backward, a sequence runs forward once
-more, of which only what enters each block is kept; the blocks are then computed again one by one, the last
+To go backward, a sequence runs forward once more. Of as many blocks as fit into ``KEPT_BYTES`` activations
+are kept until then; of the others only what enters them is, and they are computed again one by one, the last
 one first (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from shoal.errors import DeadlineExceeded, StepFailed
@@ -21,6 +23,9 @@ from shoal.executor.adapters.modules import AdaptedLinear, added, find_linear
 from shoal.executor.arrays import Floats
 from shoal.executor.packed import PackedLinear
 from shoal.models.build.span import SpanModule
+
+KEPT_BYTES = 1 << 28
+"""Activations of one sequence that are kept; those of its first block are in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class TrainingRun:
         """
         began, done, module, work = time.monotonic(), len(self._outs), self._module, self._work
         at = sum(work.lengths[:done])
-        kept = _boundaries_kept(module) if self._backward else nullcontext()
+        kept = _activations_kept(module) if self._backward else nullcontext()
         with added(self._linears), _bounded(module, began + self._left_s), kept:
             self._outs.append(_run(module, work, slice(at, at + work.lengths[done])).float().cpu())
         self._left_s -= time.monotonic() - began
@@ -134,14 +139,52 @@ def _linear(module: SpanModule, work: TrainingWork, low: TrainingLayer) -> Adapt
     return AdaptedLinear(layer, low.down.to(module.device), low.up.to(module.device), work.scale)
 
 
+class _Keeping:
+    """Which blocks keep their activations in one run: as many as fit, as far as the first one tells."""
+
+    def __init__(self, module: SpanModule) -> None:
+        self._weights = {_storage(held) for held in (*module.model.parameters(), *module.model.buffers())}
+        self._block_bytes: int | None = None
+        self._left = KEPT_BYTES
+
+    def run(self, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """One block's forward."""
+        if self._block_bytes is None:
+            sizes: dict[int, int] = {}
+
+            def note(saved: torch.Tensor) -> torch.Tensor:
+                if _storage(saved) not in self._weights:
+                    sizes[_storage(saved)] = saved.untyped_storage().nbytes()
+                return saved
+
+            with saved_tensors_hooks(note, _same):
+                made = forward(*given, **named)
+            self._block_bytes = sum(sizes.values())
+        elif self._block_bytes <= self._left:
+            made = forward(*given, **named)
+        else:
+            return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
+        self._left -= self._block_bytes
+        return made
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Where a tensor's numbers lie, which views of it share."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _same(saved: torch.Tensor) -> torch.Tensor:
+    return saved
+
+
 @contextmanager
-def _boundaries_kept(module: SpanModule) -> Generator[None]:
-    """While a sequence runs, blocks keep what enters them, and nothing else that a step backward needs."""
+def _activations_kept(module: SpanModule) -> Generator[None]:
+    """While a sequence runs, blocks keep what a step backward needs, or what enters them and nothing else."""
+    keeping = _Keeping(module)
     with ExitStack() as stack:
         for block in module.blocks.modules:
             # The forward, not the block: hooks at its ends, by which a span is entered and left, run once.
-            again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-            block.forward = again  # of this module alone, before its class's
+            block.forward = partial(keeping.run, block.forward)  # of this module alone, before its class's
             stack.callback(vars(block).pop, "forward")
         yield
 
