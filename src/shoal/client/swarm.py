@@ -77,6 +77,7 @@ class Swarm:
         identity: under which peers are asked to audit others; without one, only this machine audits.
         accounts: by which hops are told who asks, and are paid.
         other: as whom canaries are sent; without one, none are.
+        thread: on which the client's part is computed; by default one of its own.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Swarm:
         identity: OtherIdentity | None = None,
         accounts: HopAccounts | None = None,
         other: OtherMember | None = None,
+        thread: ComputeThread | None = None,
     ) -> None:
         self.network = network
         self.member = member
@@ -106,7 +108,7 @@ class Swarm:
         self._encoders: dict[Digest, bool] = {}
         self._both: dict[Digest, EncoderDecoder | None] = {}
         self._loading = trio.Lock()
-        self._thread = ComputeThread("shoal-ends")
+        self._thread = thread or ComputeThread("shoal-ends")
         self.soft_prompts = SoftPrompts(settings.soft_prompt, self._thread)
         self._own = settings.own_blocks
         self._opener = partial(

@@ -60,10 +60,8 @@ class SimClient(Swarm):
     """A client whose ends are pretended."""
 
     def __init__(self, network: Network, member: Member, settings: Settings, chance: Random) -> None:
-        super().__init__(network, member, settings, ModelStore(Path()))
+        super().__init__(network, member, settings, ModelStore(Path()), thread=LoopThread())
         self.rings.finder._random = chance  # pyright: ignore[reportPrivateUsage]
-        self._thread.close()
-        self._thread = LoopThread()
         self.script: dict[int, int] = {}
         """What the model says instead of what it would (:func:`model.script`)."""
 
