@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from shoal.config import Settings
 from shoal.errors import LocalProtocolError
 from shoal.executor.runner import KvState
 from shoal.models.store.local_model import LocalModel
+from shoal.models.store.store import ModelStore
+from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Format
 
 WINDOW = [5, 9, 3, 77, 4, 4, 18, 30, 2, 61]
@@ -37,7 +41,7 @@ async def test_losses_are_those_of_transformers(
     )
 
 
-async def test_speeds_are_measured_again_and_again_without_holding_kv(
+async def test_speeds_are_measured_again_and_again_within_the_kv_that_was_asked_for(
     settings: Settings, model: LocalModel
 ) -> None:
     with torch_thread() as thread:
@@ -46,6 +50,30 @@ async def test_speeds_are_measured_again_and_again_without_holding_kv(
             assert await thread.run(partial(one.decode, 3)) > 0
             assert await thread.run(partial(one.prefill, 40)) > 0
         assert await thread.run(partial(one.ends_seconds, 2)) > 0
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(("family", "times"), [("llama", 1), ("mamba", 3)])
+async def test_what_is_cached_before_decoding_is_computed_once_where_caches_can_go_back(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, times: int
+) -> None:
+    prompts: list[int] = []
+    chosen = OneProcess._chosen
+
+    def counted(
+        one: OneProcess, states: Sequence[KvState], position: int, pieces: Sequence[list[int]]
+    ) -> list[int]:
+        if position == 0:
+            prompts.append(len(states))
+        return chosen(one, states, position, pieces)
+
+    monkeypatch.setattr(OneProcess, "_chosen", counted)
+    local = ModelStore(tmp_path / "models").show(str(write_checkpoint(tmp_path / family, family)))
+    with torch_thread() as thread:
+        one = await load_one(thread, local, settings, "fp32", kv="auto", tokens=4 * 48)
+        for _ in range(3):
+            assert await thread.run(partial(one.decode, 2)) > 0
+    assert prompts == [2] * times
 
 
 async def test_a_long_context_is_computed_once_and_decoded_from_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ import trio
 
 from shoal.client.paying import voucher_payer
 from shoal.client.paying.accounts import HopAccounts
+from shoal.client.paying.payments import Payments
 from shoal.client.paying.voucher_payer import VoucherPayer
 from shoal.client.ring import route_finder
 from shoal.errors import NoCoverage, PaymentRequired, PaymentStopped, RemoteProtocolError, VoucherRefused
@@ -166,6 +168,13 @@ async def test_a_client_that_ends_pays_what_is_left(tmp_path, checkpoint, monkey
         account = await settled(there, desk)
         assert account.paid >= (len(PROMPT) + 5) * 6 * TOKEN_BLOCK
         assert not there.payers()[desk._address].under_way
+
+
+def test_what_a_hop_claims_while_the_client_ends_keeps_the_last_payment_from_nobody():
+    taken_up = []
+    payer = SimpleNamespace(note_due=lambda *due: taken_up.append(due) or True)
+    Payments(payer, list, lambda *_: None).due(Heard(), PaymentDue(b"c" * 32, b"\1", b"", True, ""))
+    assert taken_up == []  # else it would be under way for ever
 
 
 class Greedy(PayeeDesk):

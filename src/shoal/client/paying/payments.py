@@ -1,7 +1,7 @@
 """Pays hops beside one client's sessions: at once where much is owed or a hop waits, else a moment later.
 
 A voucher is signed for all that was given until then, so sessions that follow each other closely are paid for
-by one, and none of them waits for the disk.
+by one, and none of them waits until it is written.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Payments:
         Raises:
             RemoteProtocolError: as :meth:`Payer.note_due`.
         """
-        if self._payer.note_due(channel, message) and self._nursery is not None:
+        # At the end nobody would pay what is taken up here: the last payment is for what this side has counted.
+        if self._nursery is not None and self._payer.note_due(channel, message):
             self._nursery.start_soon(self._pay, message.channel_id)
 
     async def _pay(self, channel_id: bytes) -> None:
