@@ -19,7 +19,8 @@ from shoal.wire.paying import PaymentDue
 
 CLOSED_WITHIN_S = 1.0
 """How long the last payment waits for sessions that end when the client does."""
-LAST_WITHIN_S = 2.0
+LAST_WITHIN_S = 5.0
+"""How long it may take in all: the disk of a busy machine takes seconds."""
 CLOSED_LOOK_S = 0.01
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Payments:
         Raises:
             RemoteProtocolError: as :meth:`Payer.note_due`.
         """
-        # At the end nobody would pay what is taken up here: the last payment is for what this side has counted.
+        # At the end nobody would pay what is taken up here: the last payment is what this side has counted.
         if self._nursery is not None and self._payer.note_due(channel, message):
             self._nursery.start_soon(self._pay, message.channel_id)
 
