@@ -105,6 +105,21 @@ async def test_a_channel_that_the_peer_opened_is_used_for_the_way_back(autojump_
         assert client.taken == [Close(SESSION)]
 
 
+async def test_who_ends_can_wait_until_what_was_sent_has_left(autojump_clock: MockClock):
+    async with peers(True, False, world=World(bytes_s=1e6)) as (node, client):
+        channel = await client.pool.get(node.network.address, deadline_s=5)
+        step = Step(SESSION, 1, 0, 256, 0, hidden_states("float32", 256, 1024))
+        await channel.send(step, bytes(1 << 20))
+        await channel.send(Close(SESSION))
+        began = trio.current_time()
+        await client.pool.wait_sent(0.1)
+        assert trio.current_time() - began == pytest.approx(0.1)  # and no longer
+        await client.pool.wait_sent(5)
+        client.scope.cancel()
+        await trio.sleep(2)
+        assert [type(message) for message in node.taken] == [Step, Close]
+
+
 async def test_it_says_how_fast_its_ways_are_also_when_none_is_left(autojump_clock: MockClock):
     async with peers(True, False, world=World(bytes_s=1e6)) as (node, client):
         channel = await client.pool.get(node.network.address, deadline_s=5)

@@ -32,7 +32,7 @@ from shoal.errors import ChannelClosed, ProtocolError, RemoteProtocolError
 from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
 from shoal.net.moving.liveness import Liveness
 from shoal.net.moving.moving_pipe import MovingPipe
-from shoal.net.moving.resume import REVIVED, Revive, message_bytes, open_accepted
+from shoal.net.moving.resume import REVIVED, Revive, open_accepted, say_goodbye
 from shoal.net.network import Pipe
 from shoal.net.outbox import CONTROL, Outbox, queue_of
 from shoal.net.receive_budget import ReceiveBudget
@@ -42,7 +42,6 @@ from shoal.wire.framing import Assembler, Payload
 from shoal.wire.messages import NEWEST_VERSION, Goodbye, Hello, Message, Ping, Pong, Resumed
 from shoal.wire.versions import check_known, our_hello, spoken
 
-GOODBYE_WITHIN_S = 0.25
 HELLO_WITHIN_S = 5.0
 SENT_WITHIN_S = 20.0
 """How long the peer may take nothing of what is sent to it."""
@@ -244,7 +243,14 @@ class Channel:
 
     async def wait_room(self, session: bytes | None = None) -> None:
         """Wait until the channel is not full; of a session, until none of its messages waits to be sent."""
-        while self.full or (session is not None and self._outbox.waits(session) and not self.closed):
+        await self._until(lambda: not (self.full or (session is not None and self._outbox.waits(session))))
+
+    async def wait_sent(self) -> None:
+        """Wait until all that was sent has been given to the pipe, or the channel has closed."""
+        await self._until(lambda: not (self._pumping or self._outbox.queued or self._pipe.unsent))
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so() and not self.closed:
             # One event for all who wait: to make another would leave those before with one that nobody sets.
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
@@ -323,7 +329,9 @@ class Channel:
             self._inbound.note(self, 0)
             # Also when cancelled: the socket goes back, soon even if the peer does not read.
             with trio.move_on_after(2, shield=True):
-                await self._hang_up()
+                if self._pipe.can_move and not self._pipe.away:
+                    await say_goodbye(self._pipe.inner)
+                await self._pipe.aclose()
 
     async def _opens(self, revive: Revive) -> bool:
         """Read the first message of an accepted pipe; whether a channel begins with it."""
@@ -341,13 +349,6 @@ class Channel:
                 with trio.move_on_after(2, shield=True):
                     await pipe.aclose()
         return not why
-
-    async def _hang_up(self) -> None:
-        """Close the pipe. A peer that would look for another one hears before that there is no need."""
-        if self._pipe.can_move and not self._pipe.away:
-            with trio.move_on_after(GOODBYE_WITHIN_S), suppress(ChannelClosed):
-                await self._pipe.inner.send_all(message_bytes(Goodbye()))
-        await self._pipe.aclose()
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
         with ends_alone(log, f"a channel of {self.peer}"):
@@ -434,6 +435,7 @@ class Channel:
                     await self._pipe.send_all(fragment)
                 if sending.cancelled_caught:
                     raise ChannelClosed(f"the peer has not read for {SENT_WITHIN_S:.0f} s")
+            self._room.set()
 
     async def _receive(self, handle: Handler, at_once: AtOnce | None) -> None:
         assembler, held = Assembler(), 0

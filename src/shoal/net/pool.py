@@ -128,6 +128,12 @@ class ChannelPool:
         """Every live channel."""
         return [channel for channels in self._channels.values() for channel in channels]
 
+    async def wait_sent(self, within_s: float) -> None:
+        """Wait, also when cancelled, until what was sent over every channel has been given to its pipe."""
+        with trio.move_on_after(within_s, shield=True):
+            for channel in self.all():
+                await channel.wait_sent()
+
     @property
     def received(self) -> int:
         """Bytes that came over all channels that there ever were."""

@@ -49,8 +49,7 @@ from shoal.wire.training import NotTrained, Trained
 OPEN_ATTEMPTS = 64
 """Routes that are tried for one session."""
 SEARCH_SHARE = 2
-"""Times the time that hops have to open a session: how long routes are tried over peers that refuse or are
-gone."""
+"""Routes are tried for so many times what hops have to open a session, over peers that refuse or are gone."""
 NEWCOMER_OPENS_S = 0.75
 """What a route has to open the session, where there are others and a hop of it has not answered before."""
 NEWCOMER_TRIPS = 10
@@ -180,6 +179,7 @@ class Rings:
                     task_status.started()
             finally:
                 self._nursery = None
+                await self._pool.wait_sent(CLOSE_WITHIN_S)
                 moving.cancel()
 
     async def _move(

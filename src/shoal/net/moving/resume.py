@@ -8,15 +8,17 @@ has the answer the dialling end stays with the old pipe, if there is one: nothin
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.network import Pipe
 from shoal.wire.framing import Outgoing, first_message
-from shoal.wire.messages import Message, Resume, Resumed
+from shoal.wire.messages import Goodbye, Message, Resume, Resumed
 
 ANSWERED_WITHIN_S = 3.0
+GOODBYE_WITHIN_S = 0.25
 REVIVED = "its pipe is another channel's"
 """Why a channel ended that never began."""
 
@@ -66,6 +68,12 @@ async def open_accepted(pipe: Pipe, revive: Revive, within_s: float) -> tuple[st
     if not rest and revive(pipe, first):
         return REVIVED, b""
     return "the peer wants to go on with a channel that there is not", b""
+
+
+async def say_goodbye(pipe: Pipe) -> None:
+    """Tell the other end of a pipe that is about to close that there is no need to look for another one."""
+    with trio.move_on_after(GOODBYE_WITHIN_S), suppress(ChannelClosed):
+        await pipe.send_all(message_bytes(Goodbye()))
 
 
 async def read_first(pipe: Pipe) -> tuple[Message, bytes, bytes]:
