@@ -86,6 +86,17 @@ async def test_a_step_has_one_row_where_rows_do_not_stand_alone_and_at_most_eigh
         assert max(steps[1:]) in rows, steps  # after the prompt
 
 
+async def test_a_step_has_one_row_where_a_hops_bits_depend_on_its_company(home, checkpoint, eager):
+    eager(WindowPlan(7, 4))
+    async with memory_swarm(home, checkpoint, THIRDS, format="int8", kernels="torch") as swarm:
+        client = await swarm.add_client(format="int8")  # its own part is on our kernels
+        answer = client.generate(str(checkpoint), PROMPTS[0], max_tokens=COUNT)
+        async for _ in answer:
+            pass
+        assert answer.timing.speculation.guessed
+        assert {step.tokens for step in list(client.rings.trace.steps)[1:]} == {1}
+
+
 class Even:
     """A grammar in which every token is even, and the 20th ends the answer."""
 
@@ -170,9 +181,10 @@ async def test_a_hop_may_die_while_windows_are_on_their_way(home, checkpoint, ea
         assert [reroute.way for reroute in answer.reroutes] == ["resend"]
 
 
-async def test_many_sessions_at_once_each_get_their_own_tokens(home, checkpoint, eager):
+@pytest.mark.parametrize("format", ["int8", "bf16"])
+async def test_many_sessions_at_once_each_get_their_own_tokens(home, checkpoint, eager, format):
     eager(WindowPlan(5, 3))
-    async with memory_swarm(home, checkpoint, THIRDS, format="int8", wire="float32") as swarm:
+    async with memory_swarm(home, checkpoint, THIRDS, format=format, wire="float32") as swarm:
         plain = [(await asked(swarm, checkpoint, p, speculate=False)).token_ids for p in PROMPTS[:8]]
         found = {}
 

@@ -20,9 +20,9 @@ from shoal.executor.batcher import (
 )
 from shoal.executor.schedule import (
     ALONE_ROWS,
-    DECODE_ROWS,
     LEAST_ROWS,
     MAX_ROWS,
+    MERGED_ROWS,
     QUIET_S,
     STRETCH,
     ForwardTimes,
@@ -71,7 +71,7 @@ class Bench:
         self.results: dict[object, Floats | ShoalError] = {}
         self.fail: ShoalError | None = None
         self.told: list[int] = []
-        self.batcher = Batcher(self._forward, self.thread, sliced=sliced)
+        self.batcher = Batcher(self._forward, self.thread, sliced=sliced, bits="rows")
 
     def _forward(self, batch: Sequence[JobSlice]) -> list[ForwardOutput]:
         self.forwards.append([(piece.job.session, len(piece.hidden)) for piece in batch])
@@ -201,14 +201,14 @@ def test_a_session_that_has_ended_hears_nothing_of_what_was_superseded() -> None
 
 
 def test_a_prefill_alone_takes_all_that_a_forward_holds() -> None:
-    chosen = choose_batch([job("a", 2000)], TIMES, others=False, sliced=True)
+    chosen = choose_batch([job("a", 2000)], TIMES, others=False, sliced=True, bits="rows")
     assert [rows for _, rows in chosen] == [MAX_ROWS]
 
 
 def test_a_prefill_beside_decode_steps_stretches_their_forward_by_a_bounded_factor() -> None:
     for decoding in (1, 4, 16):
         ready = [job("long", 4000), *(job(f"d{i}", 1) for i in range(decoding))]
-        chosen = choose_batch(ready, TIMES, others=False, sliced=True)
+        chosen = choose_batch(ready, TIMES, others=False, sliced=True, bits="rows")
         (rows,) = [rows for step, rows in chosen if step.session == "long"]
         alone, beside = (max(TIMES.fixed, n * TIMES.per_row) for n in (decoding, decoding + rows))
         assert beside <= STRETCH * alone
@@ -223,7 +223,7 @@ def test_a_slice_ends_behind_rows_that_see_each_other() -> None:
     long = Whole(
         "long", 4000, 0, lambda: np.zeros((4000, 1), np.float32), lambda job, out: None, lambda error: None
     )
-    (chosen,) = choose_batch([long], TIMES, others=True, sliced=True)
+    (chosen,) = choose_batch([long], TIMES, others=True, sliced=True, bits="rows")
     assert chosen == (long, 70) and ALONE_ROWS < 70
 
 
@@ -249,9 +249,21 @@ def test_only_one_prefill_is_sliced_at_a_time_and_they_take_turns() -> None:
 
 
 def test_a_forward_is_bounded_whatever_is_ready() -> None:
-    ready = [job(f"d{i}", DECODE_ROWS) for i in range(200)]
-    chosen = choose_batch(ready, TIMES, others=False, sliced=True)
+    ready = [job(f"d{i}", MERGED_ROWS) for i in range(200)]
+    chosen = choose_batch(ready, TIMES, others=False, sliced=True, bits="rows")
     assert sum(rows for _, rows in chosen) == MAX_ROWS
+
+
+def test_where_bits_depend_on_company_steps_of_several_rows_run_beside_few_and_take_turns() -> None:
+    ready = [job("long", 4000), job("a", 5), *(job(f"d{i}", 1) for i in range(9))]
+    chosen = choose_batch(ready, TIMES, others=False, sliced=True, bits="batch")
+    assert [step.session for step, _ in chosen] == ["a", "d0", "d1", "d2", "long"]
+    single = choose_batch(ready[2:], TIMES, others=False, sliced=True, bits="batch")
+    assert len(single) == 9, "as it is without guesses"
+    assert len(choose_batch(ready, TIMES, others=False, sliced=True, bits="rows")) == len(ready)
+    windows = [job(f"w{i}", MERGED_ROWS) for i in range(3)]
+    (chosen,) = choose_batch(windows, TIMES, others=False, sliced=True, bits="batch")
+    assert chosen == (windows[0], MERGED_ROWS)
 
 
 def test_where_bits_depend_on_the_cut_a_prefill_runs_whole() -> None:
@@ -377,7 +389,7 @@ def test_whoever_has_a_step_here_is_waited_for_no_longer() -> None:
 
 def test_a_prefill_is_sliced_for_those_who_have_decoded_lately() -> None:
     rhythms = Rhythms()
-    rhythms.left("prefill", DECODE_ROWS + 1, 10.0)
+    rhythms.left("prefill", MERGED_ROWS + 1, 10.0)
     assert not rhythms.any_decodes(10.0, here=()), "a prefill says nothing about when its session is back"
     rhythms.left("decodes", 1, 10.0)
     assert rhythms.any_decodes(10.0 + QUIET_S - 0.1, here=())

@@ -26,11 +26,11 @@ from shoal.executor.codecs import decode, encode, split_rows
 from shoal.executor.ends import EndsEngine
 from shoal.executor.engine import Engine, StepOutput
 from shoal.executor.kernels.decode_steps import AwaitedResult
-from shoal.executor.runner import MERGED_ROWS
+from shoal.executor.schedule import MERGED_ROWS, merges_rows
 from shoal.executor.thread import ComputeThread, ThreadReply
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.trust.rows import row_hashes
-from shoal.types import Codec, SessionId, Span
+from shoal.types import Codec, Exactness, SessionId, Span
 
 _Made = TypeVar("_Made")
 
@@ -137,13 +137,17 @@ class SessionEnds:
 
     @property
     def merges(self) -> bool:
-        """Whether up to ``MERGED_ROWS`` rows of a step have the bits that each has in a step of its own."""
+        """Whether tokens that were sent one by one may be sent again, up to ``MERGED_ROWS`` in a step."""
         return self._ends.ends.sliced and all(engine.capabilities.batch for engine in self._engines)
 
-    @property
-    def step_rows(self) -> int:
-        """Tokens of a step up to which each gives the same bits as in a step of its own."""
-        return MERGED_ROWS if self.merges else 1
+    def step_rows(self, bits: Exactness) -> int:
+        """Tokens of a step up to which each gives the same bits as in a step of its own.
+
+        Args:
+            bits: on what those of the hops depend.
+        """
+        own = (self._ends.ends.bits, *(engine.runner.bits for engine in self._engines))
+        return MERGED_ROWS if all(merges_rows(one) for one in (bits, *own)) else 1
 
     @property
     def rolls_back(self) -> bool:

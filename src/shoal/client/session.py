@@ -102,7 +102,7 @@ class Session:
     @property
     def step_rows(self) -> int:
         """Tokens of a step up to which each gives the same bits as in a step of its own."""
-        return self.ends.step_rows
+        return self.ends.step_rows(self.ring.numerics.bits)
 
     @property
     def takes_back(self) -> bool:

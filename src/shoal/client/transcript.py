@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from shoal.errors import LocalProtocolError
-from shoal.executor.runner import MERGED_ROWS
+from shoal.executor.schedule import MERGED_ROWS
 from shoal.models.build.rope_scaling import RopeScaling
 
 TAKEN_UP_TOKENS = 512

@@ -19,6 +19,7 @@ from shoal.errors import ShoalError, StepFailed, Superseded
 from shoal.executor.arrays import Floats, empty, join
 from shoal.executor.schedule import LATE_S, ForwardTimes, Rhythm, Rhythms, choose_batch
 from shoal.executor.thread import ComputeThread
+from shoal.types import Exactness
 
 LONGEST_REST_S = 2.0
 """After one forward, however long that took: a step's sender does not wait for ever."""
@@ -83,9 +84,12 @@ Forward = Callable[[Sequence[JobSlice[_JobT]]], list[ForwardOutput]]
 class Batcher(Generic[_JobT]):
     """Runs the steps of many sessions on the thread that computes. Steps are submitted from any thread."""
 
-    def __init__(self, forward: Forward[_JobT], thread: ComputeThread, *, sliced: bool) -> None:
+    def __init__(
+        self, forward: Forward[_JobT], thread: ComputeThread, *, sliced: bool, bits: Exactness
+    ) -> None:
         self._forward = forward
         self._sliced = sliced
+        self._bits: Exactness = bits
         self._thread = thread
         self._news = threading.Condition()
         self._queues: OrderedDict[Hashable, deque[_JobT]] = OrderedDict()
@@ -214,7 +218,7 @@ class Batcher(Generic[_JobT]):
             self._release()
             ready = [queue[0] for queue in self._queues.values()]
             others = self._rhythms.any_decodes(time.perf_counter(), self._queues)
-            chosen = choose_batch(ready, self._times, others, sliced=self._sliced)
+            chosen = choose_batch(ready, self._times, others, sliced=self._sliced, bits=self._bits)
             self._running = [job for job, _ in chosen]
             superseded, self._superseded = self._superseded, []
         for job in superseded:

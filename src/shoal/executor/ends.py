@@ -24,7 +24,7 @@ from shoal.executor.weights.weight_cache import WeightCache
 from shoal.models.build.rope_scaling import RopeScaling
 from shoal.models.checkpoint.checkpoint import Checkpoint
 from shoal.models.checkpoint.floats import StoredMatrix
-from shoal.types import Format, SessionId
+from shoal.types import Exactness, Format, SessionId
 
 _ResultT = TypeVar("_ResultT")
 
@@ -40,6 +40,8 @@ class EndsRunner(Protocol):
     """Bytes of weights in memory."""
     sliced: bool
     """As a runner's: whether many rows may go through the head in slices."""
+    bits: Exactness
+    """As a runner's: on what the bits of logits depend."""
 
     stateless: bool
     """As a runner's: whether the model takes in a whole text at once. It then has no head."""
@@ -134,6 +136,7 @@ class FusedEnds:
         self._shape = shape
         self._weights = weights
         self._team = team
+        self.bits: Exactness = "batch" if weights.head.layout in ("fp32", "bf16") else "rows"
         self.tensor_bytes = weights.head.bytes + weights.norm.nbytes
 
     def embed(self, token_ids: Sequence[int], position: int) -> Floats:
@@ -219,7 +222,7 @@ class EndsEngine:
         self.first = first
         self.last = last
         self._thread = thread
-        self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced)
+        self._batcher = Batcher[Job](self._forward, thread, sliced=ends.sliced, bits=ends.bits)
         self.encoder = None if ends.encoder is None else EndsEngine(ends.encoder, thread)
         """Those of the encoder before a decoder."""
         self.decode_steps = ends.decode_steps()

@@ -74,7 +74,9 @@ class Engine:
         self.format: Format = format
         self._kv: Kv = kv
         self._thread = thread
-        self._batcher = Batcher[_Step](self._forward, thread, sliced=runner.capabilities.batch)
+        self._batcher = Batcher[_Step](
+            self._forward, thread, sliced=runner.capabilities.batch, bits=runner.bits
+        )
         self._sessions: dict[SessionId, KvState] = {}
         self.decode_steps = runner.decode_steps()
         """What runs decode steps from bytes to bytes, where the runner can."""

@@ -171,6 +171,7 @@ class ModuleEnds:
     """The embedding and the head as the model's own modules."""
 
     sliced = False
+    bits: Exactness = "modules"
 
     def __init__(self, ends: EndsModule) -> None:
         self._ends = ends

@@ -89,11 +89,6 @@ class Capabilities:
     of one of them, and over the decoder's it begins with what the encoder gave, in a step from position 0."""
 
 
-MERGED_ROWS = 8
-"""Single rows that may be sent again as one step to runners that batch: with more, kernels add up in another
-order, and a row's bits would depend on its company."""
-
-
 UNPROVABLE = "proofs are of int8 and w8a8 by the C kernels on the CPU, and these blocks run otherwise"
 
 

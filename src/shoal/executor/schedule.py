@@ -10,10 +10,14 @@ from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from shoal.types import Exactness
+
 MAX_ROWS = 512
 """Rows of one forward: what bounds its working memory."""
-DECODE_ROWS = 8
-"""A step of so many rows runs whole, beside decode steps: some tokens of speculation, or a last piece."""
+MERGED_ROWS = 8
+"""A step of so many rows runs whole, beside decode steps: some tokens of speculation, single rows that are
+sent again as one, or a last piece. With more, kernels with float weights add up in another order, and a row's
+bits would depend on its company."""
 ALONE_ROWS = 16
 """Rows of a prefill's slice while others decode but have nothing ready: how long they may have to wait."""
 FEW_ROWS = 4
@@ -102,7 +106,7 @@ class Rhythms:
 
     def left(self, session: Hashable, rows: int, now: float) -> None:
         """A session's last step of ``rows`` rows is done; a prefill is no part of a rhythm."""
-        if rows <= DECODE_ROWS:
+        if rows <= MERGED_ROWS:
             self._rhythms.setdefault(session, Rhythm(0.0)).left = now
 
     def of(self, session: Hashable) -> Rhythm:
@@ -139,21 +143,34 @@ def slice_rows(times: ForwardTimes, decoding: int, others: bool) -> int:
     return max(LEAST_ROWS, min(ALONE_ROWS, rows))
 
 
+def merges_rows(bits: Exactness) -> bool:
+    """Whether up to ``MERGED_ROWS`` rows of a step have the bits that each has in a step of its own."""
+    return bits in ("rows", "batch")
+
+
 def choose_batch(
-    ready: Sequence[_UnfinishedT], times: ForwardTimes, others: bool, *, sliced: bool
+    ready: Sequence[_UnfinishedT], times: ForwardTimes, others: bool, *, sliced: bool, bits: Exactness
 ) -> list[tuple[_UnfinishedT, int]]:
     """What goes into the next forward: jobs, each with how many of its rows. Unless ``sliced``, all of them.
 
     Every decode step that is ready, and a slice of one prefill. ``ready`` is in the order in which sessions
     were last served, so of several prefills the one that has waited longest has its turn.
+
+    Args:
+        bits: on what those of a row depend. Where that is how many run together, steps of several rows run
+            beside so few that all have the bits of single ones: else what was guessed ahead could change
+            what comes out.
     """
     chosen: list[tuple[_UnfinishedT, int]] = []
-    room = MAX_ROWS
+    several = any(1 < job.left <= MERGED_ROWS for job in ready)
+    most = MERGED_ROWS if bits == "batch" and several else MAX_ROWS
+    decoding = 0
     for job in ready:
-        if job.left <= DECODE_ROWS and job.left <= room:
+        if job.left <= MERGED_ROWS and decoding + job.left <= most:
             chosen.append((job, job.left))
-            room -= job.left
-    prefill = next((job for job in ready if job.left > DECODE_ROWS), None)
+            decoding += job.left
+    room = MAX_ROWS - decoding
+    prefill = next((job for job in ready if job.left > MERGED_ROWS), None)
     if prefill is not None and room:
         rows = min(slice_rows(times, len(chosen), others), room) if sliced else prefill.left
         chosen.append((prefill, min(prefill.left, prefill.uncut(rows))))

@@ -11,7 +11,7 @@ from functools import partial
 
 from shoal.errors import ShoalError
 from shoal.executor.engine import StepOutput
-from shoal.executor.runner import MERGED_ROWS
+from shoal.executor.schedule import MERGED_ROWS
 from shoal.metrics.meters import Metrics, Phase
 from shoal.metrics.trace import HopTrace, StepTrace, Trace, hop_step
 from shoal.types import PeerId, Span

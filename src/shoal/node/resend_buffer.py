@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shoal.executor.codecs import join_rows, split_rows
-from shoal.executor.runner import MERGED_ROWS
+from shoal.executor.schedule import MERGED_ROWS
 from shoal.types import Codec, SessionId
 from shoal.wire.fields import Grid
 from shoal.wire.messages import Step, Stretch

@@ -68,6 +68,7 @@ class Speculation:
         self._plan = OFF
         self._steps = 0
         self._last = trio.current_time()
+        self._survived = len(session.reroutes)
         if not counts.off:
             self._sources.learn(text)
 
@@ -116,11 +117,11 @@ class Speculation:
     async def _plainly(self, token: int, left: int, likely: Sequence[Guess]) -> NextToken:
         """One token, without guesses; what would have been guessed is compared with it."""
         advanced = await self._session.advance([token], self._sampler, more=left > 1)
-        took_s = self._since_last()
-        if (returned := advanced.returned) is not None:
-            self._note_step(returned)
-            self._costs.note_own(took_s - returned.took_s)
-        self._gain.note_plain(took_s)
+        if (took_s := self._since_last()) is not None:
+            if (returned := advanced.returned) is not None:
+                self._note_step(returned)
+                self._costs.note_own(took_s - returned.took_s)
+            self._gain.note_plain(took_s)
         for guess in likely:
             self._acceptance.note(guess.source, guess.token == advanced.token)
         return advanced
@@ -137,7 +138,8 @@ class Speculation:
         if (returned := tokens[0].returned) is not None:
             self._note_step(returned)
         self._compare(tokens)
-        self._gain.note_ahead(len(tokens), self._since_last())
+        if (took_s := self._since_last()) is not None:
+            self._gain.note_ahead(len(tokens), took_s)
         self._counts.gain = self._gain.ratio
         return tokens
 
@@ -147,10 +149,12 @@ class Speculation:
         if self._steps % PLANNED == 0:
             self._plans.forget()
 
-    def _since_last(self) -> float:
-        """Seconds since the last token came; what was verified with it took none."""
+    def _since_last(self) -> float | None:
+        """Seconds since the last token came; what was verified with it took none. ``None`` where the session
+        has survived a loss meanwhile, which says nothing of guessing."""
         last, self._last = self._last, trio.current_time()
-        return self._last - last
+        survived, self._survived = self._survived, len(self._session.reroutes)
+        return self._last - last if survived == self._survived else None
 
     async def _send(self, token: int, left: int) -> None:
         """Send steps until as many are under way as the plan says, or nothing is left to guess."""

@@ -17,12 +17,14 @@ from shoal.executor.device.torch_devices import shortage, too_small
 from shoal.executor.ends import EndsWeights
 from shoal.executor.shape import LlamaShape
 from shoal.models.build.rope_scaling import RopeScaling
+from shoal.types import Exactness
 
 
 class DeviceEnds:
     """The embedding, and the head on a device."""
 
     sliced = True
+    bits: Exactness = "torch"
     stateless = False
     encoder = None
     rope_scaling = RopeScaling()

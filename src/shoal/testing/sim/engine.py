@@ -27,7 +27,7 @@ from shoal.models.checkpoint.mrope import Grids
 from shoal.models.checkpoint.multimodal import Stretches
 from shoal.testing.sim import model
 from shoal.testing.sim.agenda import Agenda
-from shoal.types import AdapterDigest, Codec, Numerics, SessionId, Span
+from shoal.types import AdapterDigest, Codec, Exactness, Numerics, SessionId, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +244,7 @@ class SimEnds(EndsEngine):
     """
 
     sliced = True
+    bits: Exactness = "rows"
     stateless = False
     encoder = None
     tensor_bytes = 0
