@@ -81,9 +81,10 @@ def is_tag(part: object) -> bool:
 
 
 class Body(BaseModel):
-    """Numbers are numbers: neither NaN nor infinite."""
+    """Values have the type that their field has in JSON: no text is a number. Numbers are neither NaN nor
+    infinite."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
 
 def _finite(value: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +281,7 @@ class Asking(Choosing):
 class JsonSchema(Body):
     """A schema by name, as ``response_format`` carries it."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True, populate_by_name=True)
     name: str = Field("answer", max_length=64)
     description: str | None = None
     body: AnyObject = Field(default_factory=dict[str, Any], alias="schema")
