@@ -99,6 +99,14 @@ def test_what_a_model_thought_is_given_back_to_its_template():
 ALIEN = {"type": "weird"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:x"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def allowed(*names, mode="auto"):
+    """The choice of some of the tools, as chat has it."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 FAULTS = [
     # What is no text.
     (chat(parts(TEXT, {"type": "image_url"})), "messages.0.content.1.image_url", "AT is missing"),
@@ -160,7 +168,7 @@ FAULTS = [
     (
         chat(user("a"), tool_choice=1),
         "tool_choice",
-        "AT must be 'none', 'auto', 'required' or a function by name",
+        "AT must be 'none', 'auto', 'required', a function by name or allowed_tools",
     ),
     (chat(user("a"), tool_choice="any"), "tool_choice", "AT must be 'none', 'auto' or 'required'"),
     (chat(user("a"), tool_choice={"type": "function"}), "tool_choice.function", "AT is missing"),
@@ -170,6 +178,21 @@ FAULTS = [
         "AT demands 'g', and no such function is among the tools",
     ),
     (chat(user("a"), tool_choice="required"), "tool_choice", "AT is required, and there are no tools"),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=allowed("f", "g")),
+        "tool_choice",
+        "AT allows 'g', and no such function is among the tools",
+    ),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=allowed()),
+        "tool_choice.allowed_tools.tools",
+        "AT must not be empty",
+    ),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=allowed("f", mode="none")),
+        "tool_choice.allowed_tools.mode",
+        "AT must be 'auto' or 'required'",
+    ),
     (chat(user("a"), tools=[TOOL, TOOL]), "tools", "AT has two functions of one name"),
     (chat(user("a"), tools=[ALIEN]), "tools.0.type", "AT must be 'function'"),
     (chat(user("a"), response_format="json"), "response_format", "AT must be an object"),

@@ -27,6 +27,7 @@ from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.chat import CalledFunction, ToolCall
 from shoal.gateway.schema.common import text_of
 from shoal.gateway.schema.responses import (
+    AllowedToolsByName,
     InputCall,
     InputMessage,
     InputReasoning,
@@ -87,11 +88,21 @@ def _calling(body: ResponsesRequest) -> Calling | None:
                 param="tool_choice",
             )
         return Calling(named, must=True, several=False, params=params)
+    if isinstance(choice, AllowedToolsByName):
+        strange = {tool.name for tool in choice.tools} - params.keys()
+        if strange:
+            raise BadRequest(
+                f"tool_choice allows {min(strange)[:64]!r}, and no such function is among the tools",
+                param="tool_choice",
+            )
     if choice == "required" and not functions:
         raise BadRequest("tool_choice is required, and there are no tools", param="tool_choice")
     if not functions or choice == "none":
         return None
-    return Calling(functions, choice == "required", body.parallel_tool_calls, params)
+    calling = Calling(functions, choice == "required", body.parallel_tool_calls, params)
+    if isinstance(choice, AllowedToolsByName):
+        return calling.only([tool.name for tool in choice.tools], must=choice.mode == "required")
+    return calling
 
 
 def _format(body: ResponsesRequest) -> AnswerSchema | None:

@@ -201,6 +201,13 @@ def by_shape(value: Any) -> str | None:
     return "<word>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
 
 
+def choice_of_tools(value: Any) -> str | None:
+    """Tells what a ``tool_choice`` is: ``<word>``, ``<object>``, or ``<allowed>``."""
+    allowed = isinstance(value, dict) and cast(dict[str, Any], value).get("type") == "allowed_tools"
+    return "<allowed>" if allowed else by_shape(value)
+
+
+NO_CHOICE_OF_TOOLS = "must be 'none', 'auto', 'required', a function by name or allowed_tools"
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 """How much a model is to think, in OpenAI's words."""
 
