@@ -332,7 +332,7 @@ def _told_back(body: ResponsesRequest, sampling: Sampling) -> dict[str, Any]:
         "background": False,
         "service_tier": "default",
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "top_p": sampling.top_p if body.top_p is None else body.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "top_logprobs": body.top_logprobs or 0,

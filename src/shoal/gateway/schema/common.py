@@ -31,8 +31,9 @@ from shoal.types import ProtectionLevel
 OPENAI_TEMPERATURE = 1.0
 """Where neither the client nor the model's makers name one."""
 LEAST_TOP_P = 1e-9
-"""Keeps the likeliest token alone, as 0 does where an API takes it."""
+"""Keeps the likeliest token alone, as 0 does, which each API takes."""
 MAX_CHOICES = 8
+"""They come one after the other: OpenAI's 128 would hold a turn for as long as so many answers take."""
 MAX_STOPS = 16
 MAX_TOKENS = 1 << 20
 """What ``max_tokens`` may say; what the model's context leaves is the limit then."""
@@ -220,7 +221,7 @@ class Choosing(Body):
     """How the next token is chosen. ``None`` is what a client means by leaving a field out."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -241,7 +242,7 @@ class Choosing(Body):
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""
         named = {
             "temperature": self.temperature,
-            "top_p": self.top_p,
+            "top_p": None if self.top_p is None else max(self.top_p, LEAST_TOP_P),
             "top_k": None if self.top_k is None else max(self.top_k, 0),
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
