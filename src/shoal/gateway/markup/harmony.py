@@ -48,6 +48,11 @@ class HarmonyReader:
         self._lines = ""
         """Ends of lines that belong to a text if more of it comes."""
 
+    @property
+    def undecided(self) -> int:
+        """As of an ``AnswerReader``."""
+        return len(self._lines) + len(self._held)
+
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
         self._held += text

@@ -68,6 +68,11 @@ class AnswerReader(Protocol):
     reasoning_tokens: int
     """How many tokens of the answer were reasoning, where each was pushed by itself."""
 
+    @property
+    def undecided(self) -> int:
+        """Characters at the end of what was pushed of which it is not known yet what they are."""
+        ...
+
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
         ...
@@ -87,6 +92,10 @@ class MarkupReader:
             syntax.markup.dialect, syntax.functions, first=syntax.calls_first, barred=syntax.barred
         )
         self.reasoning_tokens = 0
+
+    @property
+    def undecided(self) -> int:
+        return self._reasoning.undecided + self._calls.undecided
 
     def push(self, text: str) -> list[AnswerEvent]:
         reasoning, answer = self._reasoning.push(text)
@@ -135,6 +144,11 @@ class CallReader:
         self._state = self._begin if self._heads or self._first else self._text
         self._reading: ArgumentsReader = JsonArguments()
 
+    @property
+    def undecided(self) -> int:
+        """As of an :class:`AnswerReader`: a marker may be text still, until there is a call behind it."""
+        return len(self._held) + (len(self._opening) if self._state == self._call else 0)
+
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
         self._held += text
@@ -153,7 +167,7 @@ class CallReader:
             said += [ArgumentsDelta(self.count - 1, rest)] if rest else []
         elif self._state != self._after and self._held:
             said.append(self._held)
-        self._held = ""
+        self._held = self._opening = ""
         return said
 
     # Each state takes what it can from what is held, and returns what was said; None until more text comes.
