@@ -8,8 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from shoal.gateway.api.chat import for_templates
+from shoal.gateway.body import checked
+from shoal.gateway.schema.audio import AudioRequest
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.gateway.schema.completions import CompletionRequest
+from shoal.gateway.schema.embeddings import EmbeddingsRequest, EmbedRequest
 from shoal.gateway.schema.messages import MessagesRequest
 from shoal.gateway.schema.ollama import OllamaChatRequest
 from shoal.gateway.schema.responses import ResponsesRequest
@@ -96,6 +99,14 @@ def test_what_a_model_thought_is_given_back_to_its_template():
 ALIEN = {"type": "weird"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:x"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def allowed(*names, mode="auto"):
+    """The choice of some of the tools, as chat has it."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 FAULTS = [
     # What is no text.
     (chat(parts(TEXT, {"type": "image_url"})), "messages.0.content.1.image_url", "AT is missing"),
@@ -157,7 +168,7 @@ FAULTS = [
     (
         chat(user("a"), tool_choice=1),
         "tool_choice",
-        "AT must be 'none', 'auto', 'required' or a function by name",
+        "AT must be 'none', 'auto', 'required', a function by name or allowed_tools",
     ),
     (chat(user("a"), tool_choice="any"), "tool_choice", "AT must be 'none', 'auto' or 'required'"),
     (chat(user("a"), tool_choice={"type": "function"}), "tool_choice.function", "AT is missing"),
@@ -167,6 +178,21 @@ FAULTS = [
         "AT demands 'g', and no such function is among the tools",
     ),
     (chat(user("a"), tool_choice="required"), "tool_choice", "AT is required, and there are no tools"),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=allowed("f", "g")),
+        "tool_choice",
+        "AT allows 'g', and no such function is among the tools",
+    ),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=allowed()),
+        "tool_choice.allowed_tools.tools",
+        "AT must not be empty",
+    ),
+    (
+        chat(user("a"), tools=[TOOL], tool_choice=allowed("f", mode="none")),
+        "tool_choice.allowed_tools.mode",
+        "AT must be 'auto' or 'required'",
+    ),
     (chat(user("a"), tools=[TOOL, TOOL]), "tools", "AT has two functions of one name"),
     (chat(user("a"), tools=[ALIEN]), "tools.0.type", "AT must be 'function'"),
     (chat(user("a"), response_format="json"), "response_format", "AT must be an object"),
@@ -268,6 +294,60 @@ def test_a_fault_of_a_chat_is_a_sentence_about_its_field(body, where, told):
 )
 def test_and_so_it_is_on_the_other_routes(schema, fields, where, told):
     assert fault(schema, {"model": "m"} | fields) == (told.replace("AT", where or ""), where)
+
+
+ASKED = [user("a")]
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "where", "told"),
+    [
+        (ChatRequest, {"messages": ASKED, "stream": "yes"}, "stream", "AT must be true or false"),
+        (ChatRequest, {"messages": ASKED, "logprobs": 1}, "logprobs", "AT must be true or false"),
+        (ChatRequest, {"messages": ASKED, "max_tokens": True}, "max_tokens", "AT must be a whole number"),
+        (ChatRequest, {"messages": ASKED, "n": "2"}, "n", "AT must be a whole number"),
+        (ChatRequest, {"messages": ASKED, "temperature": "0.5"}, "temperature", "AT must be a number"),
+        (ChatRequest, {"messages": ASKED, "logit_bias": {"5": "1"}}, "logit_bias.5", "AT must be a number"),
+        (ResponsesRequest, {"input": "a", "store": "no"}, "store", "AT must be true or false"),
+        (CompletionRequest, {"prompt": [1, True]}, "prompt.1", "AT must be a whole number"),
+        (EmbeddingsRequest, {"input": "a", "dimensions": "5"}, "dimensions", "AT must be a whole number"),
+        (EmbedRequest, {"input": "a", "truncate": "no"}, "truncate", "AT must be true or false"),
+        (
+            MessagesRequest,
+            {"messages": ASKED, "max_tokens": "16"},
+            "max_tokens",
+            "AT must be a whole number",
+        ),
+        (
+            MessagesRequest,
+            {"messages": ASKED, "max_tokens": 16, "stream": "off"},
+            "stream",
+            "AT must be true or false",
+        ),
+        (OllamaChatRequest, {"stream": "no"}, "stream", "AT must be true or false"),
+        (OllamaChatRequest, {"options": {"top_k": "3"}}, "options.top_k", "AT must be a whole number"),
+        (
+            TokenizeRequest,
+            {"prompt": "a", "add_special_tokens": 0},
+            "add_special_tokens",
+            "AT must be true or false",
+        ),
+        (DetokenizeRequest, {"tokens": ["1"]}, "tokens.0", "AT must be a whole number"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_value_of_another_type_is_refused_also_where_it_could_be_read(schema, fields, where, told):
+    assert fault(schema, {"model": "m"} | fields) == (told.replace("AT", where), where)
+
+
+def test_a_whole_number_is_a_number_and_names_and_forms_are_texts():
+    raw = json.dumps(chat(user("a"), temperature=1, logit_bias={"5": -1}, top_p=1))
+    asked = ChatRequest.model_validate_json(raw)
+    assert (asked.temperature, asked.top_p, asked.logit_bias) == (1.0, 1.0, {5: -1.0})
+    assert checked(AudioRequest, {"model": "m", "temperature": "0.5"}).temperature == 0.5
+    cut = json.dumps({"model": "m", "options": {"top_k": 3.7, "num_predict": 5.0, "temperature": 0}})
+    options = OllamaChatRequest.model_validate_json(cut).options
+    assert (options.top_k, options.num_predict, options.temperature) == (3, 5, 0.0)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"model": tru}'])

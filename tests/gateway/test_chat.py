@@ -235,6 +235,15 @@ async def test_even_a_model_that_knows_nothing_answers_by_the_schema(shared):
         assert choice["finish_reason"] == "stop"
 
 
+async def test_a_top_p_of_0_keeps_the_likeliest_token_alone(shared):
+    hot = {"temperature": 2, "top_p": 0, "seed": 3}
+    likeliest = (await shared.chat()).json()["choices"][0]["message"]["content"]
+    assert (await shared.chat(**hot)).json()["choices"][0]["message"]["content"] == likeliest
+    asked = {"model": shared.model, "input": "hello", "max_output_tokens": 8} | hot
+    said = (await shared.http.post("/v1/responses", json=asked)).json()
+    assert (said["output"][0]["content"][0]["text"], said["top_p"]) == (likeliest, 0)
+
+
 async def test_json_mode_begins_an_object(shared):
     answered = await shared.chat(response_format={"type": "json_object"}, max_tokens=20)
     assert answered.json()["choices"][0]["message"]["content"].startswith("{")

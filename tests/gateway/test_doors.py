@@ -12,6 +12,7 @@ from shoal.gateway.access import guard, keys
 from shoal.gateway.access.keys import KeyLimits
 from shoal.gateway.access.usage import report
 from shoal.gateway.api import chat
+from shoal.gateway.api.openapi import BODIES, FORMS
 from shoal.gateway.page.static import FOLDER
 from shoal.models.text.chat_templates import EncodedPrompt
 
@@ -230,21 +231,39 @@ async def test_who_is_beyond_a_limit_is_sent_away_before_anything_is_done_for_it
     assert len(prompts) == 1
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("/tokenize", {"prompt": "a"}),
-        ("/detokenize", {"tokens": [5]}),
-        ("/v1/messages/count_tokens", {"messages": [user("a")]}),
-    ],
-)
-async def test_what_only_counts_or_turns_tokens_has_limits_too(tmp_path, checkpoint, path, fields):
+async def test_who_is_beyond_a_limit_is_sent_away_on_every_route_before_its_body_is_read(
+    tmp_path, checkpoint
+):
     limits = KeyLimits(requests_per_minute=1, tokens_per_minute=0, concurrency=0)
-    key, _ = keys.create(kept_in(tmp_path), "guest", limits, admin=False)
+    key, _ = keys.create(kept_in(tmp_path), "guest", limits, admin=True)
     async with served(tmp_path, checkpoint) as gateway:
-        sent = {"headers": {"x-api-key": key}, "json": {"model": gateway.model} | fields}
-        answers = [await gateway.http.post(path, **sent) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [200, 429], answers[0].text
+        statuses = {}
+        for path in ("/tokenize", *BODIES, *FORMS):
+            answer = await gateway.http.post(path, content=b"{", headers={"x-api-key": key})
+            statuses[path] = [*statuses.get(path, []), answer.status_code]
+    assert statuses.pop("/tokenize") == [400, 429]
+    assert all(told == [429] for told in statuses.values()), statuses
+
+
+async def test_a_body_that_is_on_its_way_is_one_of_the_requests_at_once(tmp_path, checkpoint):
+    key, _ = keys.create(kept_in(tmp_path), "guest", KeyLimits(concurrency=1), admin=False)
+    begun, over = trio.Event(), trio.Event()
+
+    async def slow():
+        yield b"{"
+        begun.set()
+        await over.wait()
+
+    async with served(tmp_path, checkpoint) as gateway, trio.open_nursery() as nursery:
+        headers = {"x-api-key": key}
+        post = partial(gateway.http.post, "/tokenize", headers=headers)
+        nursery.start_soon(partial(post, content=slow()))
+        with trio.fail_after(10):
+            await begun.wait()
+            while not gateway.gateway.limits.awaited:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            assert (await post(content=b"{")).status_code == 429
+        over.set()
 
 
 async def test_an_invite_is_shown_to_this_machine_and_administrators(tmp_path, checkpoint):

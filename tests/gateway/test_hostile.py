@@ -18,6 +18,7 @@ import trio.testing
 from shoal.errors import BadWeights
 from shoal.gateway import body, serve
 from shoal.gateway import models as models_module
+from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.errors import BadRequest
 from shoal.gateway.grammar import grammar as grammar_module
@@ -68,7 +69,8 @@ async def honest(gateway):
         {"max_tokens": 0},
         {"max_tokens": 10**30},
         {"temperature": -1},
-        {"top_p": 0},
+        {"top_p": -0.1},
+        {"top_p": 1.1},
         {"seed": 10**40},
         {"logit_bias": {"999999": 1}},
         {"logit_bias": {"-1": 1}},
@@ -169,6 +171,20 @@ async def test_a_large_body_is_refused_before_it_is_read(shared, monkeypatch):
 
     assert (await shared.http.post(CHAT, content=b"a" * 20_000)).status_code == 413
     assert (await shared.http.post(CHAT, content=endless())).status_code == 413
+    assert await honest(shared)
+
+
+async def test_beyond_so_many_large_bodies_at_once_one_more_comes_back_later(shared, monkeypatch):
+    monkeypatch.setattr(shared.gateway.limits, "bodies", LargeBodies(10_000, at_once=0))
+
+    async def endless():
+        for _ in range(1000):
+            yield b"a" * 1000
+
+    for content in (b"a" * 20_000, endless()):
+        answer = await shared.http.post(CHAT, content=content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert int(answer.headers["retry-after"]) >= 1
     assert await honest(shared)
 
 

@@ -15,10 +15,10 @@ from starlette.datastructures import Headers
 from tritonclient.utils import InferenceServerException
 
 from shoal.gateway.access.keys import Caller, KeyLimits, create, revoke
-from shoal.gateway.api.inference import MAX_BINARY
+from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.app import Options, open_gateway
 from shoal.gateway.errors import LimitReached
-from shoal.gateway.inference import InferenceRoutes, LargeBodies
+from shoal.gateway.inference import InferenceRoutes
 from shoal.gateway.serve import serve
 from shoal.models.graph.graph_store import GraphStore
 from shoal.testing.graph_bits import same, whole
@@ -203,15 +203,26 @@ async def test_no_body_is_read_of_a_caller_beyond_its_limits(standing, monkeypat
     assert asked == []
 
 
-def test_only_so_many_large_bodies_are_held(monkeypatch):
-    monkeypatch.setattr("shoal.gateway.inference.LARGE_AT_ONCE", 2)
-    bodies, small = LargeBodies(), Headers({"content-length": "9"})
-    large = Headers({"content-length": str(MAX_BINARY)})
-    with bodies.held(large), bodies.held(Headers()), bodies.held(small):
-        for headers in (large, Headers()):
-            with pytest.raises(LimitReached, match="2 bodies"), bodies.held(headers):
+async def test_only_so_many_large_bodies_are_held():
+    bodies, small = LargeBodies(10, at_once=2), Headers({"content-length": "9"})
+    large = Headers({"content-length": "11"})
+
+    async def six_bytes():
+        return {"type": "http.request", "body": b"sixsix", "more_body": True}
+
+    def held(headers=large):
+        return bodies.held(headers, six_bytes)
+
+    with held(), held(Headers()) as unsaid, held(small):
+        await unsaid()
+        with held(Headers()) as other:  # neither is a large one yet
+            await other()
+            await other()
+            with pytest.raises(LimitReached, match="2 bodies"):
+                await unsaid()
+            with pytest.raises(LimitReached, match="2 bodies"), held():
                 pass
-    with bodies.held(large), bodies.held(large):
+    with held(), held():
         pass
 
 

@@ -280,6 +280,31 @@ def test_what_only_looks_like_a_call_stays_text_to_the_letter(dialect, text):
     assert calls_of(text, dialect) == (text, [])
 
 
+BARRED = [
+    (HERMES, '<tool_call>\n{"name": "barred", "arguments": {"a": 1}}\n</tool_call>'),
+    (QWEN_CODER, "<tool_call>\n<function=barred>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"),
+    (MISTRAL, '[TOOL_CALLS][{"name": "barred", "arguments": {"a": 1}}]'),
+    (MISTRAL, '[TOOL_CALLS]barred[ARGS]{"a": 1}'),
+    (
+        DEEPSEEK,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>barred<｜tool▁sep｜>"
+        '{"a": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    ),
+    (GPT_OSS, '<|channel|>commentary to=functions.barred <|constrain|>json<|message|>{"a": 1}<|call|>'),
+]
+
+
+@pytest.mark.parametrize(("dialect", "text"), BARRED)
+@pytest.mark.parametrize("step", [1, 1000])
+def test_a_call_of_what_may_not_be_called_stays_text(dialect, text, step):
+    syntax = AnswerSyntax(Markup(dialect), FUNCTIONS, frozenset({"barred"}))
+    reader = syntax.reader()
+    pieces = [text[at : at + step] for at in range(0, len(text), step)]
+    said = [*(one for piece in pieces for one in reader.push(piece)), *reader.finish()]
+    assert all(isinstance(one, str) for one in said)
+    assert said
+
+
 @pytest.mark.parametrize(("dialect", "text", "calls"), NATIVE, ids=lambda value: str(value)[:50])
 def test_without_tools_nothing_is_a_call(dialect, text, calls):
     _, said, found = read(text, dialect, functions=None)

@@ -113,18 +113,55 @@ def test_thoughts_text_and_calls_are_items_whose_events_come_in_order():
     assert json.loads(whole["output"][2]["arguments"]) == {"city": "Rome"}
 
 
-def test_each_message_has_the_scores_of_its_own_tokens():
+CALL_IN_ONE = ['<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>']
+CALL_IN_PIECES = [
+    "\n\n",
+    "<tool",
+    "_call>",
+    '{"name": "get_weather",',
+    ' "arguments": {}}',
+    "</tool",
+    "_call>",
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "after"),
+    [
+        (["<think>", "Hm", "</think>"], ["I ", "look"], CALL_IN_ONE),
+        (["<think>", "Hm", "</th", "ink>", "\n\n"], ["I ", "look"], CALL_IN_PIECES),
+        ([], ["", "I", "", " look\n"], CALL_IN_PIECES),  # some are a part of a character
+        (["<think>", "Hm"], [".</think>I ", "loo", "k"], CALL_IN_ONE),  # what is both is the text's
+        ([], ["I lo", "ok\n", "<tool", "box>"], CALL_IN_PIECES),  # looks like a call, and is text
+    ],
+)
+def test_what_is_told_of_a_text_are_the_scores_of_its_own_tokens_as_they_come_and_at_its_end(
+    before, text, after
+):
     codec = SimpleNamespace(token_text=str, token_bytes=lambda token: b"")
-    form = form_of({"get_weather": {}}, codec)
-    call = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
-    pieces = ["<think>", "Hm", "</think>", "I ", "look", call, "It is ", "sunny"]
+    form, raw = form_of({"get_weather": {}}, codec), []
+    answer = ["It is ", "sunny", ""]
+    pieces = [*before, *text, *after, *answer]
     for place, piece in enumerate(pieces):
         reason = "stop" if place == len(pieces) - 1 else None
-        form.take(0, Delta(piece, (place,), reason, score=TokenScore(place, -1.0, ())))
-    messages = [item["content"][0] for item in form.whole()["output"] if item["type"] == "message"]
-    assert [message["text"] for message in messages] == ["I look", "It is sunny"]
-    scored = [[score["token"] for score in message["logprobs"]] for message in messages]
-    assert scored == [["3", "4"], ["6", "7"]]
+        raw += form.take(0, Delta(piece, (place,), reason, score=TokenScore(place, -1.0, ())))
+    first = list(range(len(before), len(before) + len(text)))
+    last = list(range(len(pieces) - len(answer), len(pieces)))
+    whole = {i: item for i, item in enumerate(form.whole()["output"]) if item["type"] == "message"}
+    assert [numbers(item["content"][0]) for item in whole.values()] == [first, last]
+    events = [json.loads(one.split(b"data: ")[1]) for one in raw]
+    for index, item in whole.items():
+        ours = [event for event in events if event.get("output_index") == index]
+        streamed = [event for event in ours if event["type"] == "response.output_text.delta"]
+        assert "".join(event["delta"] for event in streamed) == item["content"][0]["text"]
+        assert [number for event in streamed for number in numbers(event)] == numbers(item["content"][0])
+        (done,) = [event for event in ours if event["type"] == "response.output_text.done"]
+        assert numbers(done) == numbers(item["content"][0])
+
+
+def numbers(told):
+    """Which tokens logprobs are of."""
+    return [int(score["token"]) for score in told["logprobs"]]
 
 
 def test_a_failed_response_says_so_behind_the_error():

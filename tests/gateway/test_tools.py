@@ -21,6 +21,7 @@ from .test_writing import accepts
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 TEXT = {"type": "string"}
+DECLARED = Calling.declared
 
 
 def tool(name, parameters, **fields):
@@ -78,6 +79,34 @@ async def test_the_rest_of_a_relaxed_tool_is_kept_to(shared):
         answer = await shared.chat(tools=[tool("mcp", schema)], seed=seed, **asked)
         (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
         assert json.loads(call["function"]["arguments"])["kind"] in ("a", "b")
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses"])
+async def test_of_allowed_tools_the_model_is_told_of_all_and_calls_those_alone(shared, monkeypatch, dialect):
+    told = []
+    monkeypatch.setattr(Calling, "declared", lambda calling: told.append(DECLARED(calling)) or told[-1])
+    tools, names = [tool("other", field(TEXT)), WEATHER], [{"name": "get_weather"}]
+    asked = {"parallel_tool_calls": False, "temperature": 1, "seed": 1}
+    if dialect == "chat":
+        only = {"mode": "required", "tools": [{"type": "function", "function": name} for name in names]}
+        choice = {"type": "allowed_tools", "allowed_tools": only}
+        answer = await shared.chat(tools=tools, tool_choice=choice, max_tokens=200, **asked)
+        (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+        name = call["function"]["name"]
+    else:
+        only = {"mode": "required", "tools": [{"type": "function", **name} for name in names]}
+        choice = {"type": "allowed_tools", **only}
+        asked |= {"input": "a", "max_output_tokens": 200, "tool_choice": choice}
+        flat = [{"type": "function", **one["function"]} for one in tools]
+        answer = await shared.post(RESPONSES, tools=flat, **asked)
+        (call,) = answer.json()["output"]
+        name = call["name"]
+        assert answer.json()["tool_choice"] == choice
+        strange = choice | {"tools": [{"type": "function", "name": "no"}]}
+        refused = await shared.post(RESPONSES, tools=flat, **asked | {"tool_choice": strange})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
+    assert name == "get_weather"
+    assert [one["function"]["name"] for one in told[0]] == ["other", "get_weather"]
 
 
 async def test_strict_is_refused_with_the_tool_the_keyword_and_its_path(shared):

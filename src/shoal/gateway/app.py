@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from shoal.client.swarm import Swarm
 from shoal.errors import OutOfResources, ShoalError
+from shoal.gateway.access.counted import CountedRoute
 from shoal.gateway.access.guard import AccessRules, GuardMiddleware, caller_of, log
 from shoal.gateway.access.keys import Caller, KeyRing
 from shoal.gateway.access.limits import RequestLimiter
@@ -241,6 +242,7 @@ class Gateway:
         return path in OPEN_PATHS or path in self._page
 
     def _routes(self) -> ASGIApp:
+        asked = partial(CountedRoute, self.limits, awaited=True)
         router = Router(
             routes=[
                 *self._page.routes(),
@@ -256,13 +258,13 @@ class Gateway:
                 Route("/openapi.json", self._document),
                 Route("/v1/models", self._list_models),
                 Route("/v1/models/{id:path}", self._show_model),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/completions", self._complete, methods=["POST"]),
-                Route("/v1/embeddings", self._embed, methods=["POST"]),
-                Route("/v1/messages", self._message, methods=["POST"]),
-                Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
-                Route("/tokenize", self._tokenize, methods=["POST"]),
-                Route("/detokenize", self._detokenize, methods=["POST"]),
+                Route("/v1/chat/completions", asked(self._chat), methods=["POST"]),
+                Route("/v1/completions", asked(self._complete), methods=["POST"]),
+                Route("/v1/embeddings", asked(self._embed), methods=["POST"]),
+                Route("/v1/messages", asked(self._message), methods=["POST"]),
+                Route("/v1/messages/count_tokens", asked(self._count_tokens), methods=["POST"]),
+                Route("/tokenize", asked(self._tokenize), methods=["POST"]),
+                Route("/detokenize", asked(self._detokenize), methods=["POST"]),
             ],
             redirect_slashes=False,
         )
@@ -313,18 +315,15 @@ class Gateway:
     async def _count_tokens(self, request: Request) -> Response:
         extra = "ignore" if messages.takes_betas(request.headers) else None
         body = await read_body(request, CountTokensRequest, extra=extra)
-        async with self.limits.admitted(caller_of(request)):
-            return JSONResponse(await messages.count_tokens(body, await self.models.find(body.model)))
+        return JSONResponse(await messages.count_tokens(body, await self.models.find(body.model)))
 
     async def _tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        async with self.limits.admitted(caller_of(request)):
-            return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
+        return JSONResponse(await tokens.tokenize(body, await self.models.find(body.model)))
 
     async def _detokenize(self, request: Request) -> Response:
         body = await read_body(request, DetokenizeRequest)
-        async with self.limits.admitted(caller_of(request)):
-            return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
+        return JSONResponse(await tokens.detokenize(body, await self.models.find(body.model)))
 
     async def _list_models(self, request: Request) -> Response:
         found = await self.models.listed()

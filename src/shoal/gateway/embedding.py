@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ Write = Callable[[EmbeddingRequest, Record, Made], dict[str, Any]]
 class EmbeddingExchange:
     """An ASGI response. A client that goes away takes its sessions with it: every hop is free at once.
 
-    The caller is counted before its texts are turned into tokens.
+    The caller was counted before its texts were read.
     """
 
     def __init__(
@@ -53,14 +53,12 @@ class EmbeddingExchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-            async with AsyncExitStack() as admitted:
-                try:
-                    await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
-                    asked = await self._prepare()
-                    response = await self._answer(scope["path"], asked)
-                except ShoalError as error:
-                    response = error_response(error, scope)
-                await response(scope, receive, send)
+            try:
+                asked = await self._prepare()
+                response = await self._answer(scope["path"], asked)
+            except ShoalError as error:
+                response = error_response(error, scope)
+            await response(scope, receive, send)
             nursery.cancel_scope.cancel()
 
     async def _answer(self, path: str, asked: EmbeddingRequest) -> JSONResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -114,7 +114,7 @@ Prepare = Callable[[], Awaitable[Sequence[GenerationRequest]]]
 class Exchange:
     """An ASGI response. A client that goes away takes its answer with it: every hop is free at once.
 
-    The caller is counted before its body is turned into prompts, which may take longer than an answer.
+    The caller was counted before its body was read: to turn that into prompts may take longer than an answer.
 
     Args:
         form: makes, for the record of this request and what it asks for, what writes the answer down.
@@ -146,14 +146,12 @@ class Exchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-            async with AsyncExitStack() as admitted:
-                try:
-                    await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
-                    asked = affordable(await self._prepare(), self._caller.most_tokens)
-                except ShoalError as error:
-                    await error_response(error, scope)(scope, receive, send)
-                else:
-                    await self._begun(asked).write(scope, receive, send)
+            try:
+                asked = affordable(await self._prepare(), self._caller.most_tokens)
+            except ShoalError as error:
+                await error_response(error, scope)(scope, receive, send)
+            else:
+                await self._begun(asked).write(scope, receive, send)
             nursery.cancel_scope.cancel()
 
     def _begun(self, asked: Sequence[GenerationRequest]) -> _Answer:

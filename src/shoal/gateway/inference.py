@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from functools import partial
 
 import trio
@@ -16,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from shoal.client.graph.encryptable import no_attested_graphs
 from shoal.client.graph.graph_client import GraphAnswer, GraphClient
 from shoal.errors import ShoalError, UnknownModel
-from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
+from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.api.inference import (
     MAX_BINARY,
@@ -30,7 +28,7 @@ from shoal.gateway.api.inference import (
 )
 from shoal.gateway.body import read_raw
 from shoal.gateway.error_forms import error_response
-from shoal.gateway.errors import BadRequest, LimitReached
+from shoal.gateway.errors import BadRequest
 from shoal.gateway.exchange import Desk
 from shoal.gateway.page.requests import Record
 from shoal.gateway.sse import until_gone
@@ -43,31 +41,8 @@ PREFIX = "infer-"
 ROUTE = "/v2/models/NAME/infer"
 """How requests are counted: callers make up names."""
 
-LARGE = MAX_TENSOR_JSON
-"""Bytes of a body. Of larger ones, and of those that do not say their size, only so many are held at once."""
 LARGE_AT_ONCE = 8
-
-
-class LargeBodies:
-    """Counts the large bodies that are held, of all callers."""
-
-    def __init__(self) -> None:
-        self._held = 0
-
-    @contextmanager
-    def held(self, headers: Headers) -> Generator[None]:
-        """Hold a body for the block. Raises LimitReached: too many large ones are held."""
-        size = headers.get("content-length", "")
-        large = not (size.isascii() and size.isdecimal() and len(size) < 12 and int(size) <= LARGE)
-        if large and self._held >= LARGE_AT_ONCE:
-            raise LimitReached(
-                f"{self._held} bodies of more than {LARGE} bytes are being answered", retry_after_s=RETRY_S
-            )
-        self._held += large
-        try:
-            yield
-        finally:
-            self._held -= large
+"""Bodies with more than JSON may have, that are held at once."""
 
 
 class InferenceRoutes:
@@ -76,7 +51,7 @@ class InferenceRoutes:
     def __init__(self, desk: Desk, graphs: GraphClient) -> None:
         self._desk = desk
         self._graphs = graphs
-        self._bodies = LargeBodies()
+        self._bodies = LargeBodies(MAX_TENSOR_JSON, LARGE_AT_ONCE)
 
     def routes(self) -> list[Route]:
         found = [Route("/v2", self._server), Route(LIVE, self._health), Route(READY, self._health)]
@@ -144,11 +119,10 @@ class InferExchange:
         self._header_size = header_size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         # Nobody's body is read before it is known that it may be answered.
         async with self._desk.limits.admitted(self._caller):
-            with self._bodies.held(request.headers):
-                body = await read_raw(request, MAX_BINARY)
+            with self._bodies.held(Headers(scope=scope), receive) as held:
+                body = await read_raw(Request(scope, held), MAX_BINARY)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(until_gone, receive, nursery.cancel_scope)
                     await (await self._response(scope, body))(scope, receive, send)

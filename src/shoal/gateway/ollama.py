@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from shoal.client.swarm import Swarm
 from shoal.gateway.access.allowance import RETRY_S
+from shoal.gateway.access.counted import CountedRoute
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.api import embeddings, ollama, ollama_models
@@ -51,16 +52,18 @@ class OllamaRoutes:
         self._pulls = 0
 
     def routes(self) -> list[Route]:
+        counted = partial(CountedRoute, self._desk.limits)
+        asked = partial(counted, awaited=True)
         return [
-            Route("/api/chat", self._chat, methods=["POST"]),
-            Route("/api/generate", self._generate, methods=["POST"]),
-            Route("/api/embed", self._embed, methods=["POST"]),
-            Route("/api/embeddings", self._embed_one, methods=["POST"]),
-            Route("/api/show", self._show, methods=["POST"]),
+            Route("/api/chat", asked(self._chat), methods=["POST"]),
+            Route("/api/generate", asked(self._generate), methods=["POST"]),
+            Route("/api/embed", asked(self._embed), methods=["POST"]),
+            Route("/api/embeddings", asked(self._embed_one), methods=["POST"]),
+            Route("/api/show", counted(self._show), methods=["POST"]),
             Route("/api/tags", self._tags),
             Route("/api/ps", self._running),
             Route("/api/version", self._version),
-            Route("/api/pull", self._pull, methods=["POST"]),
+            Route("/api/pull", counted(self._pull), methods=["POST"]),
         ]
 
     async def _chat(self, request: Request) -> Exchange | Response:

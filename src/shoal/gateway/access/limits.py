@@ -10,6 +10,7 @@ import trio
 
 from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
+from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.own_allowances import Allowances, OwnAllowances
 from shoal.gateway.errors import LimitReached
 
@@ -30,6 +31,8 @@ class RequestLimiter:
     running: int = RUNNING
     waiting: int = WAITING
     wait_s: float = WAIT_S
+    bodies: LargeBodies = field(default_factory=LargeBodies)
+    """Of all routes but those with a count of their own."""
     answering: int = 0
     """Requests that are answered now."""
     queued: int = 0

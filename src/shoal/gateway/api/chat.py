@@ -23,7 +23,7 @@ from shoal.gateway.markup.reasoning import reasoning_options
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
-from shoal.gateway.schema.chat import ChatRequest, NamedTool, RequestMessage
+from shoal.gateway.schema.chat import AllowedTools, ChatRequest, NamedTool, RequestMessage
 from shoal.gateway.schema.common import TextFormat
 from shoal.gateway.sse import DONE, event
 
@@ -76,7 +76,10 @@ def _calling(body: ChatRequest) -> Calling | None:
     if isinstance(body.tool_choice, NamedTool):
         name = body.tool_choice.function.name
         return Calling(tuple(f for f in functions if f.name == name), True, False, params)
-    return Calling(functions, body.tool_choice == "required", several, params)
+    calling = Calling(functions, body.tool_choice == "required", several, params)
+    if isinstance(body.tool_choice, AllowedTools):
+        return calling.only(body.tool_choice.names, must=body.tool_choice.allowed_tools.mode == "required")
+    return calling
 
 
 def _format(format: TextFormat | None) -> AnswerSchema | None:

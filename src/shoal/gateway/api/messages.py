@@ -24,7 +24,7 @@ from shoal.gateway.markup.reasoning import NO_EFFORT, reasoning_options
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
 from shoal.gateway.page.requests import Record
-from shoal.gateway.schema.common import LEAST_TOP_P, Choosing, Function
+from shoal.gateway.schema.common import Choosing, Function
 from shoal.gateway.schema.messages import (
     BlockMessage,
     CountTokensRequest,
@@ -72,8 +72,7 @@ async def messages_request(body: MessagesRequest, model: Servable, grammars: Gra
     prompt = await _prompt(body, model, calling)
     limit = limited(model, prompt.token_ids, body.max_tokens)
     found = await fit(grammars, model, prompt.own_end, calling, _format(body))
-    top_p = None if body.top_p is None else max(body.top_p, LEAST_TOP_P)
-    named = {"temperature": body.temperature, "top_p": top_p, "top_k": body.top_k}
+    named = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
     return GenerationRequest(
         model,
         prompt.token_ids,

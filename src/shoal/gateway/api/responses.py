@@ -16,10 +16,11 @@ from shoal.gateway.api.images import content_for_template
 from shoal.gateway.api.logprobs import chat_logprobs
 from shoal.gateway.api.request import GenerationRequest, conversation, encoded, limited
 from shoal.gateway.api.response_items import AnyItem, items_of
+from shoal.gateway.api.text_scores import TextScores
 from shoal.gateway.errors import BadRequest, body_of
 from shoal.gateway.grammar.fit import AnswerSchema, fit
 from shoal.gateway.grammar.grammar import Grammars
-from shoal.gateway.markup.events import AnswerEvent, ArgumentsDelta, CallStart, Reasoning
+from shoal.gateway.markup.events import ArgumentsDelta, CallStart, Reasoning
 from shoal.gateway.markup.reasoning import reasoning_options
 from shoal.gateway.markup.tools import Calling
 from shoal.gateway.models import Servable
@@ -27,6 +28,7 @@ from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.chat import CalledFunction, ToolCall
 from shoal.gateway.schema.common import text_of
 from shoal.gateway.schema.responses import (
+    AllowedToolsByName,
     InputCall,
     InputMessage,
     InputReasoning,
@@ -87,11 +89,21 @@ def _calling(body: ResponsesRequest) -> Calling | None:
                 param="tool_choice",
             )
         return Calling(named, must=True, several=False, params=params)
+    if isinstance(choice, AllowedToolsByName):
+        strange = {tool.name for tool in choice.tools} - params.keys()
+        if strange:
+            raise BadRequest(
+                f"tool_choice allows {min(strange)[:64]!r}, and no such function is among the tools",
+                param="tool_choice",
+            )
     if choice == "required" and not functions:
         raise BadRequest("tool_choice is required, and there are no tools", param="tool_choice")
     if not functions or choice == "none":
         return None
-    return Calling(functions, choice == "required", body.parallel_tool_calls, params)
+    calling = Calling(functions, choice == "required", body.parallel_tool_calls, params)
+    if isinstance(choice, AllowedToolsByName):
+        return calling.only([tool.name for tool in choice.tools], must=choice.mode == "required")
+    return calling
 
 
 def _format(body: ResponsesRequest) -> AnswerSchema | None:
@@ -158,26 +170,30 @@ class ResponsesForm:
         self._created = int(time.time())
         self._completed: int | None = None
         self._output: list[dict[str, Any]] = []
-        self._scores: list[TokenScore] = []
-        """Of the tokens of the item that is being written."""
+        self._text_scores = TextScores()
         self._error: dict[str, Any] | None = None
         self._number = 0
         self._status = "in_progress"
 
     def take(self, choice: int, delta: Delta) -> list[bytes]:
         events = [] if self._number else self._open()
-        if delta.score is not None:
-            self._scores.append(delta.score)
-        for said in read_delta(self._reader, delta):
-            events += self._say(said)
+        said = read_delta(self._reader, delta)
+        scores = self._text_scores.take(delta, said, self._reader.undecided)
+        for one in said:
+            if isinstance(one, str):
+                events += self._write(one, scores)
+                scores = []
+            else:
+                events += self._say(one)
         if delta.finish_reason is not None:
-            if all(item["type"] == "reasoning" for item in self._output):
-                events += self._write("")
+            rest, kinds = self._text_scores.rest(), [item["type"] for item in self._output]
+            if set(kinds) <= {"reasoning"} or (rest and kinds[-1] == "message"):
+                events += self._write("", rest)
             if delta.finish_reason == "length":
                 self._status = "incomplete"
             else:
                 self._status, self._completed = "completed", int(time.time())
-            events += self._close_item(next_scores=0)
+            events += self._close_item()
         return events
 
     def take_scores(self, choice: int, scores: list[TokenScore | None]) -> list[bytes]:
@@ -216,7 +232,7 @@ class ResponsesForm:
     def _open(self) -> list[bytes]:
         return [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
 
-    def _say(self, said: AnswerEvent) -> list[bytes]:
+    def _say(self, said: Reasoning | CallStart | ArgumentsDelta) -> list[bytes]:
         match said:
             case CallStart(_, id, name):
                 fields = {"call_id": id, "name": name, "arguments": ""}
@@ -229,16 +245,17 @@ class ResponsesForm:
                 events = self._into("rs_", "reasoning", {"type": "reasoning_text", "text": ""}, summary=[])
                 self._output[-1]["content"][0]["text"] += text
                 return [*events, self._about("response.reasoning_text.delta", content_index=0, delta=text)]
-            case text:
-                return self._write(text)
 
-    def _write(self, text: str) -> list[bytes]:
+    def _write(self, text: str, scores: Sequence[TokenScore]) -> list[bytes]:
         part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         events = self._into("msg_", "message", part, role="assistant")
-        self._output[-1]["content"][0]["text"] += text
+        codec, written = self._model.codec, self._output[-1]["content"][0]
+        logprobs = chat_logprobs(codec, scores)["content"] if codec is not None else []
+        written["text"] += text
+        written["logprobs"] += logprobs
         return [
             *events,
-            self._about("response.output_text.delta", content_index=0, delta=text, logprobs=[]),
+            self._about("response.output_text.delta", content_index=0, delta=text, logprobs=logprobs),
         ]
 
     def _into(self, prefix: str, type: str, part: dict[str, Any], **fields: Any) -> list[bytes]:
@@ -256,17 +273,11 @@ class ResponsesForm:
         index = len(self._output) - 1
         return [self._event("response.output_item.added", output_index=index, item=dict(item))]
 
-    def _close_item(self, *, next_scores: int = 1) -> list[bytes]:
-        """End the item that is being written.
-
-        Args:
-            next_scores: how many of the last scores are the next item's: of the token that has begun it.
-        """
+    def _close_item(self) -> list[bytes]:
+        """End the item that is being written."""
         if not self._output:
             return []
         item = self._output[-1]
-        ours = len(self._scores) - next_scores if self._scores else 0
-        scores, self._scores = self._scores[:ours], self._scores[ours:]
         item["status"] = "incomplete" if self._status == "incomplete" else "completed"
         events: list[bytes] = []
         if item["type"] == "function_call":
@@ -281,8 +292,6 @@ class ResponsesForm:
             events.append(self._about("response.content_part.done", content_index=0, part=part))
         else:
             part = item["content"][0]
-            if self._model.codec is not None and scores:
-                part["logprobs"] = chat_logprobs(self._model.codec, scores)["content"]
             done = {"text": part["text"], "logprobs": part["logprobs"]}
             events.append(self._about("response.output_text.done", content_index=0, **done))
             events.append(self._about("response.content_part.done", content_index=0, part=part))
@@ -321,7 +330,7 @@ def _told_back(body: ResponsesRequest, sampling: Sampling) -> dict[str, Any]:
         "background": False,
         "service_tier": "default",
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "top_p": sampling.top_p if body.top_p is None else body.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "top_logprobs": body.top_logprobs or 0,

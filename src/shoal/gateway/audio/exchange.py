@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,13 +61,11 @@ class AudioExchange:
         with self._held:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(until_gone, receive, nursery.cancel_scope)
-                async with AsyncExitStack() as admitted:
-                    try:
-                        await admitted.enter_async_context(self._desk.limits.admitted(self._caller))
-                        response = await self._answer(scope["path"], nursery)
-                    except ShoalError as error:
-                        response = error_response(error, scope)
-                    await response(scope, receive, send)
+                try:
+                    response = await self._answer(scope["path"], nursery)
+                except ShoalError as error:
+                    response = error_response(error, scope)
+                await response(scope, receive, send)
                 nursery.cancel_scope.cancel()
 
     async def _answer(self, path: str, charges: trio.Nursery) -> Response:

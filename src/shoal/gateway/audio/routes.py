@@ -14,6 +14,7 @@ from starlette.routing import Route
 from shoal.client.seq2seq.speech import Task
 from shoal.client.swarm import Swarm
 from shoal.gateway.access.allowance import RETRY_S
+from shoal.gateway.access.counted import CountedRoute
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.protection import unaudited_caller
 from shoal.gateway.audio.exchange import AudioExchange, Recording
@@ -45,8 +46,9 @@ class AudioRoutes:
         self._open = Counter[str]()
 
     def routes(self) -> list[Route]:
+        counted = partial(CountedRoute, self._desk.limits, awaited=True)
         return [
-            Route(f"/v1/audio/{name}", partial(self._answer, task), methods=["POST"])
+            Route(f"/v1/audio/{name}", counted(partial(self._answer, task)), methods=["POST"])
             for name, task in _ROUTES.items()
         ]
 

@@ -84,19 +84,19 @@ async def fit(
     """
     markup = markup_of(model.codec)
     reasoning = opening.rstrip().endswith(markup.reasoning[0])
+    functions, barred = (calling.arguments, calling.barred) if calling else (None, frozenset[str]())
     if format is not None:
         if calling is not None and calling.must:
             raise BadRequest(
                 f"{format.field} asks for JSON where tool_choice demands a call: it cannot be both",
                 param=format.field,
             )
-        functions = calling.arguments if calling else None
-        syntax = AnswerSyntax(markup, functions, reasons=False, reasoning=reasoning, calls_first=True)
+        syntax = AnswerSyntax(markup, functions, barred, reasons=False, reasoning=reasoning, calls_first=True)
         refused = await grammars.checker(model)
         if calling is None:
             return await grammars.checked(partial(_fit_format, format, syntax, refused))
         return await grammars.checked(partial(_fit_calls, calling, syntax, refused, format))
-    syntax = AnswerSyntax(markup, calling.arguments if calling else None, reasoning=reasoning)
+    syntax = AnswerSyntax(markup, functions, barred, reasoning=reasoning)
     if calling is None:
         return Fit(None, syntax)
     try:

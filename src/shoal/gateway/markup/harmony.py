@@ -29,12 +29,14 @@ class HarmonyReader:
 
     Args:
         functions: the names that may be called; ``None`` where nothing is a call.
+        barred: the names whose calls stay text.
     """
 
-    def __init__(self, functions: Collection[str] | None) -> None:
+    def __init__(self, functions: Collection[str] | None, barred: Collection[str] = ()) -> None:
         self.calls = 0
         self.reasoning_tokens = 0
         self._functions = functions
+        self._barred = barred
         self._held = ""
         self._header: str | None = None
         """What has come of a message's header; ``None`` within its body."""
@@ -45,6 +47,11 @@ class HarmonyReader:
         self._at_first = True
         self._lines = ""
         """Ends of lines that belong to a text if more of it comes."""
+
+    @property
+    def undecided(self) -> int:
+        """As of an ``AnswerReader``."""
+        return len(self._lines) + len(self._held)
 
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
@@ -104,7 +111,8 @@ class HarmonyReader:
         """The body of a message begins."""
         self._at_first, self._lines = True, ""
         to = _TO.search(header)
-        if to is not None and to[1] != "assistant" and self._functions is not None:
+        called = to is not None and to[1] != "assistant" and to[1] not in self._barred
+        if to is not None and called and self._functions is not None:
             self._kind = ArgumentsDelta
             self.calls += 1
             return [CallStart(self.calls - 1, GPT_OSS.new_id(), to[1])]

@@ -44,6 +44,8 @@ class AnswerSyntax:
     markup: Markup
     functions: Mapping[str, Mapping[str, Any]] | None = None
     """What may be called, and the schema of its arguments; ``None`` where nothing is a call."""
+    barred: frozenset[str] = frozenset()
+    """Functions that the model was told of and may not call: what would be a call of one stays text."""
     reasons: bool = True
     """Whether the answer may begin with reasoning; one that keeps to a format may not."""
     reasoning: bool = False
@@ -53,7 +55,11 @@ class AnswerSyntax:
 
     def reader(self) -> AnswerReader:
         """For one answer."""
-        return HarmonyReader(self.functions) if self.markup.dialect == GPT_OSS else MarkupReader(self)
+        return (
+            HarmonyReader(self.functions, self.barred)
+            if self.markup.dialect == GPT_OSS
+            else MarkupReader(self)
+        )
 
 
 class AnswerReader(Protocol):
@@ -61,6 +67,11 @@ class AnswerReader(Protocol):
 
     reasoning_tokens: int
     """How many tokens of the answer were reasoning, where each was pushed by itself."""
+
+    @property
+    def undecided(self) -> int:
+        """Characters at the end of what was pushed of which it is not known yet what they are."""
+        ...
 
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
@@ -77,8 +88,14 @@ class MarkupReader:
     def __init__(self, syntax: AnswerSyntax) -> None:
         markers = syntax.markup.reasoning if syntax.reasons or syntax.reasoning else None
         self._reasoning = ReasoningReader(markers, inside=syntax.reasoning)
-        self._calls = CallReader(syntax.markup.dialect, syntax.functions, first=syntax.calls_first)
+        self._calls = CallReader(
+            syntax.markup.dialect, syntax.functions, first=syntax.calls_first, barred=syntax.barred
+        )
         self.reasoning_tokens = 0
+
+    @property
+    def undecided(self) -> int:
+        return self._reasoning.undecided + self._calls.undecided
 
     def push(self, text: str) -> list[AnswerEvent]:
         reasoning, answer = self._reasoning.push(text)
@@ -98,14 +115,21 @@ class CallReader:
     Args:
         functions: what may be called, and the schema of its arguments; ``None`` where nothing is a call.
         first: whether what does not begin with a call has none.
+        barred: functions whose calls stay text.
     """
 
     def __init__(
-        self, dialect: Dialect, functions: Mapping[str, Mapping[str, Any]] | None, *, first: bool = False
+        self,
+        dialect: Dialect,
+        functions: Mapping[str, Mapping[str, Any]] | None,
+        *,
+        first: bool = False,
+        barred: Collection[str] = (),
     ) -> None:
         self.count = 0
         self._dialect = dialect
         self._functions = functions
+        self._barred = barred
         self._openings = dialect.openings if functions is not None else ()
         self._heads = _bare_heads(dialect, functions) if dialect.bare and functions else ()
         self._held = ""
@@ -119,6 +143,11 @@ class CallReader:
         self._first = first and functions is not None
         self._state = self._begin if self._heads or self._first else self._text
         self._reading: ArgumentsReader = JsonArguments()
+
+    @property
+    def undecided(self) -> int:
+        """As of an :class:`AnswerReader`: a marker may be text still, until there is a call behind it."""
+        return len(self._held) + (len(self._opening) if self._state == self._call else 0)
 
     def push(self, text: str) -> list[AnswerEvent]:
         """What is certain now."""
@@ -138,7 +167,7 @@ class CallReader:
             said += [ArgumentsDelta(self.count - 1, rest)] if rest else []
         elif self._state != self._after and self._held:
             said.append(self._held)
-        self._held = ""
+        self._held = self._opening = ""
         return said
 
     # Each state takes what it can from what is held, and returns what was said; None until more text comes.
@@ -251,11 +280,13 @@ class CallReader:
         return None
 
     def _may_call(self, name: str, *, sure: bool = True) -> bool:
-        """Whether a call of ``name`` is one: behind a marker of the model's own it always is.
+        """Whether a call of ``name`` is one: behind a marker of the model's own it is, unless that is barred.
 
         Args:
             sure: whether what is there has the form of a call; else it may be any word.
         """
+        if name in self._barred:
+            return False
         return name in (self._functions or ()) or (sure and self._marked and self._dialect.name != "unknown")
 
     def _end(self, body: str) -> int | None:

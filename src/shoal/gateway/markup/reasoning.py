@@ -44,6 +44,11 @@ class ReasoningReader:
         """Whether the reasoning is yet to begin."""
         self._held = ""
 
+    @property
+    def undecided(self) -> int:
+        """Characters at the end of what was pushed that are not parted yet."""
+        return len(self._held)
+
     def push(self, text: str) -> tuple[str, str]:
         """More of the reasoning, and more of the answer."""
         self._held += text

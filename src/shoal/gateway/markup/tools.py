@@ -13,8 +13,8 @@ The grammar sees to the form, so that also a model that has never seen it makes 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.gateway.grammar.relax import SAYS_NOTHING
@@ -46,11 +46,18 @@ class Calling:
     """Whether it may be more than one."""
     params: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where in the request each function has its schema, by the function's name."""
+    told_of: tuple[Function, ...] = ()
+    """What the model is told of, where that is more than it may call."""
 
     @property
     def arguments(self) -> dict[str, dict[str, Any]]:
         """The schema of each function's arguments, by its name."""
         return {function.name: arguments_of(function) for function in self.functions}
+
+    @property
+    def barred(self) -> frozenset[str]:
+        """What the model is told of and may not call."""
+        return frozenset(function.name for function in self.told_of) - self.arguments.keys()
 
     def declared(self) -> list[dict[str, Any]]:
         """The functions as chat templates read them: each has parameters, if empty ones."""
@@ -60,8 +67,13 @@ class Calling:
                 "function": function.model_dump(exclude_none=True, exclude={"strict", "type"})
                 | {"parameters": function.parameters or {"type": "object", "properties": {}}},
             }
-            for function in self.functions
+            for function in self.told_of or self.functions
         ]
+
+    def only(self, names: Collection[str], *, must: bool) -> Calling:
+        """The same where the functions of these names alone may be called; the model is told of all."""
+        allowed = tuple(function for function in self.functions if function.name in names)
+        return replace(self, functions=allowed, must=must, told_of=self.functions)
 
     def instructions(self) -> str:
         """What a model is told whose template knows no tools."""

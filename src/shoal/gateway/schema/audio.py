@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from shoal.gateway.schema.common import Body, ModelName, UnauditedLevel
 
@@ -14,6 +14,7 @@ Code = Annotated[str, StringConstraints(min_length=2, max_length=12)]
 class AudioRequest(Body):
     """Fields of a form are texts: numbers are read from them."""
 
+    model_config = ConfigDict(strict=False)
     model: ModelName
     language: Code | None = None
     response_format: Literal["json", "text", "verbose_json"] = "json"

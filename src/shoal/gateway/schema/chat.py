@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from shoal.gateway.schema.common import (
     LONGEST_NAME,
+    NO_CHOICE_OF_TOOLS,
     NOT_TEXT,
     Asking,
     Body,
@@ -20,8 +21,8 @@ from shoal.gateway.schema.common import (
     TextFormat,
     TopLogprobs,
     by,
-    by_shape,
     check_shows,
+    choice_of_tools,
     misfit,
     tag,
 )
@@ -135,9 +136,27 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class AllowedFunctions(Body):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedTools(Body):
+    """Which of the functions may be called; the model is told of all."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+    @property
+    def names(self) -> list[str]:
+        return [tool.function.name for tool in self.allowed_tools.tools]
+
+
 ChatToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], tag("word")] | Annotated[NamedTool, tag("object")],
-    by(by_shape, "must be 'none', 'auto', 'required' or a function by name"),
+    Annotated[Literal["none", "auto", "required"], tag("word")]
+    | Annotated[NamedTool, tag("object")]
+    | Annotated[AllowedTools, tag("allowed")],
+    by(choice_of_tools, NO_CHOICE_OF_TOOLS),
 ]
 
 
@@ -176,9 +195,13 @@ class ChatRequest(Asking):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise misfit("tools", "has two functions of one name")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            name = self.tool_choice.function.name[:64]
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            name = choice.function.name[:64]
             raise misfit("tool_choice", f"demands {name!r}, and no such function is among the tools")
+        if isinstance(choice, AllowedTools) and (strange := set(choice.names) - set(names)):
+            name = min(strange)[:64]
+            raise misfit("tool_choice", f"allows {name!r}, and no such function is among the tools")
         if self.tool_choice == "required" and not names:
             raise misfit("tool_choice", "is required, and there are no tools")
 

@@ -31,8 +31,9 @@ from shoal.types import ProtectionLevel
 OPENAI_TEMPERATURE = 1.0
 """Where neither the client nor the model's makers name one."""
 LEAST_TOP_P = 1e-9
-"""Keeps the likeliest token alone, as 0 does where an API takes it."""
+"""Keeps the likeliest token alone, as 0 does, which each API takes."""
 MAX_CHOICES = 8
+"""They come one after the other: OpenAI's 128 would hold a turn for as long as so many answers take."""
 MAX_STOPS = 16
 MAX_TOKENS = 1 << 20
 """What ``max_tokens`` may say; what the model's context leaves is the limit then."""
@@ -81,9 +82,10 @@ def is_tag(part: object) -> bool:
 
 
 class Body(BaseModel):
-    """Numbers are numbers: neither NaN nor infinite."""
+    """Values have the type that their field has in JSON: no text is a number. Numbers are neither NaN nor
+    infinite."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
 
 def _finite(value: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +202,13 @@ def by_shape(value: Any) -> str | None:
     return "<word>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
 
 
+def choice_of_tools(value: Any) -> str | None:
+    """Tells what a ``tool_choice`` is: ``<word>``, ``<object>``, or ``<allowed>``."""
+    allowed = isinstance(value, dict) and cast(dict[str, Any], value).get("type") == "allowed_tools"
+    return "<allowed>" if allowed else by_shape(value)
+
+
+NO_CHOICE_OF_TOOLS = "must be 'none', 'auto', 'required', a function by name or allowed_tools"
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 """How much a model is to think, in OpenAI's words."""
 
@@ -212,7 +221,7 @@ class Choosing(Body):
     """How the next token is chosen. ``None`` is what a client means by leaving a field out."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -233,7 +242,7 @@ class Choosing(Body):
         """The client's wishes as the sampler takes them; the model's own where it has none, then OpenAI's."""
         named = {
             "temperature": self.temperature,
-            "top_p": self.top_p,
+            "top_p": None if self.top_p is None else max(self.top_p, LEAST_TOP_P),
             "top_k": None if self.top_k is None else max(self.top_k, 0),
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
@@ -280,7 +289,7 @@ class Asking(Choosing):
 class JsonSchema(Body):
     """A schema by name, as ``response_format`` carries it."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True, populate_by_name=True)
     name: str = Field("answer", max_length=64)
     description: str | None = None
     body: AnyObject = Field(default_factory=dict[str, Any], alias="schema")

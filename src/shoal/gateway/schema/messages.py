@@ -35,7 +35,7 @@ CalledName = Annotated[str, StringConstraints(pattern=rf"^[a-zA-Z0-9_.-]{{1,{LON
 class ExactBody(Body):
     """A field that is not known is a mistake."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class CacheControl(ExactBody):
@@ -254,7 +254,7 @@ class Thinking(ExactBody):
 
 
 class JsonOutput(ExactBody):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True, populate_by_name=True)
     type: Literal["json_schema"]
     body: AnyObject = Field(alias="schema")
 

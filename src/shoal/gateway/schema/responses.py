@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from shoal.gateway.schema.chat import MAX_MESSAGES, MAX_TOOLS
 from shoal.gateway.schema.common import (
     LONGEST_NAME,
+    NO_CHOICE_OF_TOOLS,
     Body,
     Choosing,
     Content,
@@ -20,8 +21,8 @@ from shoal.gateway.schema.common import (
     TextContent,
     TopLogprobs,
     by,
-    by_shape,
     check_shows,
+    choice_of_tools,
     misfit,
     tag,
 )
@@ -118,9 +119,19 @@ class ToolByName(Body):
     name: str
 
 
+class AllowedToolsByName(Body):
+    """Which of the functions may be called; the model is told of all."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ToolByName] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
 ResponsesToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], tag("word")] | Annotated[ToolByName, tag("object")],
-    by(by_shape, "must be 'none', 'auto', 'required' or a function by name"),
+    Annotated[Literal["none", "auto", "required"], tag("word")]
+    | Annotated[ToolByName, tag("object")]
+    | Annotated[AllowedToolsByName, tag("allowed")],
+    by(choice_of_tools, NO_CHOICE_OF_TOOLS),
 ]
 
 

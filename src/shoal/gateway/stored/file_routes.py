@@ -15,12 +15,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from shoal.gateway.access.allowance import RETRY_S
+from shoal.gateway.access.counted import CountedRoute, caller_and_id
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.body import read_form
 from shoal.gateway.errors import BadRequest, Forbidden, LimitReached
 from shoal.gateway.schema.batches import EXPIRES
-from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.files import MAX_FILE, MAX_LINE, FileStore
 from shoal.gateway.stored.paging import requested_page
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shoal.errors import OutOfResources
+from shoal.gateway.access.counted import CountedRoute, caller_and_id
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.api import responses
@@ -25,7 +26,6 @@ from shoal.gateway.models import Models
 from shoal.gateway.page.requests import Record
 from shoal.gateway.schema.chat import MAX_MESSAGES
 from shoal.gateway.schema.responses import ResponsesRequest
-from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.paging import requested_page
 from shoal.gateway.stored.responses import ResponseStore, StoredResponse
 
@@ -45,7 +45,7 @@ class ResponseRoutes:
     def routes(self) -> list[Route]:
         counted = partial(CountedRoute, self._desk.limits)
         return [
-            Route(PATH, self._respond, methods=["POST"]),
+            Route(PATH, counted(self._respond, awaited=True), methods=["POST"]),
             Route(f"{PATH}/compact", counted(self._compact), methods=["POST"]),
             Route(f"{PATH}/{{id}}", counted(self._show), methods=["GET"]),
             Route(f"{PATH}/{{id}}", counted(self._delete), methods=["DELETE"]),

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shoal.gateway.access.counted import CountedRoute, caller_and_id
 from shoal.gateway.access.guard import caller_of
 from shoal.gateway.access.limits import RequestLimiter
 from shoal.gateway.body import read_body
@@ -19,7 +20,6 @@ from shoal.gateway.schema.batches import BatchRequest
 from shoal.gateway.stored.batches.batch import WINDOW_S, StoredBatch
 from shoal.gateway.stored.batches.runner import BatchRunner
 from shoal.gateway.stored.batches.store import BatchStore
-from shoal.gateway.stored.counted import CountedRoute, caller_and_id
 from shoal.gateway.stored.files import new_file_id
 from shoal.gateway.stored.paging import requested_page
 

@@ -1,0 +1,46 @@
+"""Routes whose caller is counted before anything that it has sent is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shoal.gateway.access.guard import caller_of
+from shoal.gateway.access.limits import RequestLimiter
+
+
+class CountedRoute:
+    """A route whose caller is counted from before its body is read until all of its answer was sent.
+
+    Args:
+        answer: reads the request; what it returns gives the answer.
+        awaited: whether the swarm is to answer it; what is only stored or read keeps no batch waiting.
+
+    Raises:
+        LimitReached: the caller is beyond its limits, or too many large bodies are held.
+    """
+
+    def __init__(
+        self,
+        limits: RequestLimiter,
+        answer: Callable[[Request], Awaitable[ASGIApp]],
+        *,
+        awaited: bool = False,
+    ) -> None:
+        self._limits = limits
+        self._answer = answer
+        self._awaited = awaited
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        async with self._limits.admitted(caller_of(request), awaited=self._awaited):
+            with self._limits.bodies.held(request.headers, receive) as held:
+                response = await self._answer(Request(scope, held, send))
+                await response(scope, held, send)
+
+
+def caller_and_id(request: Request) -> tuple[str, str]:
+    """Whose thing a request is about, and which one its path names."""
+    return caller_of(request).id, request.path_params["id"]
