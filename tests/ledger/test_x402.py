@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from x402.mechanisms.evm.batch_settlement import constants, types, utils
@@ -19,12 +20,12 @@ from x402.schemas import PaymentRequired as TheirRequired
 from x402.schemas import SettleResponse
 
 from shoal.config import load
-from shoal.errors import UsageError
+from shoal.errors import ChainError, OutOfResources, UsageError
 from shoal.gateway.payment import till as till_module
-from shoal.gateway.payment.collecting import claim_due
+from shoal.gateway.payment.collecting import Collector, claim_due
 from shoal.gateway.payment.opening import offer_of, paid_door
 from shoal.gateway.payment.terms import read_terms, smallest_units
-from shoal.gateway.payment.till import Till
+from shoal.gateway.payment.till import LOOK_S, Till
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import PayeeAccount
@@ -32,9 +33,10 @@ from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
 from shoal.ledger.x402.messages import MAX_HEADER, Payment, read_payment, terms_of
 from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
-from shoal.ledger.x402.refusals import NOTHING_LEFT, SIGNATURE, PaymentNotTaken
+from shoal.ledger.x402.refusals import CLOSING, NOTHING_LEFT, OVER_DEPOSIT, SIGNATURE, PaymentNotTaken
 from shoal.ledger.x402.settlement import TokenFacts
 from shoal.ledger.x402.taking import charge_after, charge_before, check_refund, pay_request, tell
+from shoal.testing.escrow import PretendedEscrow
 from tests.ledger.x402 import contracts
 
 PAYER, OURS = (ChainKey.from_secret(bytes([n]) * 32) for n in (0x71, 0x72))
@@ -312,11 +314,75 @@ def test_what_is_owed_and_paid_is_claimed_when_it_is_worth_it_and_at_once_when_t
     assert not claim_due(msgspec.structs.replace(closing, redeemed=100), worth=0)
 
 
+class Settlement:
+    """x402's contract, as far as the till asks it: what is in escrow, as numbers."""
+
+    def __init__(self, *kept: PayeeAccount) -> None:
+        self.channels = {one.channel_id: PretendedEscrow(one.deposit, one.redeemed) for one in kept}
+        self.away = False
+        self.asked = 0
+
+    def state(self, terms: PaymentTerms, channel_id: bytes) -> PretendedEscrow:
+        self.asked += 1
+        if self.away:
+            raise ChainError("the chain's node does not answer", reason="down")
+        return self.channels.get(channel_id, PretendedEscrow())
+
+
 def till_of(folder: Path, *kept: PayeeAccount) -> Till:
     book = PaymentBook(folder, PayeeAccount)
     for one in kept:
         book.add(one)
-    return Till(OFFER, None, OURS, book)  # type: ignore[arg-type]
+    return Till(OFFER, Settlement(*kept), OURS, book)  # type: ignore[arg-type]
+
+
+def chain_of(till: Till) -> Settlement:
+    assert isinstance(till.client, Settlement)
+    return till.client
+
+
+async def sold(till: Till, **changes: Any) -> None:
+    """A request that is paid for, and fails."""
+    async with till.taken(signed_payment(**changes)):
+        pass
+
+
+async def test_a_voucher_over_an_escrow_that_its_payer_has_emptied_meanwhile_buys_nothing(
+    tmp_path: Path,
+) -> None:
+    till = till_of(tmp_path, account())
+    chain_of(till).channels[account().channel_id].deposit = 0  # while the gateway was away
+    with pytest.raises(PaymentNotTaken) as refused:
+        await sold(till)
+    assert refused.value.reason == OVER_DEPOSIT
+
+
+async def test_where_the_chain_is_away_what_it_said_counts_for_a_minute_and_then_nothing_is_sold(
+    tmp_path: Path,
+) -> None:
+    till = till_of(tmp_path, account())
+    await sold(till)
+    chain_of(till).away = True
+    await sold(till)
+    assert chain_of(till).asked == 1
+    till._looked[account().channel_id] -= LOOK_S + 1
+    with pytest.raises(OutOfResources, match="chain"):
+        await sold(till)
+    chain_of(till).away = False
+    chain_of(till).channels[account().channel_id].closes_at = till.clock()
+    with pytest.raises(PaymentNotTaken) as refused:
+        await sold(till)
+    assert refused.value.reason == CLOSING
+
+
+async def test_a_gateway_looks_at_all_it_is_paid_over_when_it_starts(tmp_path: Path) -> None:
+    till = till_of(tmp_path, account())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Collector(till).run)
+        with trio.fail_after(5):
+            while not chain_of(till).asked:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
 
 
 def signed_payment(**changes: Any) -> Payment:

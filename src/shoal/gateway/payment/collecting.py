@@ -36,8 +36,8 @@ class Collector:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await trio.sleep(LOOK_EVERY_S)
             await self.collect(self._till.offer.least_deposit)
+            await trio.sleep(LOOK_EVERY_S)
 
     async def collect(self, worth: int) -> int:
         """Look once at all, and claim where it is due. Returns how many were claimed.
@@ -48,7 +48,7 @@ class Collector:
         claimed = 0
         for channel_id in await trio.to_thread.run_sync(self._till.book.channel_ids):
             try:
-                claimed += await self._till.on_chain(partial(self._look, channel_id, worth))
+                claimed += await self._till.chain.send(partial(self._look, channel_id, worth))
             except (ChainError, OutOfResources, LimitReached) as error:
                 log.warning("payment channel %s: %s", channel_id.hex()[:16], error.message)
         return claimed

@@ -1,25 +1,26 @@
 """The payment channels over which this gateway is paid: who may ask, and what it was charged.
 
-All waiting for the disk and the chain is done on threads. What was signed, and what was told, is on the disk
-before it counts. One key sends all transactions, so they are sent one after another.
+What was signed, and what was told, is on the disk before it counts. What the chain last said of a payment
+channel counts for a minute.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TypeVar
+from math import inf
 
 import msgspec
 import trio
 
-from shoal.errors import BadLedgerFile, ChainError, OutOfResources, UsageError
-from shoal.gateway.errors import LimitReached
-from shoal.ledger.vouchers.book import PaymentBook
+from shoal.errors import ChainError, OutOfResources, UsageError
+from shoal.gateway.payment.waiting import ChainTurns, on_disk
+from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, Recover, note_escrow
 from shoal.ledger.vouchers.typed_data import show_address
@@ -53,12 +54,11 @@ from shoal.ledger.x402.taking import (
     tell,
 )
 
-SENDING = 16
-"""Who wait for a transaction; one more is sent away."""
-RETRY_S = 5.0
+LOOK_S = 60.0
+"""How old what the chain has said of a payment channel may be when a request is paid over it."""
+MAX_LOOKED = MAX_ACCOUNTS
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -136,8 +136,9 @@ class Till:
     clock: Callable[[], float] = time.time
     _open: dict[bytes, _UnderWay] = field(default_factory=dict[bytes, _UnderWay])
     """As large as there are requests under way."""
-    _sending: trio.Lock = field(default_factory=trio.Lock)
-    _waiting: int = 0
+    chain: ChainTurns = field(default_factory=ChainTurns)
+    _looked: OrderedDict[bytes, float] = field(default_factory=OrderedDict[bytes, float])
+    """When the chain was last asked, in this process, for what is in a payment channel."""
 
     @asynccontextmanager
     async def taken(self, payment: Payment) -> AsyncGenerator[Purchase]:
@@ -176,10 +177,11 @@ class Till:
         try:
             if self._open[channel_id].streams:
                 raise _busy()
-            account = await self._kept(channel_id)
+            account = await self._kept(signed.terms, channel_id)
             asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else None
             given = check_refund(account, self.offer, signed.voucher, signed.recover, asked)
-            transaction = await self.on_chain(partial(self._return, account, given))
+            self._looked.pop(channel_id, None)
+            transaction = await self.chain.send(partial(self._return, account, given))
             after = await self._change(channel_id, lambda now: now)
             return encoded(response(self.offer, after, 0, transaction))
         finally:
@@ -228,34 +230,10 @@ class Till:
             self._open[purchase.channel_id].streams -= 1
             self._forget(purchase.channel_id)
 
-    async def on_chain(self, work: Callable[[], Result]) -> Result:
-        """Have a thread ask the chain, or send to it; one at a time.
-
-        Raises:
-            LimitReached: too many wait for it.
-            ChainError: ``reverted``: the contract refuses.
-            OutOfResources: the chain cannot be used now; the log says why.
-        """
-        if self._waiting >= SENDING:
-            raise LimitReached(f"{SENDING} others wait for the chain", retry_after_s=RETRY_S)
-        self._waiting += 1
-        try:
-            async with self._sending:
-                # A gateway that is to end does not wait for the chain, which may take hours. What was sent
-                # happens all the same, and a deposit that is not noted is found when its payer comes again.
-                return await self._on_disk(work, abandon=True)
-        except ChainError as error:
-            if error.reason == "reverted":
-                raise
-            log.warning("the chain cannot be used: %s", error.message)
-            raise OutOfResources("the chain over which this gateway is paid cannot be used now") from error
-        finally:
-            self._waiting -= 1
-
     def refresh(
         self, account: PayeeAccount, after: Callable[[PayeeAccount], PayeeAccount] = lambda now: now
     ) -> PayeeAccount:
-        """Note what the chain says of a payment channel; to be called in :meth:`on_chain` alone."""
+        """Note what the chain says of a payment channel; to be called where :attr:`chain` sends."""
         state = self.client.state(account.terms, account.channel_id)
         return self.book.change(account.channel_id, lambda now: after(note_escrow(now, state)))
 
@@ -299,7 +277,7 @@ class Till:
         if isinstance(payload, DepositPayment):
             transaction = await self._deposit(signed.terms, channel_id, payload, pay)
         else:
-            await self._kept(channel_id)
+            await self._kept(signed.terms, channel_id)
         return await self._change(channel_id, pay), transaction
 
     async def _deposit(
@@ -318,7 +296,7 @@ class Till:
                 check="deposit more at once",
             )
         kept = await self._find(channel_id)
-        account = kept or await self.on_chain(partial(self._begun, terms, channel_id))
+        account = kept or await self.chain.send(partial(self._begun, terms, channel_id))
         pay(msgspec.structs.replace(account, deposit=account.deposit + amount))
 
         def send() -> str:
@@ -328,8 +306,10 @@ class Till:
             self.refresh(account)
             return done
 
+        self._looked.pop(channel_id, None)
         try:
-            done = await self.on_chain(send)
+            done = await self.chain.send(send)
+            self.looked(channel_id, trio.current_time())
         except ChainError as error:
             raise PaymentNotTaken(
                 f"the deposit is refused: {error.message}",
@@ -359,7 +339,8 @@ class Till:
         domain = self.offer.domain
         return Voucher(domain.chain_id, domain.contract, channel_id, encoded_amount, signed.signature_bytes)
 
-    async def _kept(self, channel_id: bytes) -> PayeeAccount:
+    async def _kept(self, terms: PaymentTerms, channel_id: bytes) -> PayeeAccount:
+        """An account, with what the chain said of it a minute ago or later."""
         account = await self._find(channel_id)
         if account is None:
             raise PaymentNotTaken(
@@ -367,10 +348,23 @@ class Till:
                 reason=UNKNOWN_CHANNEL,
                 check="pay a deposit with the first request",
             )
+        now = trio.current_time()
+        if now - self._looked.get(channel_id, -inf) <= LOOK_S:
+            return account
+        state = await self.chain.ask(partial(self.client.state, terms, channel_id))
+        account = await self._change(channel_id, lambda kept: note_escrow(kept, state))
+        self.looked(channel_id, now)
         return account
 
+    def looked(self, channel_id: bytes, at: float) -> None:
+        """What is kept of a payment channel is what the chain said ``at`` that time, of trio's clock."""
+        self._looked[channel_id] = at
+        self._looked.move_to_end(channel_id)
+        if len(self._looked) > MAX_LOOKED:
+            self._looked.popitem(last=False)
+
     async def _find(self, channel_id: bytes) -> PayeeAccount | None:
-        return await self._on_disk(partial(self._look, channel_id))
+        return await on_disk(partial(self._look, channel_id))
 
     def _look(self, channel_id: bytes) -> PayeeAccount | None:
         try:
@@ -381,15 +375,7 @@ class Till:
     async def _change(
         self, channel_id: bytes, change: Callable[[PayeeAccount], PayeeAccount]
     ) -> PayeeAccount:
-        return await self._on_disk(partial(self.book.change, channel_id, change))
-
-    async def _on_disk(self, work: Callable[[], Result], *, abandon: bool = False) -> Result:
-        """Raises OutOfResources without the paths of this machine, which are not for callers."""
-        try:
-            return await trio.to_thread.run_sync(work, abandon_on_cancel=abandon)
-        except (BadLedgerFile, OutOfResources, UsageError) as error:
-            log.warning("an account of a paid answer cannot be used: %s", error.message)
-            raise OutOfResources("the accounts of this gateway cannot be used now") from error
+        return await on_disk(partial(self.book.change, channel_id, change))
 
 
 def _owing(account: PayeeAccount, micro: int) -> PayeeAccount:
