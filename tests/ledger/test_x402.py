@@ -33,7 +33,15 @@ from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
 from shoal.ledger.x402.messages import MAX_HEADER, Payment, read_payment, terms_of
 from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
-from shoal.ledger.x402.refusals import CLOSING, NOTHING_LEFT, OVER_DEPOSIT, SIGNATURE, PaymentNotTaken
+from shoal.ledger.x402.refusals import (
+    CLOSING,
+    MISMATCH,
+    NOTHING_LEFT,
+    OVER_DEPOSIT,
+    SIGNATURE,
+    UNKNOWN_CHANNEL,
+    PaymentNotTaken,
+)
 from shoal.ledger.x402.settlement import TokenFacts
 from shoal.ledger.x402.taking import charge_after, charge_before, check_refund, pay_request, tell
 from shoal.testing.escrow import PretendedEscrow
@@ -373,6 +381,29 @@ async def test_where_the_chain_is_away_what_it_said_counts_for_a_minute_and_then
     with pytest.raises(PaymentNotTaken) as refused:
         await sold(till)
     assert refused.value.reason == CLOSING
+
+
+async def test_a_deposit_that_was_mined_and_not_noted_is_found_when_its_payer_comes_again(
+    tmp_path: Path,
+) -> None:
+    till, channel_id = till_of(tmp_path), account().channel_id
+    with pytest.raises(PaymentNotTaken) as refused:
+        await sold(till)
+    assert (refused.value.reason, till.book.channel_ids()) == (UNKNOWN_CHANNEL, [])
+    # What the contract has paid out was served before: no voucher pays for it a second time.
+    chain_of(till).channels[channel_id] = PretendedEscrow(deposit=5000, redeemed=170)
+    with pytest.raises(PaymentNotTaken) as refused:
+        await sold(till)
+    assert refused.value.reason == MISMATCH
+    kept = till.book.read(channel_id)
+    assert (kept.deposit, kept.redeemed, kept.owed, kept.told) == (5000, 170, 170, 170)
+    till.book.remove(channel_id)
+    chain_of(till).channels[channel_id] = PretendedEscrow(deposit=5000)
+    await sold(till)
+    till.book.remove(channel_id)
+    with pytest.raises(PaymentNotTaken) as refused:  # who wants it back is found too, and told what to sign
+        await till.give_back(signed_payment(type="refund"))
+    assert (refused.value.reason, till.book.channel_ids()) == (MISMATCH, [channel_id])
 
 
 async def test_a_gateway_looks_at_all_it_is_paid_over_when_it_starts(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from shoal.errors import ChainError, OutOfResources, UsageError
 from shoal.gateway.payment.waiting import ChainTurns, on_disk
 from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
-from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, Recover, note_escrow
+from shoal.ledger.vouchers.payee import MICRO, Escrowed, PayeeAccount, Recover, note_escrow
 from shoal.ledger.vouchers.typed_data import show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.ledger.x402.messages import (
@@ -295,8 +295,10 @@ class Till:
                 reason=SMALL_DEPOSIT,
                 check="deposit more at once",
             )
-        kept = await self._find(channel_id)
-        account = kept or await self.chain.send(partial(self._begun, terms, channel_id))
+        kept = account = await self._find(channel_id)
+        if account is None:
+            state = await self.chain.ask(partial(self.client.state, terms, channel_id))
+            account = self._begun(terms, channel_id, state)
         pay(msgspec.structs.replace(account, deposit=account.deposit + amount))
 
         def send() -> str:
@@ -319,19 +321,18 @@ class Till:
         log.info("%s has paid %d into escrow", show_address(terms.payer), amount)
         return done
 
-    def _begun(self, terms: PaymentTerms, channel_id: bytes) -> PayeeAccount:
+    def _begun(self, terms: PaymentTerms, channel_id: bytes, state: Escrowed) -> PayeeAccount:
         """A payment channel that is not kept here. The contract never forgets what it has paid out of it."""
-        state = self.client.state(terms, channel_id)
-        return PayeeAccount(
+        began = PayeeAccount(
             terms=terms,
             domain=self.offer.domain,
             channel_id=channel_id,
-            deposit=state.deposit,
+            deposit=0,
             window=0,
             owed_micro=state.redeemed * MICRO,
-            redeemed=state.redeemed,
             told=state.redeemed,
         )
+        return note_escrow(began, state)
 
     def _voucher(self, signed: SignedVoucher, channel_id: bytes) -> Voucher:
         amount = signed.amount
@@ -340,19 +341,26 @@ class Till:
         return Voucher(domain.chain_id, domain.contract, channel_id, encoded_amount, signed.signature_bytes)
 
     async def _kept(self, terms: PaymentTerms, channel_id: bytes) -> PayeeAccount:
-        """An account, with what the chain said of it a minute ago or later."""
-        account = await self._find(channel_id)
-        if account is None:
+        """An account, with what the chain said of it a minute ago or later.
+
+        One that is not kept begins, where the chain has something in escrow: its deposit was sent by a
+        gateway that did not live to note it.
+        """
+        account, now = await self._find(channel_id), trio.current_time()
+        if account is not None and now - self._looked.get(channel_id, -inf) <= LOOK_S:
+            return account
+        state = await self.chain.ask(partial(self.client.state, terms, channel_id))
+        if account is not None:
+            account = await self._change(channel_id, lambda kept: note_escrow(kept, state))
+        elif state.deposit > state.redeemed:
+            account = self._begun(terms, channel_id, state)
+            await on_disk(partial(self.book.add, account))
+        else:
             raise PaymentNotTaken(
                 "this gateway knows nothing of this payment channel",
                 reason=UNKNOWN_CHANNEL,
                 check="pay a deposit with the first request",
             )
-        now = trio.current_time()
-        if now - self._looked.get(channel_id, -inf) <= LOOK_S:
-            return account
-        state = await self.chain.ask(partial(self.client.state, terms, channel_id))
-        account = await self._change(channel_id, lambda kept: note_escrow(kept, state))
         self.looked(channel_id, now)
         return account
 
