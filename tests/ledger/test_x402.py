@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,24 @@ from shoal.errors import ChainError, OutOfResources, UsageError
 from shoal.gateway.payment import till as till_module
 from shoal.gateway.payment.collecting import Collector, claim_due
 from shoal.gateway.payment.opening import offer_of, paid_door
+from shoal.gateway.payment.refunds import Refunds
 from shoal.gateway.payment.terms import read_terms, smallest_units
 from shoal.gateway.payment.till import LOOK_S, Till
+from shoal.ledger.vouchers import book as book_module
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
-from shoal.ledger.x402.messages import MAX_HEADER, Payment, read_payment, terms_of
+from shoal.ledger.x402.messages import MAX_HEADER, Payment, TokenAuthorization, read_payment, terms_of
 from shoal.ledger.x402.offer import COLLECTOR, SETTLEMENT, GatewayOffer, response
 from shoal.ledger.x402.refusals import (
     CLOSING,
+    DEPOSIT_FAILED,
     MISMATCH,
     NOTHING_LEFT,
     OVER_DEPOSIT,
+    REFUND_LATER,
     SIGNATURE,
     UNKNOWN_CHANNEL,
     PaymentNotTaken,
@@ -327,14 +332,32 @@ class Settlement:
 
     def __init__(self, *kept: PayeeAccount) -> None:
         self.channels = {one.channel_id: PretendedEscrow(one.deposit, one.redeemed) for one in kept}
-        self.away = False
+        self.away = self.refusing = False
         self.asked = 0
+        self.sent: list[str] = []
 
     def state(self, terms: PaymentTerms, channel_id: bytes) -> PretendedEscrow:
         self.asked += 1
         if self.away:
             raise ChainError("the chain's node does not answer", reason="down")
-        return self.channels.get(channel_id, PretendedEscrow())
+        return replace(self.channels.get(channel_id, PretendedEscrow()))
+
+    def deposit(self, key: ChainKey, terms: PaymentTerms, amount: int, by: TokenAuthorization) -> str:
+        self.sent.append("deposit")
+        if self.refusing:
+            raise ChainError("the contract refuses", reason="reverted")
+        self.channels.setdefault(terms.channel_id(OFFER.domain), PretendedEscrow()).deposit += amount
+        return "0x01"
+
+    def claim(self, key: ChainKey, account: PayeeAccount) -> str:
+        self.sent.append("claim")
+        self.channels[account.channel_id].redeemed = account.owed
+        return "0x02"
+
+    def give_back(self, key: ChainKey, terms: PaymentTerms, amount: int) -> str:
+        self.sent.append("give back")
+        self.channels[terms.channel_id(OFFER.domain)].deposit -= amount
+        return "0x03"
 
 
 def till_of(folder: Path, *kept: PayeeAccount) -> Till:
@@ -416,11 +439,82 @@ async def test_a_gateway_looks_at_all_it_is_paid_over_when_it_starts(tmp_path: P
         nursery.cancel_scope.cancel()
 
 
-def signed_payment(**changes: Any) -> Payment:
-    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, account().channel_id, OFFER.ceiling)
+def signed_payment(amount: int = OFFER.ceiling, **changes: Any) -> Payment:
+    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, account().channel_id, amount)
+    sent["payload"]["voucher"]["maxClaimableAmount"] = str(amount)
     sent["payload"]["voucher"]["signature"] = "0x" + signed.signature.hex()
     sent["payload"] |= changes
     return read_payment(header(sent))
+
+
+def deposited(amount: int = 1000) -> dict[str, Any]:
+    return {
+        "type": "deposit",
+        "deposit": {"amount": str(amount), "authorization": {"erc3009Authorization": ALLOWED}},
+    }
+
+
+async def test_where_no_account_can_be_kept_no_deposit_is_sent_and_one_that_is_refused_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    till = till_of(tmp_path)
+    chain_of(till).refusing = True
+    with pytest.raises(PaymentNotTaken) as refused:
+        await sold(till, **deposited())
+    assert (refused.value.reason, till.book.channel_ids()) == (DEPOSIT_FAILED, [])
+    with monkeypatch.context() as full:
+        full.setattr(book_module, "MAX_ACCOUNTS", 0)
+        with pytest.raises(OutOfResources, match="accounts"):
+            await sold(till, **deposited())
+    assert chain_of(till).sent == ["deposit"]
+    chain_of(till).refusing = False
+    await sold(till, **deposited())
+    assert till.book.read(account().channel_id).deposit == 1000
+
+
+async def test_a_payment_channel_of_which_nothing_is_left_is_kept_no_more(tmp_path: Path) -> None:
+    till, channel_id = till_of(tmp_path, account()), account().channel_id
+    collector = Collector(till)
+    assert await collector.collect(1) == 0
+    chain_of(till).channels[channel_id] = PretendedEscrow(deposit=70, redeemed=70)
+    async with AsyncExitStack() as before:
+        till._looked[channel_id] = trio.current_time()
+        await before.enter_async_context(till.taken(signed_payment()))
+        await collector.collect(1)
+        assert till.book.channel_ids() == [channel_id]  # a request is under way
+    await collector.collect(1)
+    assert till.book.channel_ids() == []
+
+
+async def test_a_deposit_a_request_and_a_refund_again_and_again_empty_no_wallet(tmp_path: Path) -> None:
+    till, now = till_of(tmp_path), 10.0**9
+    till.clock = lambda: now
+
+    async def cycle(told: int) -> None:
+        await sold(till, amount=told + OFFER.ceiling, **deposited())
+        await till.give_back(signed_payment(amount=told, type="refund"))
+
+    await cycle(0)
+    with pytest.raises(PaymentNotTaken) as refused:
+        await cycle(0)
+    assert refused.value.reason == REFUND_LATER
+    now += 3601
+    await cycle(0)
+    assert chain_of(till).sent == ["deposit", "give back", "deposit", "deposit", "give back"]
+
+
+def test_refunds_that_nothing_was_earned_for_are_few_and_the_others_are_always_sent() -> None:
+    refunds, served = Refunds(), account(owed_micro=1000 * 10**6)
+    others = [msgspec.structs.replace(account(), channel_id=bytes([n]) * 32) for n in range(17)]
+    for one in others[:16]:
+        refunds.take(one, 1000, 0.0)
+    with pytest.raises(PaymentNotTaken, match="16 such"):
+        refunds.take(others[16], 1000, 3599.0)
+    refunds.take(served, 1000, 1.0)
+    with pytest.raises(PaymentNotTaken):  # it has brought in nothing since
+        refunds.take(served, 1000, 2.0)
+    refunds.take(msgspec.structs.replace(served, owed_micro=2000 * 10**6), 1000, 3.0)
+    refunds.take(others[16], 1000, 3600.0)
 
 
 ALLOWED = {"validAfter": "0", "validBefore": "9", "salt": "0x" + "00" * 32, "signature": "0x" + "11" * 65}

@@ -28,7 +28,7 @@ def claim_due(account: PayeeAccount, worth: int) -> bool:
 
 
 class Collector:
-    """Looks at each payment channel in which something is left, one after another."""
+    """Looks at each payment channel, one after another. One in which nothing is left is kept no more."""
 
     def __init__(self, till: Till) -> None:
         self._till = till
@@ -49,6 +49,7 @@ class Collector:
         for channel_id in await trio.to_thread.run_sync(self._till.book.channel_ids):
             try:
                 claimed += await self._till.chain.send(partial(self._look, channel_id, worth))
+                await self._till.forget_empty(channel_id)
             except (ChainError, OutOfResources, LimitReached) as error:
                 log.warning("payment channel %s: %s", channel_id.hex()[:16], error.message)
         return claimed
@@ -60,10 +61,8 @@ class Collector:
         except BadLedgerFile as error:  # the others go on
             log.warning("%s: it is passed over", error.message)
             return False
-        if account.deposit <= account.redeemed:
-            return False
         account = till.refresh(account)
-        if not claim_due(account, worth):
+        if account.deposit <= account.redeemed or not claim_due(account, worth):
             return False
         till.client.claim(till.key, account)
         till.refresh(account)

@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from shoal.errors import ChainError, OutOfResources, UsageError
+from shoal.gateway.payment.refunds import Refunds
 from shoal.gateway.payment.waiting import ChainTurns, on_disk
 from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
@@ -139,6 +140,7 @@ class Till:
     chain: ChainTurns = field(default_factory=ChainTurns)
     _looked: OrderedDict[bytes, float] = field(default_factory=OrderedDict[bytes, float])
     """When the chain was last asked, in this process, for what is in a payment channel."""
+    _refunds: Refunds = field(default_factory=Refunds)
 
     @asynccontextmanager
     async def taken(self, payment: Payment) -> AsyncGenerator[Purchase]:
@@ -188,6 +190,7 @@ class Till:
             self.decided(channel_id)
 
     def _return(self, account: PayeeAccount, amount: int) -> str:
+        self._refunds.take(account, self.offer.least_deposit, self.clock())
         if account.voucher is not None and account.owed > account.redeemed:
             self.client.claim(self.key, account)
         transaction = self.client.give_back(self.key, account.terms, amount)
@@ -302,9 +305,10 @@ class Till:
         pay(msgspec.structs.replace(account, deposit=account.deposit + amount))
 
         def send() -> str:
-            done = self.client.deposit(self.key, terms, amount, payment.deposit.authorization.erc3009)
+            # Kept before anything is sent: where there is no room, nobody's tokens are taken for nothing.
             if kept is None:
                 self.book.add(account)
+            done = self.client.deposit(self.key, terms, amount, payment.deposit.authorization.erc3009)
             self.refresh(account)
             return done
 
@@ -312,7 +316,8 @@ class Till:
         try:
             done = await self.chain.send(send)
             self.looked(channel_id, trio.current_time())
-        except ChainError as error:
+        except ChainError as error:  # it has certainly not happened
+            await self._drop_empty(channel_id)
             raise PaymentNotTaken(
                 f"the deposit is refused: {error.message}",
                 reason=DEPOSIT_FAILED,
@@ -363,6 +368,21 @@ class Till:
             )
         self.looked(channel_id, now)
         return account
+
+    async def forget_empty(self, channel_id: bytes) -> None:
+        """Keep a payment channel no more of which nothing is left, unless a request is under way over it."""
+        if channel_id in self._open:
+            return
+        self._decide(channel_id)
+        try:
+            await self._drop_empty(channel_id)
+        finally:
+            self.decided(channel_id)
+
+    async def _drop_empty(self, channel_id: bytes) -> None:
+        account = await self._find(channel_id)
+        if account is not None and account.deposit <= account.redeemed:
+            await on_disk(partial(self.book.remove, channel_id))
 
     def looked(self, channel_id: bytes, at: float) -> None:
         """What is kept of a payment channel is what the chain said ``at`` that time, of trio's clock."""
