@@ -484,6 +484,27 @@ async def test_where_many_are_kept_the_chain_is_asked_which_are_empty(tmp_path, 
     assert len(there.paid.channel_ids()) == 1
 
 
+async def test_a_payment_channel_that_its_payer_closes_is_offered_to_nobody(tmp_path):
+    chain, key, payee = PretendedChain(), ChainKey.generate(), ChainKey.generate().address
+    books = PaymentBooks.below(tmp_path)
+    price = AskedPrice(PRICE, 10**6, payee, chain.domain.chain_id, chain.domain.contract)
+    closing, other = chain.fund(books, key, payee, 10**9), chain.fund(books, key, payee, 10**8)
+    payer = VoucherPayer("client", key, books, partial(chain.fund, books, key), chain.domain, 0)
+
+    async def offered():
+        await payer.offer("node", price)
+        return payer._to[payee].account.channel_id
+
+    assert await offered() == closing.channel_id
+    closes = partial(msgspec.structs.replace, closes_at=86400.0)
+    payer._to[payee].account = books.paying.change(closing.channel_id, closes)
+    assert await offered() == other.channel_id
+    books.paying.change(other.channel_id, closes)
+    fresh = VoucherPayer("client", key, books, partial(chain.fund, books, key), chain.domain, 0)
+    with pytest.raises(PaymentStopped):
+        await fresh.offer("node", price)
+
+
 class Asking:
     """A client's end of a channel to a hop that asks for money."""
 

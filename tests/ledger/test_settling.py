@@ -142,10 +142,12 @@ def test_what_the_contract_says_is_too_early_is_waited_for(books: PaymentBooks) 
     escrow = Escrow()
     channel_id = fund(escrow, books).channel_id
     assert withdraw(escrow, books, channel_id) == "close requested"
+    assert books.paying.read(channel_id).closes_at == escrow.now + DELAY_S
     assert withdraw(escrow, books, channel_id) == "waiting"
     escrow.now += DELAY_S
     assert withdraw(escrow, books, channel_id) == "taken back"
-    assert books.paying.read(channel_id).deposit == 0
+    kept = books.paying.read(channel_id)
+    assert (kept.deposit, kept.closes_at) == (0, None)
     with pytest.raises(UsageError, match="nothing is left"):
         withdraw(escrow, books, channel_id)
 

@@ -81,7 +81,7 @@ def refresh_payer(client: ChainClient, books: PaymentBooks, channel_id: bytes) -
 
     def note(account: PayerAccount) -> PayerAccount:
         _check_domain(client, account)
-        return note_deposit(account, client.escrow_state(channel_id).deposit)
+        return note_deposit(account, client.escrow_state(channel_id))
 
     return books.paying.change(channel_id, note)
 
@@ -124,12 +124,14 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
         raise UsageError("nothing is left in this payment channel")
     if state.closes_at is None:
         client.request_close(key, terms)
+        refresh_payer(client, books, channel_id)  # nobody is to be offered it any more
         return "close requested"
     try:
         client.take_back(key, terms)
     except ChainError as error:
         # The contract alone can tell: on a chain of one's own no block says how late it is.
         if error.reason == "not yet":
+            refresh_payer(client, books, channel_id)
             return "waiting"
         raise
     refresh_payer(client, books, channel_id)
@@ -166,6 +168,7 @@ def recover(
             channel_id=channel_id,
             deposit=state.deposit,
             budget=state.deposit,
+            closes_at=state.closes_at,
         )
         books.paying.add(account)
         found.append(account)

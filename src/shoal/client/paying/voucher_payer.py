@@ -124,7 +124,7 @@ class VoucherPayer:
             )
         async with self._opening:
             paying = self._to.get(price.payee)
-            if paying is None or paying.account.signed >= paying.account.ceiling:
+            if paying is None or not _usable(paying.account):
                 paying = await self._opened(price)
         await self._note_under_way(paying)
         paying.peers[peer] = None
@@ -313,7 +313,8 @@ class VoucherPayer:
         return paying
 
     def _find(self, payee: ChainAddress) -> PayerAccount | None:
-        """An open payment channel to a payee in which most is left. A spent one is not filled again."""
+        """An open payment channel to a payee in which most is left. A spent one is not filled again, and one
+        that is closing is offered to nobody."""
         found: list[PayerAccount] = []
         for channel_id in self._book.channel_ids():
             try:
@@ -322,7 +323,7 @@ class VoucherPayer:
                 log.warning("%s: it is passed over", error.message)
                 continue
             ours = account.domain == self._domain and account.terms.payer_signer == self._key.address
-            if ours and account.terms.payee == payee and account.deposit:
+            if ours and account.terms.payee == payee and account.deposit and account.closes_at is None:
                 found.append(account)
         return max(found, key=lambda one: one.ceiling - one.signed, default=None)
 
@@ -338,6 +339,11 @@ class VoucherPayer:
             check="set pay-budget, or add to the payment channel",
             next_command="shoal wallet fund",
         )
+
+
+def _usable(account: PayerAccount) -> bool:
+    """Whether a session can be paid for over a payment channel."""
+    return account.signed < account.ceiling and account.closes_at is None
 
 
 def _micro(message: PaymentDue) -> int:

@@ -11,8 +11,8 @@ from shoal.ledger.x402.refusals import REFUND_LATER, PaymentNotTaken
 
 HOUR_S = 3600.0
 UNEARNED = 16
-"""In an hour, over all payment channels that have not brought in a least deposit since the last refund. Else a
-deposit, a short request and a refund, again and again, would empty the wallet."""
+"""In an hour, over all payment channels that brought in less than a least deposit since their last refund.
+Else a deposit, a short request and a refund, again and again, would empty the wallet."""
 
 
 class Refunds:
