@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from shoal.ledger.vouchers.offer import offer_payment
 from shoal.ledger.vouchers.payee import MICRO, PayeeAccount
 from shoal.ledger.vouchers.voucher import sign_voucher
 from shoal.node import hop
-from shoal.node.paying import payee_desk
+from shoal.node.paying import escrow_watch, payee_desk
 from shoal.node.paying.payee_desk import PayeeDesk
 from shoal.swarm.announcement import AskedPrice
 from shoal.testing.escrow import PretendedChain
@@ -503,6 +504,100 @@ async def test_a_payment_channel_that_its_payer_closes_is_offered_to_nobody(tmp_
     fresh = VoucherPayer("client", key, books, partial(chain.fund, books, key), chain.domain, 0)
     with pytest.raises(PaymentStopped):
         await fresh.offer("node", price)
+
+
+class Hanging(PretendedChain):
+    """A chain whose node does not answer for some payment channels, until ``gate`` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.hangs, self.asked = threading.Event(), set(), []
+
+    def escrow_state(self, channel_id):
+        self.asked.append(channel_id)
+        if channel_id in self.hangs:
+            self.gate.wait(20)
+        return super().escrow_state(channel_id)
+
+    def fund(self, books, key, payee, amount):
+        if payee in self.hangs:
+            self.asked.append(payee)
+            self.gate.wait(20)
+        return super().fund(books, key, payee, amount)
+
+
+def opening(chain, key, account, peer="client"):
+    offer = offer_payment(key, chain.domain, account.terms, peer, PRICE)
+    return Open(b"s" * 16, "sha256:m", "fp32", 0, 6, 64, 0, None, None, "n1", payment=offer)
+
+
+async def asked_of(chain, what, times=1):
+    with trio.fail_after(10):
+        while chain.asked.count(what) < times:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+
+
+async def test_a_session_waits_for_what_the_chain_says_of_its_own_payment_channel_alone(
+    tmp_path, monkeypatch
+):
+    chain, key, payee = Hanging(), ChainKey.generate(), ChainKey.generate().address
+    books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    known, other, slow = (chain.fund(books, key, payee, 10**9) for _ in range(3))
+    chain.hangs = {slow.channel_id}
+    await desk.admit(Heard(), opening(chain, key, known))
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(desk.admit, Heard(), opening(chain, key, slow))
+        await asked_of(chain, slow.channel_id)
+        with trio.fail_after(5):
+            for account in (known, other):
+                await desk.admit(Heard(), opening(chain, key, account))
+            monkeypatch.setattr(payee_desk, "LOOKING", 1)
+            with pytest.raises(PaymentRequired, match="looked at first"):
+                await desk.admit(Heard(), opening(chain, key, chain.fund(books, key, payee, 10**9)))
+            await desk.admit(Heard(), opening(chain, key, known))
+        chain.gate.set()
+    # The second one over it took what the first had seen.
+    assert [chain.asked.count(one.channel_id) for one in (known, other, slow)] == [1, 1, 1]
+    assert len(desk._opening) == 0
+
+
+async def test_a_payment_channel_with_too_little_is_not_asked_for_again_at_once(tmp_path, monkeypatch):
+    chain, key, payee = Hanging(), ChainKey.generate(), ChainKey.generate().address
+    books, there = PaymentBooks.below(tmp_path / "payer"), PaymentBooks.below(tmp_path / "payee")
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    account = chain.fund(books, key, payee, 1)
+    for _ in range(3):
+        with pytest.raises(PaymentRequired, match="takes up none with less"):
+            await desk.admit(Heard(), opening(chain, key, account))
+    assert len(chain.asked) == 1
+    monkeypatch.setattr(escrow_watch, "POOR_S", 0.0)
+    desk = PayeeDesk(there.paid, chain, chain.domain, payee, PRICE, lambda: 0.0)
+    for _ in range(2):
+        with pytest.raises(PaymentRequired):
+            await desk.admit(Heard(), opening(chain, key, account))
+    assert len(chain.asked) == 3
+
+
+async def test_who_is_paid_already_is_offered_to_while_a_payment_channel_to_another_is_opened(tmp_path):
+    chain, key = Hanging(), ChainKey.generate()
+    paid, new = ChainKey.generate().address, ChainKey.generate().address
+    books = PaymentBooks.below(tmp_path)
+    payer = VoucherPayer("client", key, books, partial(chain.fund, books, key), chain.domain, 10**9)
+    prices = [
+        AskedPrice(PRICE, 10**6, one, chain.domain.chain_id, chain.domain.contract) for one in (paid, new)
+    ]
+    await payer.offer("node", prices[0])
+    chain.hangs = {new}
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(payer.offer, "another", prices[1])
+        await asked_of(chain, new)
+        with trio.fail_after(5):
+            await payer.offer("node", prices[0])
+        chain.gate.set()
+    assert len(books.paying.channel_ids()) == 2
 
 
 class Asking:

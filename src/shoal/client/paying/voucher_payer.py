@@ -19,6 +19,7 @@ import trio
 
 from shoal.client.paying.terms import HopBill
 from shoal.errors import BadLedgerFile, ChannelClosed, PaymentStopped, RemoteProtocolError, ShoalError
+from shoal.keyed_locks import KeyedLocks
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.offer import offer_payment
@@ -111,7 +112,7 @@ class VoucherPayer:
         self._budget = budget
         self._paying: dict[bytes, _Paying] = {}
         self._to: dict[bytes, _Paying] = {}  # by payee
-        self._opening = trio.Lock()
+        self._opening, self._funding = KeyedLocks[bytes](), trio.Lock()
         self._owed, self._much = trio.Event(), trio.Event()
 
     async def offer(self, peer: PeerId, price: AskedPrice) -> PaymentOffer:
@@ -122,10 +123,10 @@ class VoucherPayer:
                 reason="other chain",
                 check="use the chain.toml of those whom you want to pay",
             )
-        async with self._opening:
-            paying = self._to.get(price.payee)
-            if paying is None or not _usable(paying.account):
-                paying = await self._opened(price)
+        paying = self._open_to(price)
+        if paying is None:
+            async with self._opening.held(price.payee):
+                paying = self._open_to(price) or await self._opened(price)
         await self._note_under_way(paying)
         paying.peers[peer] = None
         paying.peers.move_to_end(peer)
@@ -296,19 +297,20 @@ class VoucherPayer:
                 run = partial(self._book.change, paying.account.channel_id, window)
                 paying.account = await trio.to_thread.run_sync(run)
 
+    def _open_to(self, price: AskedPrice) -> _Paying | None:
+        """The payment channel over which a payee is paid now, if something is left in it."""
+        paying = self._to.get(price.payee)
+        return paying if paying is not None and _usable(paying.account) else None
+
     async def _opened(self, price: AskedPrice) -> _Paying:
         """The payment channel to a payee, with what is left in it; a new one where there is none."""
         payee = ChainAddress(price.payee)
-
-        def open_or_find() -> PayerAccount:
-            found = self._find(payee)
-            if found is None and self._budget:
-                found = self._fund(payee, self._budget)
-            if found is None or found.signed >= found.ceiling:
-                raise self._spent(found)
-            return found
-
-        account = await trio.to_thread.run_sync(open_or_find)
+        account = await trio.to_thread.run_sync(self._find, payee)
+        if account is None and self._budget:
+            async with self._funding:  # the transactions of a key are sent one after another
+                account = await trio.to_thread.run_sync(self._fund, payee, self._budget)
+        if account is None or not _usable(account):
+            raise self._spent(account)
         paying = self._paying[account.channel_id] = self._to[price.payee] = _Paying(account, price.window)
         return paying
 
