@@ -8,12 +8,14 @@ import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from x402.mechanisms.evm.batch_settlement import constants, types, utils
@@ -22,7 +24,9 @@ from x402.schemas import SettleResponse
 
 from shoal.config import load
 from shoal.errors import ChainError, OutOfResources, UsageError
+from shoal.gateway.errors import LimitReached
 from shoal.gateway.payment import till as till_module
+from shoal.gateway.payment import waiting as waiting_module
 from shoal.gateway.payment.collecting import Collector, claim_due
 from shoal.gateway.payment.opening import offer_of, paid_door
 from shoal.gateway.payment.refunds import Refunds
@@ -332,20 +336,30 @@ class Settlement:
 
     def __init__(self, *kept: PayeeAccount) -> None:
         self.channels = {one.channel_id: PretendedEscrow(one.deposit, one.redeemed) for one in kept}
-        self.away = self.refusing = False
+        self.away = self.refusing = self.poor = False
         self.asked = 0
         self.sent: list[str] = []
+        self.hangs: set[bytes] = set()
+        self.gate = threading.Event()
 
     def state(self, terms: PaymentTerms, channel_id: bytes) -> PretendedEscrow:
         self.asked += 1
+        if channel_id in self.hangs:
+            self.gate.wait(20)
         if self.away:
             raise ChainError("the chain's node does not answer", reason="down")
         return replace(self.channels.get(channel_id, PretendedEscrow()))
+
+    def check_deposit(self, key: ChainKey, terms: PaymentTerms, amount: int, by: TokenAuthorization) -> None:
+        if self.poor:
+            raise ChainError("the contract refuses", reason="reverted")
 
     def deposit(self, key: ChainKey, terms: PaymentTerms, amount: int, by: TokenAuthorization) -> str:
         self.sent.append("deposit")
         if self.refusing:
             raise ChainError("the contract refuses", reason="reverted")
+        if OURS.address in self.hangs:
+            self.gate.wait(20)
         self.channels.setdefault(terms.channel_id(OFFER.domain), PretendedEscrow()).deposit += amount
         return "0x01"
 
@@ -439,8 +453,11 @@ async def test_a_gateway_looks_at_all_it_is_paid_over_when_it_starts(tmp_path: P
         nursery.cancel_scope.cancel()
 
 
-def signed_payment(amount: int = OFFER.ceiling, **changes: Any) -> Payment:
-    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, account().channel_id, amount)
+def signed_payment(amount: int = OFFER.ceiling, salt: bytes = bytes(32), **changes: Any) -> Payment:
+    channel_id = salted(salt)
+    sent, signed = payment(), sign_voucher(PAYER, OFFER.domain, channel_id, amount)
+    sent["payload"]["channelConfig"]["salt"] = "0x" + salt.hex()
+    sent["payload"]["voucher"]["channelId"] = "0x" + channel_id.hex()
     sent["payload"]["voucher"]["maxClaimableAmount"] = str(amount)
     sent["payload"]["voucher"]["signature"] = "0x" + signed.signature.hex()
     sent["payload"] |= changes
@@ -484,6 +501,67 @@ async def test_a_payment_channel_of_which_nothing_is_left_is_kept_no_more(tmp_pa
         assert till.book.channel_ids() == [channel_id]  # a request is under way
     await collector.collect(1)
     assert till.book.channel_ids() == []
+
+
+def salted(salt: bytes) -> bytes:
+    return msgspec.structs.replace(TERMS, salt=salt).channel_id(OFFER.domain)
+
+
+async def test_who_only_says_that_it_has_something_in_escrow_keeps_nobody_from_the_chain_who_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_module, "ASKERS", 3)
+    owing = account(owed_micro=100 * 10**6, voucher=paid(account(), OFFER.ceiling).voucher, told=100)
+    till, others = till_of(tmp_path, owing), [bytes([n]) * 32 for n in (1, 2, 3, 4)]
+    chain_of(till).hangs = set(map(salted, others))
+
+    async def refused(salt: bytes, error: type[Exception]) -> None:
+        with pytest.raises(error):
+            await sold(till, salt=salt, **deposited())
+
+    chain_of(till).poor = True
+    async with trio.open_nursery() as nursery:
+        for salt in others[:3]:
+            nursery.start_soon(refused, salt, PaymentNotTaken)
+        with trio.fail_after(10):
+            while chain_of(till).asked < 3:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            await refused(others[3], LimitReached)
+            await sold(till, amount=100 + OFFER.ceiling)
+            assert await Collector(till).collect(1) == 1
+        chain_of(till).gate.set()
+    # Without the tokens, not even a place among those who wait for a transaction was taken.
+    assert chain_of(till).sent == ["claim"]
+
+
+async def test_a_payer_waits_a_minute_for_its_turn_and_what_is_owed_is_claimed_however_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_module, "TURN_WITHIN_S", 0.02)
+    owing = account(owed_micro=100 * 10**6, voucher=paid(account(), OFFER.ceiling).voucher, told=100)
+    till, claimed = till_of(tmp_path, owing), list[int]()
+    chain_of(till).hangs = {OURS.address}
+    first, second = bytes([1]) * 32, bytes([2]) * 32
+
+    async def claim() -> None:
+        claimed.append(await Collector(till).collect(1))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(sold, till, salt=first, **deposited()))
+        with trio.fail_after(10):
+            while not chain_of(till).sent:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            with pytest.raises(LimitReached, match="slow"):
+                await sold(till, salt=second, **deposited())
+            monkeypatch.setattr(waiting_module, "SENDING", 0)
+            with pytest.raises(LimitReached, match="others wait"):
+                await sold(till, salt=second, **deposited())
+            nursery.start_soon(claim)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        chain_of(till).gate.set()
+    # What had begun is seen through, however long its payer waits.
+    assert (claimed, chain_of(till).sent) == ([1], ["deposit", "claim"])
+    assert till.book.read(salted(first)).deposit == 1000
 
 
 async def test_a_deposit_a_request_and_a_refund_again_and_again_empty_no_wallet(tmp_path: Path) -> None:

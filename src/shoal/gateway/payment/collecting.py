@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from shoal.errors import BadLedgerFile, ChainError, OutOfResources
+from shoal.errors import ChainError, OutOfResources
 from shoal.gateway.errors import LimitReached
 from shoal.gateway.payment.till import Till
 from shoal.ledger.vouchers.payee import PayeeAccount
@@ -48,21 +48,25 @@ class Collector:
         claimed = 0
         for channel_id in await trio.to_thread.run_sync(self._till.book.channel_ids):
             try:
-                claimed += await self._till.chain.send(partial(self._look, channel_id, worth))
-                await self._till.forget_empty(channel_id)
+                claimed += await self._look(channel_id, worth)
             except (ChainError, OutOfResources, LimitReached) as error:
                 log.warning("payment channel %s: %s", channel_id.hex()[:16], error.message)
         return claimed
 
-    def _look(self, channel_id: bytes, worth: int) -> bool:
-        till = self._till
-        try:
-            account = till.book.read(channel_id)
-        except BadLedgerFile as error:  # the others go on
-            log.warning("%s: it is passed over", error.message)
+    async def _look(self, channel_id: bytes, worth: int) -> bool:
+        account = await self._till.observe(channel_id)
+        if account.deposit <= account.redeemed:
+            await self._till.forget_empty(channel_id)
             return False
-        account = till.refresh(account)
-        if account.deposit <= account.redeemed or not claim_due(account, worth):
+        if not claim_due(account, worth):
+            return False
+        # However many payers wait: what is claimed too late is lost.
+        return await self._till.chain.send(partial(self._claim, channel_id, worth), "gateway")
+
+    def _claim(self, channel_id: bytes, worth: int) -> bool:
+        till = self._till
+        account = till.book.read(channel_id)
+        if not claim_due(account, worth):  # its payer has had a refund meanwhile
             return False
         till.client.claim(till.key, account)
         till.refresh(account)

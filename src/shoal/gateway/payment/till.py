@@ -20,7 +20,7 @@ import trio
 
 from shoal.errors import ChainError, OutOfResources, UsageError
 from shoal.gateway.payment.refunds import Refunds
-from shoal.gateway.payment.waiting import ChainTurns, on_disk
+from shoal.gateway.payment.waiting import ChainCaller, ChainTurns, on_disk
 from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
 from shoal.ledger.vouchers.payee import MICRO, Escrowed, PayeeAccount, Recover, note_escrow
@@ -183,7 +183,7 @@ class Till:
             asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else None
             given = check_refund(account, self.offer, signed.voucher, signed.recover, asked)
             self._looked.pop(channel_id, None)
-            transaction = await self.chain.send(partial(self._return, account, given))
+            transaction = await self.chain.send(partial(self._return, account, given), "payer")
             after = await self._change(channel_id, lambda now: now)
             return encoded(response(self.offer, after, 0, transaction))
         finally:
@@ -299,8 +299,9 @@ class Till:
                 check="deposit more at once",
             )
         kept = account = await self._find(channel_id)
+        who, by = self._asker(kept), payment.deposit.authorization.erc3009
         if account is None:
-            state = await self.chain.ask(partial(self.client.state, terms, channel_id))
+            state = await self.chain.ask(partial(self.client.state, terms, channel_id), who)
             account = self._begun(terms, channel_id, state)
         pay(msgspec.structs.replace(account, deposit=account.deposit + amount))
 
@@ -308,13 +309,15 @@ class Till:
             # Kept before anything is sent: where there is no room, nobody's tokens are taken for nothing.
             if kept is None:
                 self.book.add(account)
-            done = self.client.deposit(self.key, terms, amount, payment.deposit.authorization.erc3009)
+            done = self.client.deposit(self.key, terms, amount, by)
             self.refresh(account)
             return done
 
         self._looked.pop(channel_id, None)
         try:
-            done = await self.chain.send(send)
+            # Beside those who wait for a transaction: whoever has no tokens takes none of their places.
+            await self.chain.ask(partial(self.client.check_deposit, self.key, terms, amount, by), who)
+            done = await self.chain.send(send, "payer")
             self.looked(channel_id, trio.current_time())
         except ChainError as error:  # it has certainly not happened
             await self._drop_empty(channel_id)
@@ -354,7 +357,8 @@ class Till:
         account, now = await self._find(channel_id), trio.current_time()
         if account is not None and now - self._looked.get(channel_id, -inf) <= LOOK_S:
             return account
-        state = await self.chain.ask(partial(self.client.state, terms, channel_id))
+        asked = partial(self.client.state, terms, channel_id)
+        state = await self.chain.ask(asked, self._asker(account))
         if account is not None:
             account = await self._change(channel_id, lambda kept: note_escrow(kept, state))
         elif state.deposit > state.redeemed:
@@ -368,6 +372,21 @@ class Till:
             )
         self.looked(channel_id, now)
         return account
+
+    async def observe(self, channel_id: bytes) -> PayeeAccount:
+        """An account as the chain has it now.
+
+        Raises:
+            LimitReached, ChainError, OutOfResources: as :meth:`taken`.
+        """
+        before = await on_disk(partial(self.book.read, channel_id))
+        state = await self.chain.ask(partial(self.client.state, before.terms, channel_id), "gateway")
+
+        def note(now: PayeeAccount) -> PayeeAccount:
+            # Else somebody has noted meanwhile what is newer.
+            return note_escrow(now, state) if note_escrow(now, before) == now else now
+
+        return await self._change(channel_id, note)
 
     async def forget_empty(self, channel_id: bytes) -> None:
         """Keep a payment channel no more of which nothing is left, unless a request is under way over it."""
@@ -390,6 +409,9 @@ class Till:
         self._looked.move_to_end(channel_id)
         if len(self._looked) > MAX_LOOKED:
             self._looked.popitem(last=False)
+
+    def _asker(self, kept: PayeeAccount | None) -> ChainCaller:
+        return "payer" if kept is not None and kept.deposit else "stranger"
 
     async def _find(self, channel_id: bytes) -> PayeeAccount | None:
         return await on_disk(partial(self._look, channel_id))
