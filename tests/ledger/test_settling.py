@@ -19,9 +19,11 @@ from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
+from shoal.types import PeerId
 
 OLD, NEW, PAYEE = (ChainKey.from_secret(bytes([n]) * 32) for n in (0x41, 0x42, 0x43))
 DELAY_S = 86_400
+NODE = PeerId("node")
 
 
 def deployment(contract: int = 1) -> Deployment:
@@ -75,7 +77,7 @@ def books(tmp_path: Path) -> PaymentBooks:
 
 
 def fund(escrow: Escrow, books: PaymentBooks, key: ChainKey = OLD, amount: int = 100) -> PayerAccount:
-    return settling.fund(cast(ChainClient, escrow), books, key, PAYEE.address, amount)
+    return settling.fund(cast(ChainClient, escrow), books, key, PAYEE.address, NODE, amount)
 
 
 def withdraw(escrow: Escrow, books: PaymentBooks, channel_id: bytes, key: ChainKey = OLD) -> str:

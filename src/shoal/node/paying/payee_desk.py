@@ -37,7 +37,7 @@ from shoal.node.paying.escrow_watch import EscrowReader, EscrowWatch
 from shoal.node.paying.redeemer import Redeemer
 from shoal.option_values import show_coins
 from shoal.swarm.announcement import AskedPrice, window_of
-from shoal.types import Span
+from shoal.types import PeerId, Span
 from shoal.wire.messages import Open, shorten
 from shoal.wire.paying import Paid, PaymentDue
 
@@ -163,6 +163,7 @@ class PayeeDesk:
     """See the module. ``run`` must be running.
 
     Args:
+        peer: the node: who pays another one of the same wallet does not pay it.
         price: for a million tokens of one block, in the smallest unit.
         address: to whom clients pay.
         wall: seconds since the epoch, to compare with when a payment channel closes.
@@ -171,6 +172,7 @@ class PayeeDesk:
 
     def __init__(
         self,
+        peer: PeerId,
         book: PaymentBook[PayeeAccount],
         escrow: EscrowReader,
         domain: SigningDomain,
@@ -179,6 +181,7 @@ class PayeeDesk:
         wall: Callable[[], float],
         redeemer: Redeemer | None = None,
     ) -> None:
+        self._peer = peer
         self._redeemer = redeemer
         self._book = book
         self._looked = EscrowWatch(book, escrow, domain).look
@@ -284,7 +287,7 @@ class PayeeDesk:
                 reason="price raised" if offer else "unpaid",
                 check="let more be paid with max-price, from a wallet and with pay-budget",
             )
-        terms = check_offer(offer, channel.peer, self._domain, self._address, recover)
+        terms = check_offer(offer, channel.peer, self._peer, self._domain, self._address, recover)
         account = await self._opened(terms, channel, asked.window)
         session = PaidSession(self, account, len(span) * offer.price)
         await self._wait_paid(session)
