@@ -49,7 +49,7 @@ def test_no_more_steps_are_remembered_than_may_be_on_their_way(monkeypatch):
 def test_a_hop_may_ask_for_what_it_was_sent_and_for_a_window_beyond_what_has_come():
     ring = RingWork()
     hop = HopWork(ring)
-    bill = HopBill(PRICE, 3, hop, None)
+    bill = HopBill("node", PRICE, 3, hop, None)
     ring.sent(1, 20)
     assert bill.token_micro == 30
     assert bill.most_micro(100) == 100

@@ -19,9 +19,11 @@ from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, sign_voucher
+from shoal.types import PeerId
 
 OLD, NEW, PAYEE = (ChainKey.from_secret(bytes([n]) * 32) for n in (0x41, 0x42, 0x43))
 DELAY_S = 86_400
+NODE = PeerId("node")
 
 
 def deployment(contract: int = 1) -> Deployment:
@@ -75,7 +77,7 @@ def books(tmp_path: Path) -> PaymentBooks:
 
 
 def fund(escrow: Escrow, books: PaymentBooks, key: ChainKey = OLD, amount: int = 100) -> PayerAccount:
-    return settling.fund(cast(ChainClient, escrow), books, key, PAYEE.address, amount)
+    return settling.fund(cast(ChainClient, escrow), books, key, PAYEE.address, NODE, amount)
 
 
 def withdraw(escrow: Escrow, books: PaymentBooks, channel_id: bytes, key: ChainKey = OLD) -> str:
@@ -142,10 +144,12 @@ def test_what_the_contract_says_is_too_early_is_waited_for(books: PaymentBooks) 
     escrow = Escrow()
     channel_id = fund(escrow, books).channel_id
     assert withdraw(escrow, books, channel_id) == "close requested"
+    assert books.paying.read(channel_id).closes_at == escrow.now + DELAY_S
     assert withdraw(escrow, books, channel_id) == "waiting"
     escrow.now += DELAY_S
     assert withdraw(escrow, books, channel_id) == "taken back"
-    assert books.paying.read(channel_id).deposit == 0
+    kept = books.paying.read(channel_id)
+    assert (kept.deposit, kept.closes_at) == (0, None)
     with pytest.raises(UsageError, match="nothing is left"):
         withdraw(escrow, books, channel_id)
 

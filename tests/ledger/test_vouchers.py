@@ -37,6 +37,7 @@ from shoal.ledger.vouchers.voucher import (
     voucher_digest,
 )
 from shoal.swarm.announcement import AskedPrice
+from shoal.types import PeerId
 
 ORDER = 2 * HALF_ORDER + 1
 PAYER, PAYEE = ChainKey.from_secret(b"\1" * 32), ChainKey.from_secret(b"\2" * 32)
@@ -350,7 +351,7 @@ class Both:
 
     def pay(self, arrives: bool, more: int = 0) -> None:
         """The payee claims what it is owed, and ``more``."""
-        bill = HopBill(PRICE, 1, self.work, None)
+        bill = HopBill(PeerId("node"), PRICE, 1, self.work, None)
         most = self.paying.most_micro + bill.most_micro(WINDOW * MICRO)
         claimed = self.payee.owed_micro + more * MICRO
         amount = amount_due(self.payer, claimed, most)
@@ -364,7 +365,7 @@ class Both:
 
     def payer_dies(self) -> None:
         """The client begins anew, from its disk."""
-        self.paying = _Paying(self.payer, WINDOW)
+        self.paying = _Paying(PeerId("node"), self.payer, WINDOW)
         self.payer = replace(self.payer, under_way=WINDOW)
         self.ring = RingWork()
         self.work = HopWork(self.ring)

@@ -26,12 +26,15 @@ from shoal.ledger.vouchers.redeeming import note_failed
 from shoal.ledger.vouchers.typed_data import parse_address, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
 from shoal.ledger.wallet import MAX_FILE, create_wallet, open_wallet, read_password, wallet_address
+from shoal.net.identity import Identity
 from shoal.node.paying.start import payee_desk
 from shoal.option_values import parse_coins, show_coins
 from tests.cli.conftest import Shoal, home, shoal
 from tests.ledger.engines import Engine, anvil
 
 PASSWORD = "correct horse"
+SERVED = ("--peer", Identity.from_seed(b"\x61" * 32).peer)
+"""The node that is paid."""
 ETHER = 10**18
 __all__ = ["home", "shoal"]
 
@@ -149,7 +152,7 @@ def rich(shoal: Shoal, node: Engine, password: str) -> dict[str, Any]:
 def test_without_a_wallet_or_a_chain_the_next_command_is_named(shoal: Shoal, password: str) -> None:
     assert "shoal wallet create" in shoal("wallet", "show").err
     shoal("wallet", "create", "--password-file", password)
-    ran = shoal("wallet", "fund", "0x" + "11" * 20, "1", "--password-file", password)
+    ran = shoal("wallet", "fund", *SERVED, "0x" + "11" * 20, "1", "--password-file", password)
     assert "shoal wallet deploy" in ran.err
     assert "no payment channels" in shoal("wallet", "channels").out
     assert shoal("wallet", "deploy", "--url", "http://x", "--chain-id", "1").code == 2
@@ -174,8 +177,8 @@ def test_a_channel_is_opened_added_to_and_closed(
 ) -> None:
     payee = node.w3.eth.accounts[5]
     asked = ("--password-file", password, "--json")
-    opened = shoal("wallet", "fund", payee, "1.5", *asked).data
-    more = shoal("wallet", "fund", payee, "0.5", *asked).data
+    opened = shoal("wallet", "fund", *SERVED, payee, "1.5", *asked).data
+    more = shoal("wallet", "fund", *SERVED, payee, "0.5", *asked).data
     assert more == {"channel": opened["channel"], "deposit_wei": str(2 * ETHER)}
     (row,) = shoal("wallet", "channels", "--json").data["channels"]
     assert (row["role"], row["other"], row["deposit_wei"]) == ("pays", payee, str(2 * ETHER))
@@ -196,9 +199,9 @@ def test_a_channel_that_is_closing_is_not_added_to_but_another_opened(
     shoal: Shoal, rich: dict[str, Any], node: Engine, password: str
 ) -> None:
     asked = ("--password-file", password, "--json")
-    first = shoal("wallet", "fund", node.w3.eth.accounts[5], "1", *asked).data["channel"]
+    first = shoal("wallet", "fund", *SERVED, node.w3.eth.accounts[5], "1", *asked).data["channel"]
     shoal("wallet", "withdraw", first, *asked)
-    assert shoal("wallet", "fund", node.w3.eth.accounts[5], "1", *asked).data["channel"] != first
+    assert shoal("wallet", "fund", *SERVED, node.w3.eth.accounts[5], "1", *asked).data["channel"] != first
 
 
 def test_what_is_in_escrow_comes_back_without_the_folder_of_payments(
@@ -206,8 +209,10 @@ def test_what_is_in_escrow_comes_back_without_the_folder_of_payments(
 ) -> None:
     asked = ("--password-file", password, "--json")
     payees = node.w3.eth.accounts[5:8]
-    first, second, third = (shoal("wallet", "fund", payee, "1", *asked).data["channel"] for payee in payees)
-    shoal("wallet", "fund", payees[0], "2", *asked)
+    first, second, third = (
+        shoal("wallet", "fund", *SERVED, payee, "1", *asked).data["channel"] for payee in payees
+    )
+    shoal("wallet", "fund", *SERVED, payees[0], "2", *asked)
     # A stranger can fill a machine's folder with channels that are said to be this wallet's: not with these.
     wallet = parse_address(rich["address"])
     strange = PaymentTerms(payer=wallet, payer_signer=wallet, payee=b"\6" * 20, payee_signer=b"\6" * 20)
@@ -221,7 +226,7 @@ def test_what_is_in_escrow_comes_back_without_the_folder_of_payments(
     assert shoal("wallet", "recover", "--json").data["channels"] == []
     rows = {row["channel"]: row for row in shoal("wallet", "channels", "--json").data["channels"]}
     assert (rows[first]["deposit_wei"], rows[first]["other"]) == (str(3 * ETHER), payees[0])
-    assert shoal("wallet", "fund", payees[1], "1", *asked).data["channel"] == second
+    assert shoal("wallet", "fund", *SERVED, payees[1], "1", *asked).data["channel"] == second
     assert shoal("wallet", "withdraw", third, *asked).data["done"] == "close requested"
     node.rpc("evm_increaseTime", 86_400)
     assert shoal("wallet", "withdraw", third, *asked).data["done"] == "taken back"
@@ -275,7 +280,9 @@ def test_a_node_that_may_open_its_wallet_redeems_by_itself_and_it_is_listed(
 
     async def serve() -> None:
         """A node's life, as far as it is paid, until it has redeemed."""
-        desk = payee_desk(config.load({"price": "1", "pay_password_file": password}))
+        desk = payee_desk(
+            Identity.ephemeral().peer, config.load({"price": "1", "pay_password_file": password})
+        )
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 await nursery.start(desk.run)
@@ -353,7 +360,7 @@ NO_AMOUNTS += ["12345678901.2345678901234567891", "1" * 65, "sNaN"]
 
 @pytest.mark.parametrize("amount", NO_AMOUNTS)
 def test_what_is_no_amount_is_refused(shoal: Shoal, amount: str) -> None:
-    ran = shoal("wallet", "fund", "--", "0x" + "11" * 20, amount)
+    ran = shoal("wallet", "fund", *SERVED, "--", "0x" + "11" * 20, amount)
     assert ran.code == 2
     assert "amount" in ran.err
 
@@ -369,11 +376,13 @@ def test_what_a_transaction_may_cost_can_be_set(
 ) -> None:
     asked = ("--password-file", password, "--json")
     payee = node.w3.eth.accounts[5]
-    told = shoal("wallet", "fund", payee, "1", "--most-cost", "0.000000000000000001", *asked).data["error"]
+    told = shoal("wallet", "fund", *SERVED, payee, "1", "--most-cost", "0.000000000000000001", *asked).data[
+        "error"
+    ]
     assert "--most-cost" in told["check"]
     (row,) = shoal("wallet", "channels", "--json").data["channels"]
     assert (row["deposit_wei"], row["on_the_way_wei"]) == ("0", "0")
-    assert shoal("wallet", "fund", payee, "1", *asked).data["channel"] == row["channel"]
+    assert shoal("wallet", "fund", *SERVED, payee, "1", *asked).data["channel"] == row["channel"]
 
 
 def about(shown: dict[str, Any], coins: int) -> bool:

@@ -15,11 +15,13 @@ from shoal.errors import BadLedgerFile, ChainError, NotAllowed, ShoalError, Usag
 from shoal.ledger.chain.client import ChainClient
 from shoal.ledger.vouchers.book import PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.offer import BOUND, is_bound, salt_for
 from shoal.ledger.vouchers.payee import PayeeAccount, note_escrow
 from shoal.ledger.vouchers.payer import PayerAccount, note_deposit, note_sending
 from shoal.ledger.vouchers.redeeming import note_redeemed
-from shoal.ledger.vouchers.typed_data import ChainAddress, show_address
+from shoal.ledger.vouchers.typed_data import WORD, ChainAddress, show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms
+from shoal.types import PeerId
 
 Withdrawal = Literal["redeemed", "close requested", "waiting", "taken back"]
 
@@ -40,9 +42,10 @@ class PaymentBooks:
 
 
 def fund(
-    client: ChainClient, books: PaymentBooks, key: ChainKey, payee: ChainAddress, amount: int
+    client: ChainClient, books: PaymentBooks, key: ChainKey, payee: ChainAddress, node: PeerId, amount: int
 ) -> PayerAccount:
-    """Pay ``amount`` wei into the open payment channel of this key to ``payee``; without one, open one.
+    """Pay ``amount`` wei into the open payment channel of this key to ``payee`` for what ``node`` does;
+    without one, open one.
 
     The account, and that the amount is on its way, are kept before anything is sent, so that no money is
     where nobody knows of it.
@@ -54,9 +57,9 @@ def fund(
     if payee == key.address:
         raise UsageError("a wallet cannot pay itself", check="give the address of whom you want to pay")
     client.check()
-    account = _open_to(client, books, key, payee)
+    account = _open_to(client, books, key, payee, node)
     if account is None:
-        account = _begin(client, key, payee)
+        account = _begin(client, key, payee, node)
         books.paying.add(account)
     channel_id = account.channel_id
     books.paying.change(channel_id, lambda now: note_sending(now, amount))
@@ -81,7 +84,7 @@ def refresh_payer(client: ChainClient, books: PaymentBooks, channel_id: bytes) -
 
     def note(account: PayerAccount) -> PayerAccount:
         _check_domain(client, account)
-        return note_deposit(account, client.escrow_state(channel_id).deposit)
+        return note_deposit(account, client.escrow_state(channel_id))
 
     return books.paying.change(channel_id, note)
 
@@ -124,12 +127,14 @@ def withdraw(client: ChainClient, books: PaymentBooks, key: ChainKey, channel_id
         raise UsageError("nothing is left in this payment channel")
     if state.closes_at is None:
         client.request_close(key, terms)
+        refresh_payer(client, books, channel_id)  # nobody is to be offered it any more
         return "close requested"
     try:
         client.take_back(key, terms)
     except ChainError as error:
         # The contract alone can tell: on a chain of one's own no block says how late it is.
         if error.reason == "not yet":
+            refresh_payer(client, books, channel_id)
             return "waiting"
         raise
     refresh_payer(client, books, channel_id)
@@ -166,6 +171,7 @@ def recover(
             channel_id=channel_id,
             deposit=state.deposit,
             budget=state.deposit,
+            closes_at=state.closes_at,
         )
         books.paying.add(account)
         found.append(account)
@@ -220,7 +226,7 @@ def _check_wallet(key: ChainKey, channel_id: bytes, owner: bytes, signer: bytes)
 
 
 def _open_to(
-    client: ChainClient, books: PaymentBooks, key: ChainKey, payee: ChainAddress
+    client: ChainClient, books: PaymentBooks, key: ChainKey, payee: ChainAddress, node: PeerId
 ) -> PayerAccount | None:
     for channel_id in books.paying.channel_ids():
         try:
@@ -228,19 +234,21 @@ def _open_to(
         except BadLedgerFile as error:
             log.warning("%s: it is passed over", error.message)
             continue
-        ours = account.domain == client.deployment.escrow and account.terms.payer == key.address
-        if ours and account.terms.payee == payee and client.escrow_state(channel_id).closes_at is None:
+        terms = account.terms
+        ours = account.domain == client.deployment.escrow and terms.payer == key.address
+        theirs = terms.payee == payee and is_bound(terms, node)
+        if ours and theirs and client.escrow_state(channel_id).closes_at is None:
             return account
     return None
 
 
-def _begin(client: ChainClient, key: ChainKey, payee: ChainAddress) -> PayerAccount:
+def _begin(client: ChainClient, key: ChainKey, payee: ChainAddress, node: PeerId) -> PayerAccount:
     terms = PaymentTerms(
         payer=key.address,
         payer_signer=key.address,
         payee=payee,
         payee_signer=payee,
-        salt=secrets.token_bytes(32),
+        salt=salt_for(node, secrets.token_bytes(WORD - BOUND)),
     )
     domain = client.deployment.escrow
     channel_id = terms.channel_id(domain)

@@ -42,7 +42,7 @@ from shoal.sharing.shared_model import SharedModel
 from shoal.sharing.weight_server import WeightServer, answer_address, shares_weights
 from shoal.swarm.announcement import Served, ServedAdapter
 from shoal.swarm.member import Member
-from shoal.types import Format, Span, TeeKind
+from shoal.types import Format, PeerId, Span, TeeKind
 from shoal.wire.fetching import Fetch
 
 log = logging.getLogger(__name__)
@@ -274,13 +274,13 @@ def _credit_desk(network: Network, settings: Settings) -> CreditDesk | None:
     return CreditDesk(file, network.peer, verify, time.time)
 
 
-async def _payment_desk(settings: Settings) -> PaymentDesk | None:
+async def _payment_desk(peer: PeerId, settings: Settings) -> PaymentDesk | None:
     """What asks for payment, where the settings name a price."""
     if not settings.price:
         return None
     from shoal.node.paying.start import payee_desk  # noqa: PLC0415  needs an extra
 
-    return await trio.to_thread.run_sync(payee_desk, settings)
+    return await trio.to_thread.run_sync(payee_desk, peer, settings)
 
 
 def _span_server(
@@ -324,7 +324,7 @@ async def start_node(
     machine: MachineSensors | None = None,
     turned: Turned | None = None,
     attesting: Attesting | None = None,
-    payments: PaymentDesk | None = None,
+    payments: Callable[[PeerId], PaymentDesk] | None = None,
     measure: Measure = measure_speed,
 ) -> AsyncGenerator[Node]:
     """Load ``span`` and serve it in a swarm whose ``member`` is running, until the block ends.
@@ -332,7 +332,8 @@ async def start_node(
     Args:
         machine: what the node gives way to its owner by; by default the machine that this runs on.
         turned: told when it begins to, or has come back; by default that is logged.
-        payments: what asks for payment; by default, where the settings name a price, over their chain.
+        payments: what asks for payment, of the peer that it is; by default, where the settings name a price,
+            over their chain.
         attesting: what shows which machine this is, where the settings want that; by default its hardware.
         measure: how fast its spans are; what is announced of them.
 
@@ -346,7 +347,7 @@ async def start_node(
         QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
-    payments = payments or await _payment_desk(settings)
+    desk = payments(network.peer) if payments is not None else await _payment_desk(network.peer, settings)
     adapters = await trio.to_thread.run_sync(read_adapters, settings.adapter, model)
     attesting = attesting or await start_attesting(settings)
     member.directory.know([model.shape])
@@ -358,7 +359,7 @@ async def start_node(
     format = pick_format(model, settings, member, device).format
     memory = memory_budget(settings, device)
     loaded = await load_served_span(model, span, format, settings, device, memory, adapters, measure)
-    server = _span_server(network, member, model, span, settings, loaded, adapters, payments)
+    server = _span_server(network, member, model, span, settings, loaded, adapters, desk)
     machine = machine or await trio.to_thread.run_sync(machine_of, device, settings.parallel)
     watch = OwnerWatch(server, member, model.shape, settings.yield_to_owner, machine, turned)
     node = Node(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey
+from shoal.ledger.vouchers.offer import salt_for
 from shoal.ledger.vouchers.payer import PayerAccount
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain
+from shoal.types import PeerId
 
 
 @dataclass
@@ -32,14 +34,16 @@ class PretendedChain:
         """What is in escrow."""
         return self.channels.get(channel_id, PretendedEscrow())
 
-    def fund(self, books: PaymentBooks, key: ChainKey, payee: ChainAddress, amount: int) -> PayerAccount:
-        """Open a payment channel with ``amount``, and keep it."""
+    def fund(
+        self, books: PaymentBooks, key: ChainKey, payee: ChainAddress, node: PeerId, amount: int
+    ) -> PayerAccount:
+        """Open a payment channel with ``amount`` for what ``node`` does, and keep it."""
         terms = PaymentTerms(
             payer=key.address,
             payer_signer=key.address,
             payee=payee,
             payee_signer=payee,
-            salt=secrets.token_bytes(32),
+            salt=salt_for(node, secrets.token_bytes(16)),
         )
         channel_id = terms.channel_id(self.domain)
         self.channels[channel_id] = PretendedEscrow(deposit=amount)

@@ -162,7 +162,7 @@ class MemorySwarm(MemoryPeers[Node]):
         attesting: Attesting | None = None,
         host: str | None = None,
         home: Path | None = None,
-        payments: PaymentDesk | None = None,
+        payments: Callable[[PeerId], PaymentDesk] | None = None,
         operator: Identity | None = None,
         **options: Any,
     ) -> Node:
@@ -171,7 +171,7 @@ class MemorySwarm(MemoryPeers[Node]):
 
         Args:
             host: where it says that it is; by default on a network of its own.
-            payments: what asks for payment there.
+            payments: what asks for payment there, of the peer that it is.
             operator: whose it announces to be.
             home: of its machine, where clients find its identity; by default it has that of the swarm.
         """

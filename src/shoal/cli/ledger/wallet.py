@@ -24,6 +24,7 @@ from shoal.cli.output import emit, say
 from shoal.config import Settings
 from shoal.errors import EXIT_FAILURE, BadLedgerFile, ChainError, UsageError
 from shoal.option_values import parse_coins, show_coins
+from shoal.types import PeerId
 
 PasswordFileOption = Annotated[
     Path | None,
@@ -34,6 +35,15 @@ PasswordFileOption = Annotated[
 PayeeArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="Whom you want to pay.")]
 AmountArgument = Annotated[
     str, typer.Argument(metavar="AMOUNT", help="How much, in the chain's coin, for example 0.05.")
+]
+NodeOption = Annotated[
+    str,
+    typer.Option(
+        "--peer",
+        metavar="PEER",
+        help="The node that is to serve you for it: no other one of the same wallet does.",
+        show_default=False,
+    ),
 ]
 ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help="As shoal wallet channels lists it.")]
 MostCostOption = Annotated[
@@ -129,18 +139,19 @@ def deploy(
 def fund(
     payee: PayeeArgument,
     amount: AmountArgument,
+    peer: NodeOption,
     most_cost: MostCostOption = MOST_COST,
     password_file: PasswordFileOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Pay into the payment channel to ADDRESS. Without one, one is opened."""
+    """Pay into the payment channel to ADDRESS for what a node does. Without one, one is opened."""
     from shoal.ledger import settling
     from shoal.ledger.vouchers.typed_data import parse_address
 
     settings = options.settings()
-    to, wei = parse_address(payee), parse_coins(amount)
+    to, wei, node = parse_address(payee), parse_coins(amount), _node(peer)
     client, key = opened(settings, most_cost, password_file)
-    account = settling.fund(client, _books(settings), key, to, wei)
+    account = settling.fund(client, _books(settings), key, to, node, wei)
     data = {"channel": account.channel_id.hex(), "deposit_wei": str(account.deposit)}
     emit(data, as_json, lambda: f"{data['channel']}  {show_coins(account.deposit)} in escrow")
 
@@ -294,6 +305,17 @@ def _client(settings: Settings, most_cost: str = MOST_COST) -> Any:
     from shoal.ledger.chain.deployment import read_deployment
 
     return ChainClient(read_deployment(settings.paths.chain), most_cost=parse_coins(most_cost))
+
+
+def _node(text: str) -> PeerId:
+    """Raises UsageError: it is no peer, which is told before anything is paid."""
+    from shoal.net.identity import public_key
+
+    try:
+        public_key(PeerId(text))
+    except ValueError as error:
+        raise UsageError(str(error), check="give the whole id", next_command="shoal peers") from error
+    return PeerId(text)
 
 
 def _books(settings: Settings) -> PaymentBooks:

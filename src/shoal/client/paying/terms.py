@@ -30,6 +30,7 @@ TermsOf = Callable[[PeerId, AskedPrice | None, Span], Awaitable[HopTerms]]
 class HopBill:
     """What a hop of a ring may ask for what it has done there."""
 
+    peer: PeerId
     price: AskedPrice
     blocks: int
     work: HopWork

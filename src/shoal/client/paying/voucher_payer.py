@@ -1,4 +1,4 @@
-"""Pays hops by vouchers: a payment channel to each payee, and a voucher when a part of its window is owed.
+"""Pays hops by vouchers: a payment channel to each node, and a voucher when a part of its window is owed.
 
 A voucher is signed and written in a thread, beside sessions (:mod:`.payments`). No more is signed for than
 was asked of a hop, and what has come back bounds it, with one window beyond. What is signed is on the disk
@@ -8,7 +8,6 @@ before it is sent.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,9 +18,10 @@ import trio
 
 from shoal.client.paying.terms import HopBill
 from shoal.errors import BadLedgerFile, ChannelClosed, PaymentStopped, RemoteProtocolError, ShoalError
+from shoal.keyed_locks import KeyedLocks
 from shoal.ledger.settling import PaymentBooks
 from shoal.ledger.vouchers.keys import ChainKey, recover
-from shoal.ledger.vouchers.offer import offer_payment
+from shoal.ledger.vouchers.offer import is_bound, offer_payment
 from shoal.ledger.vouchers.payee import MICRO
 from shoal.ledger.vouchers.payer import PayerAccount, amount_due, catch_up, note_signed, stop_reason
 from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
@@ -39,8 +39,6 @@ PAY_AT = 4
 """A part of the window, one of so many, that is paid for at once."""
 RESULTS_WITHIN_S = 15.0
 """How long a hop may wait for a voucher until what it claims has come back."""
-MAX_PEERS = 1024
-"""Of one payee, to whom its payment channel was offered; whom it was offered to longest ago is forgotten."""
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +48,18 @@ _voucher = msgspec.msgpack.Decoder(Voucher)
 class Funding(Protocol):
     """What opens payment channels; to be called from a thread, as it waits for the chain."""
 
-    def __call__(self, payee: ChainAddress, amount: int) -> PayerAccount:
-        """Pay ``amount`` into a payment channel to ``payee``. Raises ChainError, UsageError."""
+    def __call__(self, payee: ChainAddress, node: PeerId, amount: int) -> PayerAccount:
+        """Pay ``amount`` into a payment channel to ``payee`` for what ``node`` does. Raises ChainError,
+        UsageError."""
         ...
 
 
 class _Paying:
     """A payment channel while sessions are paid over it."""
 
-    def __init__(self, account: PayerAccount, window: int) -> None:
+    def __init__(self, peer: PeerId, account: PayerAccount, window: int) -> None:
+        self.peer = peer
+        """To whom it is offered: nobody else has anything to ask for over it."""
         self.account = account
         self.received_micro = max(account.received_micro, account.signed * MICRO)
         """What came of sessions that are over."""
@@ -69,16 +70,18 @@ class _Paying:
         """Whether those may be owed something still: the payee has not said yet what, or it is not paid."""
         self.window = window
         self.last_claim = -1
-        self.peers: OrderedDict[PeerId, None] = OrderedDict()
-        """To whom it was offered: nobody else has anything to ask for over it."""
         self.pending: dict[Channel, PaymentDue] = {}
-        """The newest of each channel to one of them."""
+        """The newest of each channel to it."""
         self.over = self.paid_over = 0
         """Sessions that are over, and those of them that are paid for."""
         self.last: Channel | None = None
         """Over which one of those was."""
         self.busy = False
         self.signing = trio.Lock()
+
+    def pays(self, bill: HopBill) -> bool:
+        """Whether a hop's bill is paid over it."""
+        return (bill.peer, bill.price.payee) == (self.peer, self.account.terms.payee)
 
     def is_much(self, micro: int) -> bool:
         """Whether so much in all is to be paid at once."""
@@ -110,8 +113,8 @@ class VoucherPayer:
         self._domain = domain
         self._budget = budget
         self._paying: dict[bytes, _Paying] = {}
-        self._to: dict[bytes, _Paying] = {}  # by payee
-        self._opening = trio.Lock()
+        self._to: dict[tuple[PeerId, bytes], _Paying] = {}  # by node and payee
+        self._opening, self._funding = KeyedLocks[tuple[PeerId, bytes]](), trio.Lock()
         self._owed, self._much = trio.Event(), trio.Event()
 
     async def offer(self, peer: PeerId, price: AskedPrice) -> PaymentOffer:
@@ -122,15 +125,11 @@ class VoucherPayer:
                 reason="other chain",
                 check="use the chain.toml of those whom you want to pay",
             )
-        async with self._opening:
-            paying = self._to.get(price.payee)
-            if paying is None or paying.account.signed >= paying.account.ceiling:
-                paying = await self._opened(price)
+        paying = self._open_to(peer, price)
+        if paying is None:
+            async with self._opening.held((peer, price.payee)):
+                paying = self._open_to(peer, price) or await self._opened(peer, price)
         await self._note_under_way(paying)
-        paying.peers[peer] = None
-        paying.peers.move_to_end(peer)
-        if len(paying.peers) > MAX_PEERS:
-            paying.peers.popitem(last=False)
         made = partial(
             offer_payment, self._key, self._domain, paying.account.terms, self._client, price.amount
         )
@@ -139,7 +138,7 @@ class VoucherPayer:
     def note_due(self, channel: Channel, message: PaymentDue) -> bool:
         """A hop says what it is owed. See :class:`~shoal.client.paying.terms.Payer`."""
         paying = self._paying.get(message.channel_id)
-        if paying is None or channel.peer not in paying.peers:
+        if paying is None or channel.peer != paying.peer:
             raise RemoteProtocolError("a payment is due over a payment channel that was not offered")
         paying.pending[channel] = message
         self._owed.set()
@@ -152,7 +151,7 @@ class VoucherPayer:
     def note_over(self, bills: Sequence[HopBill]) -> None:
         """A session is over. See :class:`~shoal.client.paying.terms.Payer`."""
         for bill in bills:
-            if (paying := self._to.get(bill.price.payee)) is None:
+            if (paying := self._to.get((bill.peer, bill.price.payee))) is None:
                 continue
             paying.received_micro += bill.came_micro
             paying.most_micro += bill.most_micro(paying.window * MICRO)
@@ -210,10 +209,10 @@ class VoucherPayer:
 
     async def _pay_over(self, paying: _Paying, bills: Callable[[], Sequence[HopBill]]) -> None:
         """Pay for what sessions have given that are over, and for what has come of those that go on."""
-        payee, over, last = paying.account.terms.payee, paying.over, paying.last
+        over, last = paying.over, paying.last
 
         def left() -> list[HopBill]:
-            return [bill for bill in bills() if bill.price.payee == payee]
+            return [bill for bill in bills() if paying.pays(bill)]
 
         micro = paying.received_micro + sum(bill.came_micro for bill in left())
         try:
@@ -229,9 +228,8 @@ class VoucherPayer:
     async def _pay(
         self, paying: _Paying, channel: Channel, message: PaymentDue, bills: Sequence[HopBill]
     ) -> PaymentStopped | None:
-        payee = paying.account.terms.payee
         claimed = _micro(message)
-        ours = [bill.most_micro(paying.window * MICRO) for bill in bills if bill.price.payee == payee]
+        ours = [bill.most_micro(paying.window * MICRO) for bill in bills if paying.pays(bill)]
         most = paying.most_micro + sum(ours)
         if message.refused:
             log.warning("%s did not take a voucher: %s", channel.peer, message.refused)
@@ -296,24 +294,27 @@ class VoucherPayer:
                 run = partial(self._book.change, paying.account.channel_id, window)
                 paying.account = await trio.to_thread.run_sync(run)
 
-    async def _opened(self, price: AskedPrice) -> _Paying:
-        """The payment channel to a payee, with what is left in it; a new one where there is none."""
+    def _open_to(self, peer: PeerId, price: AskedPrice) -> _Paying | None:
+        """The payment channel over which a node is paid now, if something is left in it."""
+        paying = self._to.get((peer, price.payee))
+        return paying if paying is not None and _usable(paying.account) else None
+
+    async def _opened(self, peer: PeerId, price: AskedPrice) -> _Paying:
+        """The payment channel to a node, with what is left in it; a new one where there is none."""
         payee = ChainAddress(price.payee)
-
-        def open_or_find() -> PayerAccount:
-            found = self._find(payee)
-            if found is None and self._budget:
-                found = self._fund(payee, self._budget)
-            if found is None or found.signed >= found.ceiling:
-                raise self._spent(found)
-            return found
-
-        account = await trio.to_thread.run_sync(open_or_find)
-        paying = self._paying[account.channel_id] = self._to[price.payee] = _Paying(account, price.window)
+        account = await trio.to_thread.run_sync(self._find, peer, payee)
+        if account is None and self._budget:
+            async with self._funding:  # the transactions of a key are sent one after another
+                account = await trio.to_thread.run_sync(self._fund, payee, peer, self._budget)
+        if account is None or not _usable(account):
+            raise self._spent(account)
+        paying = _Paying(peer, account, price.window)
+        self._paying[account.channel_id] = self._to[peer, price.payee] = paying
         return paying
 
-    def _find(self, payee: ChainAddress) -> PayerAccount | None:
-        """An open payment channel to a payee in which most is left. A spent one is not filled again."""
+    def _find(self, peer: PeerId, payee: ChainAddress) -> PayerAccount | None:
+        """An open payment channel to a node in which most is left. A spent one is not filled again, and one
+        that is closing is offered to nobody."""
         found: list[PayerAccount] = []
         for channel_id in self._book.channel_ids():
             try:
@@ -321,8 +322,10 @@ class VoucherPayer:
             except BadLedgerFile as error:
                 log.warning("%s: it is passed over", error.message)
                 continue
-            ours = account.domain == self._domain and account.terms.payer_signer == self._key.address
-            if ours and account.terms.payee == payee and account.deposit:
+            terms = account.terms
+            ours = account.domain == self._domain and terms.payer_signer == self._key.address
+            theirs = terms.payee == payee and is_bound(terms, peer)
+            if ours and theirs and account.deposit and account.closes_at is None:
                 found.append(account)
         return max(found, key=lambda one: one.ceiling - one.signed, default=None)
 
@@ -338,6 +341,11 @@ class VoucherPayer:
             check="set pay-budget, or add to the payment channel",
             next_command="shoal wallet fund",
         )
+
+
+def _usable(account: PayerAccount) -> bool:
+    """Whether a session can be paid for over a payment channel."""
+    return account.signed < account.ceiling and account.closes_at is None
 
 
 def _micro(message: PaymentDue) -> int:

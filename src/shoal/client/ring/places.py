@@ -133,7 +133,7 @@ class Places:
         """What the hops may ask for that are to be paid, those that have lost their places among them, and
         those that are only just being asked to take one."""
         return [
-            HopBill(hop.hop.price, len(hop.hop.span), hop.work or HopWork(RingWork()), hop.channel)
+            HopBill(hop.peer, hop.hop.price, len(hop.hop.span), hop.work or HopWork(RingWork()), hop.channel)
             for hop in (*self.hops, *self.departed)
             if hop.hop.price is not None
         ]

@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from shoal.errors import BadLedgerFile, ChainError, OutOfResources
+from shoal.errors import ChainError, OutOfResources
 from shoal.gateway.errors import LimitReached
 from shoal.gateway.payment.till import Till
 from shoal.ledger.vouchers.payee import PayeeAccount
@@ -28,7 +28,7 @@ def claim_due(account: PayeeAccount, worth: int) -> bool:
 
 
 class Collector:
-    """Looks at each payment channel in which something is left, one after another."""
+    """Looks at each payment channel, one after another. One in which nothing is left is kept no more."""
 
     def __init__(self, till: Till) -> None:
         self._till = till
@@ -36,8 +36,8 @@ class Collector:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await trio.sleep(LOOK_EVERY_S)
             await self.collect(self._till.offer.least_deposit)
+            await trio.sleep(LOOK_EVERY_S)
 
     async def collect(self, worth: int) -> int:
         """Look once at all, and claim where it is due. Returns how many were claimed.
@@ -48,22 +48,25 @@ class Collector:
         claimed = 0
         for channel_id in await trio.to_thread.run_sync(self._till.book.channel_ids):
             try:
-                claimed += await self._till.on_chain(partial(self._look, channel_id, worth))
+                claimed += await self._look(channel_id, worth)
             except (ChainError, OutOfResources, LimitReached) as error:
                 log.warning("payment channel %s: %s", channel_id.hex()[:16], error.message)
         return claimed
 
-    def _look(self, channel_id: bytes, worth: int) -> bool:
-        till = self._till
-        try:
-            account = till.book.read(channel_id)
-        except BadLedgerFile as error:  # the others go on
-            log.warning("%s: it is passed over", error.message)
-            return False
+    async def _look(self, channel_id: bytes, worth: int) -> bool:
+        account = await self._till.observe(channel_id)
         if account.deposit <= account.redeemed:
+            await self._till.forget_empty(channel_id)
             return False
-        account = till.refresh(account)
         if not claim_due(account, worth):
+            return False
+        # However many payers wait: what is claimed too late is lost.
+        return await self._till.chain.send(partial(self._claim, channel_id, worth), "gateway")
+
+    def _claim(self, channel_id: bytes, worth: int) -> bool:
+        till = self._till
+        account = till.book.read(channel_id)
+        if not claim_due(account, worth):  # its payer has had a refund meanwhile
             return False
         till.client.claim(till.key, account)
         till.refresh(account)

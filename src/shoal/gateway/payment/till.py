@@ -1,27 +1,29 @@
 """The payment channels over which this gateway is paid: who may ask, and what it was charged.
 
-All waiting for the disk and the chain is done on threads. What was signed, and what was told, is on the disk
-before it counts. One key sends all transactions, so they are sent one after another.
+What was signed, and what was told, is on the disk before it counts. What the chain last said of a payment
+channel counts for a minute.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TypeVar
+from math import inf
 
 import msgspec
 import trio
 
-from shoal.errors import BadLedgerFile, ChainError, OutOfResources, UsageError
-from shoal.gateway.errors import LimitReached
-from shoal.ledger.vouchers.book import PaymentBook
+from shoal.errors import ChainError, OutOfResources, UsageError
+from shoal.gateway.payment.refunds import Refunds
+from shoal.gateway.payment.waiting import ChainCaller, ChainTurns, on_disk
+from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import ChainKey, recover
-from shoal.ledger.vouchers.payee import MICRO, PayeeAccount, Recover, note_escrow
+from shoal.ledger.vouchers.payee import MICRO, Escrowed, PayeeAccount, Recover, note_escrow
 from shoal.ledger.vouchers.typed_data import show_address
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.ledger.x402.messages import (
@@ -53,12 +55,11 @@ from shoal.ledger.x402.taking import (
     tell,
 )
 
-SENDING = 16
-"""Who wait for a transaction; one more is sent away."""
-RETRY_S = 5.0
+LOOK_S = 60.0
+"""How old what the chain has said of a payment channel may be when a request is paid over it."""
+MAX_LOOKED = MAX_ACCOUNTS
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -136,8 +137,10 @@ class Till:
     clock: Callable[[], float] = time.time
     _open: dict[bytes, _UnderWay] = field(default_factory=dict[bytes, _UnderWay])
     """As large as there are requests under way."""
-    _sending: trio.Lock = field(default_factory=trio.Lock)
-    _waiting: int = 0
+    chain: ChainTurns = field(default_factory=ChainTurns)
+    _looked: OrderedDict[bytes, float] = field(default_factory=OrderedDict[bytes, float])
+    """When the chain was last asked, in this process, for what is in a payment channel."""
+    _refunds: Refunds = field(default_factory=Refunds)
 
     @asynccontextmanager
     async def taken(self, payment: Payment) -> AsyncGenerator[Purchase]:
@@ -176,16 +179,18 @@ class Till:
         try:
             if self._open[channel_id].streams:
                 raise _busy()
-            account = await self._kept(channel_id)
+            account = await self._kept(signed.terms, channel_id)
             asked = int(request.amount) if isinstance(request, RefundRequest) and request.amount else None
             given = check_refund(account, self.offer, signed.voucher, signed.recover, asked)
-            transaction = await self.on_chain(partial(self._return, account, given))
+            self._looked.pop(channel_id, None)
+            transaction = await self.chain.send(partial(self._return, account, given), "payer")
             after = await self._change(channel_id, lambda now: now)
             return encoded(response(self.offer, after, 0, transaction))
         finally:
             self.decided(channel_id)
 
     def _return(self, account: PayeeAccount, amount: int) -> str:
+        self._refunds.take(account, self.offer.least_deposit, self.clock())
         if account.voucher is not None and account.owed > account.redeemed:
             self.client.claim(self.key, account)
         transaction = self.client.give_back(self.key, account.terms, amount)
@@ -228,34 +233,10 @@ class Till:
             self._open[purchase.channel_id].streams -= 1
             self._forget(purchase.channel_id)
 
-    async def on_chain(self, work: Callable[[], Result]) -> Result:
-        """Have a thread ask the chain, or send to it; one at a time.
-
-        Raises:
-            LimitReached: too many wait for it.
-            ChainError: ``reverted``: the contract refuses.
-            OutOfResources: the chain cannot be used now; the log says why.
-        """
-        if self._waiting >= SENDING:
-            raise LimitReached(f"{SENDING} others wait for the chain", retry_after_s=RETRY_S)
-        self._waiting += 1
-        try:
-            async with self._sending:
-                # A gateway that is to end does not wait for the chain, which may take hours. What was sent
-                # happens all the same, and a deposit that is not noted is found when its payer comes again.
-                return await self._on_disk(work, abandon=True)
-        except ChainError as error:
-            if error.reason == "reverted":
-                raise
-            log.warning("the chain cannot be used: %s", error.message)
-            raise OutOfResources("the chain over which this gateway is paid cannot be used now") from error
-        finally:
-            self._waiting -= 1
-
     def refresh(
         self, account: PayeeAccount, after: Callable[[PayeeAccount], PayeeAccount] = lambda now: now
     ) -> PayeeAccount:
-        """Note what the chain says of a payment channel; to be called in :meth:`on_chain` alone."""
+        """Note what the chain says of a payment channel; to be called where :attr:`chain` sends."""
         state = self.client.state(account.terms, account.channel_id)
         return self.book.change(account.channel_id, lambda now: after(note_escrow(now, state)))
 
@@ -299,7 +280,7 @@ class Till:
         if isinstance(payload, DepositPayment):
             transaction = await self._deposit(signed.terms, channel_id, payload, pay)
         else:
-            await self._kept(channel_id)
+            await self._kept(signed.terms, channel_id)
         return await self._change(channel_id, pay), transaction
 
     async def _deposit(
@@ -317,20 +298,29 @@ class Till:
                 reason=SMALL_DEPOSIT,
                 check="deposit more at once",
             )
-        kept = await self._find(channel_id)
-        account = kept or await self.on_chain(partial(self._begun, terms, channel_id))
+        kept = account = await self._find(channel_id)
+        who, by = self._asker(kept), payment.deposit.authorization.erc3009
+        if account is None:
+            state = await self.chain.ask(partial(self.client.state, terms, channel_id), who)
+            account = self._begun(terms, channel_id, state)
         pay(msgspec.structs.replace(account, deposit=account.deposit + amount))
 
         def send() -> str:
-            done = self.client.deposit(self.key, terms, amount, payment.deposit.authorization.erc3009)
+            # Kept before anything is sent: where there is no room, nobody's tokens are taken for nothing.
             if kept is None:
                 self.book.add(account)
+            done = self.client.deposit(self.key, terms, amount, by)
             self.refresh(account)
             return done
 
+        self._looked.pop(channel_id, None)
         try:
-            done = await self.on_chain(send)
-        except ChainError as error:
+            # Beside those who wait for a transaction: whoever has no tokens takes none of their places.
+            await self.chain.ask(partial(self.client.check_deposit, self.key, terms, amount, by), who)
+            done = await self.chain.send(send, "payer")
+            self.looked(channel_id, trio.current_time())
+        except ChainError as error:  # it has certainly not happened
+            await self._drop_empty(channel_id)
             raise PaymentNotTaken(
                 f"the deposit is refused: {error.message}",
                 reason=DEPOSIT_FAILED,
@@ -339,19 +329,18 @@ class Till:
         log.info("%s has paid %d into escrow", show_address(terms.payer), amount)
         return done
 
-    def _begun(self, terms: PaymentTerms, channel_id: bytes) -> PayeeAccount:
+    def _begun(self, terms: PaymentTerms, channel_id: bytes, state: Escrowed) -> PayeeAccount:
         """A payment channel that is not kept here. The contract never forgets what it has paid out of it."""
-        state = self.client.state(terms, channel_id)
-        return PayeeAccount(
+        began = PayeeAccount(
             terms=terms,
             domain=self.offer.domain,
             channel_id=channel_id,
-            deposit=state.deposit,
+            deposit=0,
             window=0,
             owed_micro=state.redeemed * MICRO,
-            redeemed=state.redeemed,
             told=state.redeemed,
         )
+        return note_escrow(began, state)
 
     def _voucher(self, signed: SignedVoucher, channel_id: bytes) -> Voucher:
         amount = signed.amount
@@ -359,18 +348,73 @@ class Till:
         domain = self.offer.domain
         return Voucher(domain.chain_id, domain.contract, channel_id, encoded_amount, signed.signature_bytes)
 
-    async def _kept(self, channel_id: bytes) -> PayeeAccount:
-        account = await self._find(channel_id)
-        if account is None:
+    async def _kept(self, terms: PaymentTerms, channel_id: bytes) -> PayeeAccount:
+        """An account, with what the chain said of it a minute ago or later.
+
+        One that is not kept begins, where the chain has something in escrow: its deposit was sent by a
+        gateway that did not live to note it.
+        """
+        account, now = await self._find(channel_id), trio.current_time()
+        if account is not None and now - self._looked.get(channel_id, -inf) <= LOOK_S:
+            return account
+        asked = partial(self.client.state, terms, channel_id)
+        state = await self.chain.ask(asked, self._asker(account))
+        if account is not None:
+            account = await self._change(channel_id, lambda kept: note_escrow(kept, state))
+        elif state.deposit > state.redeemed:
+            account = self._begun(terms, channel_id, state)
+            await on_disk(partial(self.book.add, account))
+        else:
             raise PaymentNotTaken(
                 "this gateway knows nothing of this payment channel",
                 reason=UNKNOWN_CHANNEL,
                 check="pay a deposit with the first request",
             )
+        self.looked(channel_id, now)
         return account
 
+    async def observe(self, channel_id: bytes) -> PayeeAccount:
+        """An account as the chain has it now.
+
+        Raises:
+            LimitReached, ChainError, OutOfResources: as :meth:`taken`.
+        """
+        before = await on_disk(partial(self.book.read, channel_id))
+        state = await self.chain.ask(partial(self.client.state, before.terms, channel_id), "gateway")
+
+        def note(now: PayeeAccount) -> PayeeAccount:
+            # Else somebody has noted meanwhile what is newer.
+            return note_escrow(now, state) if note_escrow(now, before) == now else now
+
+        return await self._change(channel_id, note)
+
+    async def forget_empty(self, channel_id: bytes) -> None:
+        """Keep a payment channel no more of which nothing is left, unless a request is under way over it."""
+        if channel_id in self._open:
+            return
+        self._decide(channel_id)
+        try:
+            await self._drop_empty(channel_id)
+        finally:
+            self.decided(channel_id)
+
+    async def _drop_empty(self, channel_id: bytes) -> None:
+        account = await self._find(channel_id)
+        if account is not None and account.deposit <= account.redeemed:
+            await on_disk(partial(self.book.remove, channel_id))
+
+    def looked(self, channel_id: bytes, at: float) -> None:
+        """What is kept of a payment channel is what the chain said ``at`` that time, of trio's clock."""
+        self._looked[channel_id] = at
+        self._looked.move_to_end(channel_id)
+        if len(self._looked) > MAX_LOOKED:
+            self._looked.popitem(last=False)
+
+    def _asker(self, kept: PayeeAccount | None) -> ChainCaller:
+        return "payer" if kept is not None and kept.deposit else "stranger"
+
     async def _find(self, channel_id: bytes) -> PayeeAccount | None:
-        return await self._on_disk(partial(self._look, channel_id))
+        return await on_disk(partial(self._look, channel_id))
 
     def _look(self, channel_id: bytes) -> PayeeAccount | None:
         try:
@@ -381,15 +425,7 @@ class Till:
     async def _change(
         self, channel_id: bytes, change: Callable[[PayeeAccount], PayeeAccount]
     ) -> PayeeAccount:
-        return await self._on_disk(partial(self.book.change, channel_id, change))
-
-    async def _on_disk(self, work: Callable[[], Result], *, abandon: bool = False) -> Result:
-        """Raises OutOfResources without the paths of this machine, which are not for callers."""
-        try:
-            return await trio.to_thread.run_sync(work, abandon_on_cancel=abandon)
-        except (BadLedgerFile, OutOfResources, UsageError) as error:
-            log.warning("an account of a paid answer cannot be used: %s", error.message)
-            raise OutOfResources("the accounts of this gateway cannot be used now") from error
+        return await on_disk(partial(self.book.change, channel_id, change))
 
 
 def _owing(account: PayeeAccount, micro: int) -> PayeeAccount:

@@ -136,6 +136,14 @@ class ChainClient:
 
         return self._ask(answer)
 
+    def check_call(self, key: ChainKey, call: Any) -> None:
+        """See that a transaction of ``key`` would be taken, in the newest block. Nothing is sent.
+
+        Raises:
+            ChainError: down; or ``reverted``: the contract would refuse it.
+        """
+        self._ask(lambda: call.estimate_gas({"from": _shown(key.address)}, "latest"))
+
     def contract_at(self, address: ChainAddress, abi: list[dict[str, Any]]) -> Any:
         """Somebody else's contract, of which nothing is known but its interface.
 

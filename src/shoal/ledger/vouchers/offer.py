@@ -17,10 +17,29 @@ from shoal.types import PeerId
 from shoal.wire.paying import PaymentOffer
 
 OFFER_CONTEXT = b"shoal payment offer 1\n"
+SALT_CONTEXT = b"shoal payment channel of a node 1\n"
+BOUND = 16
+"""Bytes of a salt that name the node; the rest is by chance."""
 LEAST_DELAY_S = 86400
 """Between the payer's wish to close and the end: whoever runs the node must have redeemed by then."""
 
 _terms = msgspec.msgpack.Decoder(PaymentTerms)
+
+
+def salt_for(node: PeerId, by_chance: bytes) -> bytes:
+    """The salt of a payment channel over which one node alone is paid.
+
+    Else each node of a wallet would take the same voucher, for which the chain pays once.
+
+    Args:
+        by_chance: 16 bytes, so that the same two can open another.
+    """
+    return keccak256(SALT_CONTEXT + node.encode())[:BOUND] + by_chance
+
+
+def is_bound(terms: PaymentTerms, node: PeerId) -> bool:
+    """Whether ``node`` is the one that is paid over a payment channel."""
+    return terms.salt == salt_for(node, terms.salt[BOUND:])
 
 
 def offer_payment(
@@ -37,9 +56,15 @@ def offer_payment(
 
 
 def check_offer(
-    offer: PaymentOffer, client: PeerId, domain: SigningDomain, payee: ChainAddress, recover: Recover
+    offer: PaymentOffer,
+    client: PeerId,
+    node: PeerId,
+    domain: SigningDomain,
+    payee: ChainAddress,
+    recover: Recover,
 ) -> PaymentTerms:
-    """The terms of the payment channel over which ``client`` may have itself served by ``payee``.
+    """The terms of the payment channel over which ``client`` may have itself served by ``node``, whose wallet
+    has the address ``payee``.
 
     Raises:
         VoucherRefused: it may not; says why in its ``reason``.
@@ -58,6 +83,13 @@ def check_offer(
     if (terms.payee, terms.payee_signer, terms.token) != (payee, payee, COIN):
         message = "this payment channel pays somebody else, in another coin, or lets others sign for it"
         raise VoucherRefused(message, reason="other channel")
+    if not is_bound(terms, node):
+        raise VoucherRefused(
+            f"this payment channel is not of this node, {node}: another one of its wallet may be paid by it",
+            reason="other channel",
+            check="open one to this node",
+            next_command=f"shoal wallet fund --peer {node}",
+        )
     if terms.delay_s < LEAST_DELAY_S:
         message = f"this payment channel closes too soon: {terms.delay_s} s after its payer asks for it"
         raise VoucherRefused(

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from shoal.errors import PaymentStopped
-from shoal.ledger.vouchers.payee import MICRO, Amount, Recover
+from shoal.ledger.vouchers.payee import MICRO, Amount, Escrowed, Recover
 from shoal.ledger.vouchers.typed_data import SigningDomain, WordBytes
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 
@@ -34,6 +34,8 @@ class PayerAccount(Struct, frozen=True, kw_only=True, tag="payer"):
     """What was sent into escrow and was not seen there yet. The budget counts it already."""
     under_way: Amount = 0
     """What the payee may be owed of sessions that were open when this machine stopped: its window; else 0."""
+    closes_at: float | None = None
+    """When we may take back what is left, by the chain's clock: until then no payee serves for it."""
 
     @property
     def signed(self) -> int:
@@ -58,10 +60,16 @@ def note_sending(account: PayerAccount, amount: int) -> PayerAccount:
     )
 
 
-def note_deposit(account: PayerAccount, deposit: int) -> PayerAccount:
-    """The chain says what is in escrow. What is there more than before is no longer on the way."""
-    arrived = max(0, deposit - account.deposit)
-    return msgspec.structs.replace(account, deposit=deposit, on_the_way=max(0, account.on_the_way - arrived))
+def note_deposit(account: PayerAccount, state: Escrowed) -> PayerAccount:
+    """The chain says what is in escrow, and whether we are closing. What is there more than before is no
+    longer on the way."""
+    arrived = max(0, state.deposit - account.deposit)
+    return msgspec.structs.replace(
+        account,
+        deposit=state.deposit,
+        on_the_way=max(0, account.on_the_way - arrived),
+        closes_at=state.closes_at,
+    )
 
 
 def amount_due(account: PayerAccount, claimed_micro: int, most_micro: int) -> int:

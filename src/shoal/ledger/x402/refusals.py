@@ -20,6 +20,7 @@ SIGNATURE: Final = "invalid_batch_settlement_evm_voucher_signature"
 CLOSING: Final = "shoal_channel_is_closing"
 OTHER_OFFER: Final = "shoal_other_offer"
 NOTHING_LEFT: Final = "invalid_batch_settlement_evm_refund_no_balance"
+REFUND_LATER: Final = "shoal_refund_later"
 UNREADABLE: Final = "invalid_batch_settlement_evm_voucher_payload"
 
 OF_VOUCHERS: Mapping[str, str] = {

@@ -148,8 +148,15 @@ class SettlementClient:
         Raises:
             ChainError: as :meth:`ChainClient.transact`.
         """
-        call = self._functions.deposit(_tuple(terms), amount, show_address(COLLECTOR), by.collector_data)
-        return _hash(self.chain.transact(key, call))
+        return _hash(self.chain.transact(key, self._deposit(terms, amount, by)))
+
+    def check_deposit(self, key: ChainKey, terms: PaymentTerms, amount: int, by: TokenAuthorization) -> None:
+        """See that the payer has the tokens and has allowed it. Nothing is sent, and no gas is paid.
+
+        Raises:
+            ChainError: as :meth:`ChainClient.check_call`.
+        """
+        self.chain.check_call(key, self._deposit(terms, amount, by))
 
     def claim(self, key: ChainKey, account: PayeeAccount) -> str:
         """Have what was served counted as the payee's, and paid out to it. Returns the last transaction.
@@ -174,6 +181,10 @@ class SettlementClient:
     def give_back(self, key: ChainKey, terms: PaymentTerms, amount: int) -> str:
         """Give the payer what is left, at most ``amount``. Raises as :meth:`ChainClient.transact`."""
         return _hash(self.chain.transact(key, self._functions.refund(_tuple(terms), amount)))
+
+    def _deposit(self, terms: PaymentTerms, amount: int, by: TokenAuthorization) -> Any:
+        collector = show_address(COLLECTOR)
+        return self._functions.deposit(_tuple(terms), amount, collector, by.collector_data)
 
     @property
     def _functions(self) -> Any:

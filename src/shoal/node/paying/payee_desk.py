@@ -12,18 +12,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 import msgspec
 import trio
 
 from shoal.errors import ChannelClosed, PaymentRequired, RemoteProtocolError, ShoalError, VoucherRefused
+from shoal.keyed_locks import KeyedLocks
 from shoal.ledger.vouchers.book import MAX_ACCOUNTS, PaymentBook
 from shoal.ledger.vouchers.keys import recover
 from shoal.ledger.vouchers.offer import check_offer
 from shoal.ledger.vouchers.payee import (
     MICRO,
-    Escrowed,
     PayeeAccount,
     charge,
     check_credit,
@@ -34,10 +33,11 @@ from shoal.ledger.vouchers.typed_data import ChainAddress, SigningDomain
 from shoal.ledger.vouchers.voucher import PaymentTerms, Voucher
 from shoal.net.channel import Channel
 from shoal.node.handlers import Handlers
+from shoal.node.paying.escrow_watch import EscrowReader, EscrowWatch
 from shoal.node.paying.redeemer import Redeemer
 from shoal.option_values import show_coins
 from shoal.swarm.announcement import AskedPrice, window_of
-from shoal.types import Span
+from shoal.types import PeerId, Span
 from shoal.wire.messages import Open, shorten
 from shoal.wire.paying import Paid, PaymentDue
 
@@ -53,7 +53,8 @@ MAX_CHANNELS = 1024
 """Payment channels in memory; others are read again."""
 CROWDED = MAX_ACCOUNTS // 2
 """Accounts on the disk: with so many, the chain is asked of all of them, and those with nothing left go."""
-CHAIN_WITHIN_S = 8.0
+LOOKING = 64
+"""New payment channels that are looked at, or wait for it; the client of one more is to come again."""
 WRITE_WITHIN_S = 2.0
 ADMIT_WITHIN_S = 2.0
 """How long a new session waits until what is owed from before is paid."""
@@ -61,14 +62,6 @@ ADMIT_WITHIN_S = 2.0
 log = logging.getLogger(__name__)
 
 _voucher = msgspec.msgpack.Decoder(Voucher)
-
-
-class EscrowReader(Protocol):
-    """Asks the chain's node; to be called from a thread."""
-
-    def escrow_state(self, channel_id: bytes) -> Escrowed:
-        """What is in escrow. Raises ChainError: nobody can tell."""
-        ...
 
 
 class _Account:
@@ -170,6 +163,7 @@ class PayeeDesk:
     """See the module. ``run`` must be running.
 
     Args:
+        peer: the node: who pays another one of the same wallet does not pay it.
         price: for a million tokens of one block, in the smallest unit.
         address: to whom clients pay.
         wall: seconds since the epoch, to compare with when a payment channel closes.
@@ -178,6 +172,7 @@ class PayeeDesk:
 
     def __init__(
         self,
+        peer: PeerId,
         book: PaymentBook[PayeeAccount],
         escrow: EscrowReader,
         domain: SigningDomain,
@@ -186,9 +181,10 @@ class PayeeDesk:
         wall: Callable[[], float],
         redeemer: Redeemer | None = None,
     ) -> None:
+        self._peer = peer
         self._redeemer = redeemer
         self._book = book
-        self._escrow = escrow
+        self._looked = EscrowWatch(book, escrow, domain).look
         self._domain = domain
         self._address = address
         self.price = price
@@ -198,7 +194,7 @@ class PayeeDesk:
         self._sessions: dict[bytes, PaidSession] = {}
         self._nursery: trio.Nursery | None = None
         self._loop: trio.lowlevel.TrioToken | None = None
-        self._opening = trio.Lock()
+        self._opening = KeyedLocks[bytes]()
 
     def asked(self, blocks: int) -> AskedPrice:
         """What the node announces for a span of ``blocks``."""
@@ -291,9 +287,8 @@ class PayeeDesk:
                 reason="price raised" if offer else "unpaid",
                 check="let more be paid with max-price, from a wallet and with pay-budget",
             )
-        terms = check_offer(offer, channel.peer, self._domain, self._address, recover)
-        async with self._opening:
-            account = await self._opened(terms, channel, asked.window)
+        terms = check_offer(offer, channel.peer, self._peer, self._domain, self._address, recover)
+        account = await self._opened(terms, channel, asked.window)
         session = PaidSession(self, account, len(span) * offer.price)
         await self._wait_paid(session)
         account.sessions += 1
@@ -339,13 +334,15 @@ class PayeeDesk:
 
     async def _opened(self, terms: PaymentTerms, channel: Channel, window: int) -> _Account:
         channel_id = terms.channel_id(self._domain)
-        account = self._accounts.get(channel_id)
-        if account is None or trio.current_time() - account.looked_at > LOOK_S:
-            kept = await self._looked(channel_id, terms, least=window)
-            if account is None:
-                account = self._accounts[channel_id] = _Account(kept, channel, trio.current_time())
-            else:
-                self._adopt(account, kept)
+        account = self._fresh(channel_id)
+        if account is None:
+            if channel_id not in self._accounts and len(self._opening) >= LOOKING:
+                message = f"{LOOKING} other payment channels are looked at first"
+                raise PaymentRequired(message, reason="unpaid", check="ask again in some seconds")
+            async with self._opening.held(channel_id):
+                # Who waited here finds what who was first has seen.
+                account = self._fresh(channel_id) or await self._taken_up(terms, channel, channel_id, window)
+        self._accounts[channel_id] = account
         self._accounts.move_to_end(channel_id)
         account.client = channel
         with account.lock:
@@ -354,45 +351,28 @@ class PayeeDesk:
         self._forget()
         return account
 
+    def _fresh(self, channel_id: bytes) -> _Account | None:
+        """The account of a payment channel that was looked at lately."""
+        account = self._accounts.get(channel_id)
+        is_fresh = account is not None and trio.current_time() - account.looked_at <= LOOK_S
+        return account if is_fresh else None
+
+    async def _taken_up(
+        self, terms: PaymentTerms, channel: Channel, channel_id: bytes, window: int
+    ) -> _Account:
+        known = channel_id in self._accounts
+        kept = await self._looked(channel_id, terms, window, known=known)
+        account = self._accounts.get(channel_id)
+        if account is None:
+            return _Account(kept, channel, trio.current_time())
+        self._adopt(account, kept)
+        return account
+
     def _forget(self) -> None:
         """Keep no more accounts in memory than there is room for: those without a session go first."""
         idle = [key for key, one in self._accounts.items() if not one.sessions and not one.taking]
         for key in idle[: max(0, len(self._accounts) - MAX_CHANNELS)]:
             del self._accounts[key]
-
-    async def _looked(self, channel_id: bytes, terms: PaymentTerms, least: int = 1) -> PayeeAccount:
-        """The account as it is kept and as the chain has it; a new one where ``least`` are in escrow."""
-
-        def look() -> PayeeAccount:
-            state = self._escrow.escrow_state(channel_id)
-            if channel_id in self._book:
-                return self._book.change(channel_id, lambda kept: note_escrow(kept, state))
-            left = state.deposit - state.redeemed
-            if left < least:
-                raise PaymentRequired(
-                    f"{show_coins(left)} are in escrow in this payment channel; this node takes up none with "
-                    f"less than {show_coins(least)}",
-                    reason="over deposit",
-                    check="add to the payment channel, or set a larger pay-budget",
-                    next_command="shoal wallet fund",
-                )
-            # It may have been kept before: what the chain has paid out was served, and pays for nothing more.
-            served = state.redeemed * MICRO
-            began = PayeeAccount(
-                terms=terms,
-                domain=self._domain,
-                channel_id=channel_id,
-                deposit=0,
-                window=1,
-                owed_micro=served,
-            )
-            account = note_escrow(began, state)
-            self._book.add(account)
-            return account
-
-        with trio.move_on_after(CHAIN_WITHIN_S):
-            return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
-        raise PaymentRequired("the chain's node did not tell in time what is in escrow", reason="unpaid")
 
     def _adopt(self, account: _Account, kept: PayeeAccount) -> None:
         """Take over what the disk and the chain say; what was served since is in memory alone."""

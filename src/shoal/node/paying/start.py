@@ -17,10 +17,13 @@ from shoal.ledger.wallet import open_wallet, read_password, wallet_address
 from shoal.node.paying.payee_desk import PayeeDesk
 from shoal.node.paying.redeemer import Redeemer
 from shoal.option_values import price_of
+from shoal.types import PeerId
 
 
-def payee_desk(settings: Settings) -> PayeeDesk:
-    """To be called from a thread: it asks the chain's node, and takes a second for a password.
+def payee_desk(peer: PeerId, settings: Settings) -> PayeeDesk:
+    """What the node ``peer`` asks for.
+
+    To be called from a thread: it asks the chain's node, and takes a second for a password.
 
     Raises:
         UsageError: there is no wallet, or no ``chain.toml``, or the password's file cannot be read.
@@ -39,7 +42,8 @@ def payee_desk(settings: Settings) -> PayeeDesk:
         password = read_password(Path(settings.pay_password_file).expanduser())
         chain = WalletRedeeming(client, books, open_wallet(settings.paths.wallet, password))
         redeemer = Redeemer(books.paid, chain, domain, address, settings.redeem_at, time.time)
-    return PayeeDesk(books.paid, client, domain, address, price_of(settings.price), time.time, redeemer)
+    price = price_of(settings.price)
+    return PayeeDesk(peer, books.paid, client, domain, address, price, time.time, redeemer)
 
 
 @dataclass(frozen=True, slots=True)
