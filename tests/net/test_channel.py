@@ -6,6 +6,8 @@ Time is the manual clock's: it jumps when nothing else is left to do.
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -242,6 +244,54 @@ async def test_a_pipe_that_breaks_under_what_was_gathered_closes_the_channel(aut
         assert a.reason == "the pipe broke"
         with pytest.raises(ChannelClosed):
             a.gather(*step(ONE, 4096))
+
+
+class OneWriter(Eager):
+    """A pipe that may go on elsewhere, and notes when a writer begins and ends."""
+
+    def __init__(self, pipe: MemoryPipe) -> None:
+        super().__init__(pipe)
+        self.slow = False
+        """Whether threads take their time."""
+        self.begun = threading.Event()
+        self.noted: list[str] = []
+
+    def send_now(self, data: bytes) -> bool:
+        if self.slow:
+            self.noted.append("a thread begins")
+            self.begun.set()
+            time.sleep(0.1)
+            self.noted.append("a thread ends")
+        return True
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.noted.append("the loop begins")
+        await trio.sleep(0.1)
+        self.noted.append("the loop ends")
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "while"])
+async def test_no_thread_writes_while_a_channel_says_goodbye(meanwhile: bool):
+    """Two writers of a pipe at once would seal two records alike, or one in the middle of another."""
+    ours, theirs = pipe_pair(A, B)
+    pipe = OneWriter(ours)
+    channel = Channel(pipe, name=bytes(16))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.run, Inbox().take)
+        await theirs.send_all(Outgoing(0, Hello(NEWEST_VERSION, "", bytes(16))).next_fragment())
+        await channel.wait_ready(5)
+        await trio.testing.wait_all_tasks_blocked()  # the first ping has gone
+        channel.gather(*step(ONE, 4096))
+        pipe.slow = True
+        if not meanwhile:
+            nursery.start_soon(trio.to_thread.run_sync, channel.flush)
+            await trio.to_thread.run_sync(pipe.begun.wait)
+        channel.close()
+        await trio.sleep(0.05)
+        if meanwhile:
+            await trio.to_thread.run_sync(channel.flush)
+    before = [] if meanwhile else ["a thread begins", "a thread ends"]
+    assert pipe.noted == [*before, "the loop begins", "the loop ends"]
 
 
 async def test_a_quiet_channel_stays_open_and_knows_its_round_trip(autojump_clock: MockClock):

@@ -11,8 +11,8 @@ call. One lock orders them:
 
 - The outbox is touched under the lock alone, so messages leave in the order in which they were gathered.
 - The pipe has one writer at a time. A thread writes under the lock, and only while the pump is not writing
-  (``_pumping``). The pump sets ``_pumping`` under the lock before it awaits the pipe, and clears it only when
-  there is nothing more to write; what threads bring meanwhile is queued, and the pump takes it.
+  (``_pumping``). The pump sets it under the lock before it awaits the pipe, and clears it only when there is
+  nothing more to write and the channel goes on; what threads bring meanwhile is queued, for the pump to take.
 - Whoever queues something while the pump is not writing wakes it, so nothing is forgotten.
 """
 
@@ -32,7 +32,7 @@ from shoal.errors import ChannelClosed, ProtocolError, RemoteProtocolError
 from shoal.net.link_speed import TIMED_BYTES, LinkSpeed
 from shoal.net.moving.liveness import Liveness
 from shoal.net.moving.moving_pipe import MovingPipe
-from shoal.net.moving.resume import REVIVED, Revive, open_accepted, say_goodbye
+from shoal.net.moving.resume import REVIVED, Revive, open_accepted
 from shoal.net.network import Pipe
 from shoal.net.outbox import CONTROL, Outbox, queue_of
 from shoal.net.receive_budget import ReceiveBudget
@@ -327,10 +327,10 @@ class Channel:
             self._nursery = None
             self.close()
             self._inbound.note(self, 0)
+            with self._lock:  # once a thread that is writing has done so; no other one begins
+                self._pumping = True
             # Also when cancelled: the socket goes back, soon even if the peer does not read.
             with trio.move_on_after(2, shield=True):
-                if self._pipe.can_move and not self._pipe.away:
-                    await say_goodbye(self._pipe.inner)
                 await self._pipe.aclose()
 
     async def _opens(self, revive: Revive) -> bool:

@@ -80,7 +80,8 @@ class Pipe(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close at once. Never raises because the peer is already gone."""
+        """Close at once, or soon where that would discard what is on its way. Never raises because the peer
+        is already gone."""
         ...
 
 

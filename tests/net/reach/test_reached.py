@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -11,11 +12,13 @@ import pytest
 import trio
 
 from shoal.errors import ChannelClosed
+from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.channel import Channel
 from shoal.net.host import Libp2pNetwork
 from shoal.net.network import Pipe
 from shoal.net.pool import ChannelPool
 from shoal.net.reach.openings import TOKEN, new_token
+from shoal.net.reach.ports import ARRIVED_WITHIN_S
 from shoal.types import PeerAddress
 from shoal.wire.messages import Close, Message
 from tests.net.conftest import SECRET, back_to_baseline, bootstrap, opened, port_of
@@ -154,6 +157,28 @@ async def test_a_peer_is_met_again_and_again():
             pipe = await client.open_pipe(unreachable(node), deadline_s=5)
             assert pipe.way == "punched"
             await pipe.aclose()
+
+
+async def test_a_peer_that_was_met_gets_what_was_sent_before_the_close():
+    """Such a connection leaves no trace, and yet the last payments of a client that ends arrive."""
+    data = os.urandom(200_000)
+    async with behind_router() as (_, node, client), trio.open_nursery() as nursery:
+        with trio.fail_after(15):
+            mine = await client.open_pipe(unreachable(node), deadline_s=5)
+            theirs = await accepted(node)
+            assert isinstance(mine, DirectPipe) and isinstance(theirs, DirectPipe) and mine.way == "punched"
+            # More than the other end's system takes while nobody reads, and less than ours does.
+            for pipe in (mine, theirs):
+                pipe._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                pipe._stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+                await pipe.send_all(data)
+            nursery.start_soon(mine.aclose)
+            await trio.sleep(0.02)
+            assert await exactly(theirs, len(data)) == data
+            await mine.closed.wait()
+            began = trio.current_time()
+            await theirs.aclose()  # nobody is there any more who could get what is left
+            assert trio.current_time() - began < ARRIVED_WITHIN_S / 2
 
 
 async def test_a_relay_cannot_be_used_to_reach_somebody_else():

@@ -13,7 +13,9 @@ from trio.testing import MockClock
 from shoal.errors import ChannelClosed
 from shoal.net.reach.control import (
     MESSAGE_LIMIT,
+    RENEW_S,
     WAITING_LIMIT,
+    CallAnswer,
     ControlLink,
     RelayRefusal,
     Reserve,
@@ -21,7 +23,8 @@ from shoal.net.reach.control import (
 from shoal.net.reach.openings import new_token
 from shoal.net.reach.relay_session import RelaySession
 from shoal.types import PeerId
-from tests.net.reach.relay_bench import SMALL, A, B, C, bench, pumped
+from tests.net.reach.relay_bench import AT_B, SMALL, A, B, C, bench, pumped
+from tests.net.reach.test_relay import _message
 
 
 async def test_a_relay_has_room_for_so_many_connections_and_places():
@@ -39,11 +42,9 @@ async def test_a_relay_has_room_for_so_many_connections_and_places():
         await at.join(PeerId("late"), "/ip4/9.1.1.1/tcp/1")
 
 
-async def test_a_peer_has_so_many_connections_and_the_newest_holds_its_place():
+async def test_the_newest_connection_of_a_peer_holds_its_place():
     async with bench() as at:
         old, new = await at.join(A), await at.join(A)
-        with pytest.raises(ChannelClosed):
-            await at.join(A)
         await old.reserve(1)
         await new.reserve(1)
         assert at.relay.reservations == 1
@@ -52,6 +53,34 @@ async def test_a_peer_has_so_many_connections_and_the_newest_holds_its_place():
         assert at.relay.reservations == 1
         caller = await at.join(B)
         await caller.call(A, "meet", new_token(), (), "unknown")
+
+
+async def test_a_peer_has_so_many_connections_and_the_one_that_was_silent_longest_makes_room(
+    autojump_clock: MockClock,
+):
+    """Its router has forgotten that one, which would lie here for a minute and keep the peer out."""
+    async with bench() as at:
+        alive, caller = await at.join(A), await at.join(B, AT_B)
+        await alive.reserve(1)
+        await trio.sleep(1)
+        deaf = at.raw(A)
+        await deaf.send_all(_message(Reserve()))
+        await trio.testing.wait_all_tasks_blocked()
+        answers: list[CallAnswer] = []
+
+        async def call() -> None:
+            answers.append(await caller.call(A, "meet", new_token(), (), "unknown"))
+
+        at.nursery.start_soon(call)
+        await trio.sleep(RENEW_S)
+        again = await at.join(A)
+        assert not alive.closed.is_set()
+        with pytest.raises(ChannelClosed):
+            await deaf.send_all(_message(Reserve()))
+        await again.reserve(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(answers) == 1, "what it did not hear is handed on to it"
+        assert at.relay.reservations == 1
 
 
 async def test_a_network_has_so_many_connections():

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from shoal.errors import ChannelClosed, RemoteProtocolError
 from shoal.net.handshakes import host_of, multiaddr_of_peer
+from shoal.net.reach.ports import wait_arrived
 from shoal.types import CarrierName, PeerId, Way
 
 MAX_PLAINTEXT = 65519
@@ -66,6 +67,9 @@ class DirectPipe:
         # The other end of a circuit is the relay, which says nothing of where the peer is.
         self.host = "" if way == "relayed" else host_of(stream.socket)
         self.closed = trio.Event()
+        self.traceless = False
+        """Whether the end of its connection discards what the peer has not got yet, and a close waits for
+        that (:func:`~shoal.net.reach.ports.leave_no_trace`)."""
         self._stream = stream
         self._sealing = _Cipher(noise.noise_protocol.cipher_state_encrypt)
         self._opening = _Cipher(noise.noise_protocol.cipher_state_decrypt)
@@ -151,9 +155,11 @@ class DirectPipe:
                 return opened
 
     async def aclose(self) -> None:
-        """Close the connection."""
+        """Close the connection, a ``traceless`` one once all has arrived, or half a second has passed."""
         with self._writing:  # or another thread would write to a descriptor that is somebody else's by now
             self._broken = True
+        if self.traceless:
+            await wait_arrived(self._stream.socket)
         self.closed.set()
         await trio.aclose_forcefully(self._stream)
 

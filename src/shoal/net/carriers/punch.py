@@ -148,5 +148,6 @@ class Meeting:
         if self._won is not None:
             await pipe.aclose()
             return
+        pipe.traceless = True
         self._won = pipe
         self._scope.cancel()

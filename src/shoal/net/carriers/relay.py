@@ -75,6 +75,8 @@ class _Session:
     """Calls that were handed on to this peer."""
     holds_place: bool = False
     opened_at: float = field(default_factory=trio.current_time)
+    heard_at: float = field(default_factory=trio.current_time)
+    """When its peer last said something."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled where it makes room for others."""
     emptied: trio.Event = field(default_factory=trio.Event)
@@ -138,7 +140,8 @@ class Relay:
             log.debug("%s at the relay: %s", pipe.peer, error.message)
             broke = isinstance(error, ChannelClosed)
         finally:
-            self._drop(session, broke=broke)
+            if session not in self._broken:
+                self._drop(session, broke=broke)
             with trio.move_on_after(CLOSED_WITHIN_S, shield=True):
                 await session.link.aclose()
         await self._await_return(session)
@@ -167,10 +170,15 @@ class Relay:
 
     def _has_room(self, new: _Session) -> bool:
         limits = self._limits
-        if sum(s.network == new.network for s in self._sessions) >= limits.sessions_per_network:
+        theirs = [s for s in self._sessions if s.link.peer == new.link.peer]
+        # The newest is alive. The peer's router may have forgotten others, which lie here for a minute.
+        spare = theirs if len(theirs) >= limits.sessions_per_peer else []
+        silent = min(spare, key=lambda session: session.heard_at, default=None)
+        nearby = sum(s.network == new.network for s in self._sessions if s is not silent)
+        if nearby >= limits.sessions_per_network:
             return False
-        if sum(s.link.peer == new.link.peer for s in self._sessions) >= limits.sessions_per_peer:
-            return False
+        if silent is not None:
+            self._hang_up(silent, broke=True)  # calls to it are handed on over the next
         return len(self._sessions) < limits.sessions or self._make_room(new, self._sessions)
 
     def _make_room(self, new: _Session, among: Collection[_Session]) -> bool:
@@ -185,9 +193,13 @@ class Relay:
             return False
         theirs = [session for session in among if session.network == crowded]
         least = max(theirs, key=lambda session: (not session.holds_place, session.opened_at))
-        self._drop(least, broke=False)
-        least.scope.cancel()
+        self._hang_up(least, broke=False)
         return True
+
+    def _hang_up(self, session: _Session, *, broke: bool) -> None:
+        """End a session, as one that ``broke`` or one whose peer is not to return."""
+        self._drop(session, broke=broke)
+        session.scope.cancel()
 
     def _sessions_of(self, peer: PeerId) -> list[_Session]:
         """Those of one peer, and those of it that have just broken."""
@@ -233,6 +245,7 @@ class Relay:
 
     def _take(self, session: _Session, message: ControlMessage) -> None:
         """One message. Raises RemoteProtocolError: it is none that a peer sends a relay."""
+        session.heard_at = trio.current_time()
         match message:
             case Reserve():
                 self._reserve(session)

@@ -95,6 +95,7 @@ class Mover:
             except (ChannelClosed, NotAllowed, RemoteProtocolError) as error:
                 log.debug("no other way to %s: %s", channel.peer, error.message)
         if ended and channel.away:
+            # Most often the peer is dead, and its sessions are to go on elsewhere at once.
             channel.close("the connection ended, and there is no other way to the peer")
         elif channel.troubled:
             await trio.sleep(AGAIN_S)

@@ -15,7 +15,7 @@ from collections import deque
 import trio
 
 from shoal.errors import ChannelClosed
-from shoal.net.moving.resume import message_bytes
+from shoal.net.moving.resume import message_bytes, say_goodbye
 from shoal.net.moving.sent_tail import SentTail
 from shoal.net.network import Pipe
 from shoal.types import CarrierName, PeerId, Way
@@ -227,6 +227,9 @@ class MovingPipe:
                 return data[known:]
 
     async def aclose(self) -> None:
+        """Close for good. A peer that could go on over another pipe is told not to look for one."""
+        if self.can_move and not self._away:
+            await say_goodbye(self._pipe)
         await self._pipe.aclose()
 
     def _lose(self, pipe: Pipe, reason: str) -> bool:

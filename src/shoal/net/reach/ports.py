@@ -7,11 +7,13 @@ a socket that dials may be bound beside it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import socket
 import struct
+import termios
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -21,7 +23,11 @@ TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL})
 """What the system says when another connection between the same two addresses exists, or has just ended."""
 NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAFNOSUPPORT})
 """What it says where this machine has not the IP version of an address."""
+ARRIVED_WITHIN_S = 0.5
+LOOK_EVERY_S = 0.005
 _ABORT = struct.pack("ii", 1, 0)
+_SENDING = (1, 8)
+"""The states of TCP, by Linux's numbers, in which what was sent is sent again: ESTABLISHED and CLOSE_WAIT."""
 
 
 def end_for(ends: Sequence[tuple[str, int]], host: str) -> tuple[str, int] | None:
@@ -32,9 +38,26 @@ def end_for(ends: Sequence[tuple[str, int]], host: str) -> tuple[str, int] | Non
 def leave_no_trace(raw: trio.socket.SocketType) -> None:
     """Let a connection end without the minute in which the system keeps its two addresses from another.
 
-    Both ends of a meeting are fixed, so the next between the same peers would have to wait.
+    Both ends of a meeting are fixed, so the next between the same peers would have to wait. A close discards
+    what the other end has not got yet: see :func:`wait_arrived`.
     """
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+
+
+async def wait_arrived(raw: trio.socket.SocketType) -> None:
+    """Wait, also when cancelled, until the other end's system has all that was sent, for half a second."""
+    with trio.move_on_after(ARRIVED_WITHIN_S, shield=True), suppress(OSError, ValueError):  # it was closed
+        while _unacknowledged(raw):  # noqa: ASYNC110  the system tells of it no other way
+            await trio.sleep(LOOK_EVERY_S)
+
+
+def _unacknowledged(raw: trio.socket.SocketType) -> int:
+    """Bytes that are on their way; none where the connection has ended."""
+    if not hasattr(socket, "TCP_INFO"):
+        return 0
+    state = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    queued = fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(queued, "little") if state in _SENDING else 0
 
 
 def share_port(raw: trio.socket.SocketType) -> None:
