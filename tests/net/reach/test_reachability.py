@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -138,10 +138,10 @@ async def test_a_peer_with_many_connections_asks_each_of_them_once_in_a_while(
     assert most == ASKED_AT_ONCE
 
 
-def at(*own: str, sessions: Sessions | None = None) -> Reachability:
+def at(*own: str, sessions: Sessions | None = None, forwarded: Sequence[str] = ()) -> Reachability:
     """A peer with these addresses of its own."""
     given = cast("Any", sessions or Sessions())
-    return Reachability(own, given, cast("Any", None), lambda: [], LocalNetworks)
+    return Reachability(own, given, cast("Any", None), lambda: [], LocalNetworks, forwarded)
 
 
 HOME = "/ip4/192.168.1.2/tcp/1"
@@ -179,6 +179,17 @@ def test_in_ipv6_a_peer_is_public_once_somebody_from_elsewhere_has_come_in() -> 
     private.note_arrival("2a10:21::7")
     assert not private.public
     assert private.view().six == "none"
+
+
+def test_an_address_that_a_router_leads_here_makes_a_peer_public_and_a_relay() -> None:
+    """Rented machines and forwarded ports: the address is on no interface, and only the user knows."""
+    reach = at(HOME, forwarded=[SERVER])
+    assert reach.public
+    assert reach.open_addresses()[0] == SERVER
+    # Behind its private one, as what a router gives: others see whose network that is.
+    assert reach.addresses() == (HOME, SERVER)
+    assert reach.view().six == "none"
+    assert at(SIX, HOME, forwarded=[SERVER]).view().six == "closed"
 
 
 async def test_a_peer_that_is_public_in_one_ip_version_has_places_only_where_the_other_is(

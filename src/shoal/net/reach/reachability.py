@@ -5,6 +5,9 @@ one holds places at two relays, whom it finds among the peers that it is connect
 behind a router at any; one that is public in one of the two at relays that have the other, so that peers that
 have only that reach it.
 
+A public address may lead to a peer and be on no interface of it: rented machines have a router of their own
+before them, and homes forward ports. Nothing here can tell; the user says it, and is believed.
+
 A public IPv6 address says less than an IPv4 one: most homes have some, and a firewall before them. So where a
 machine has no public IPv4 address as well, its IPv6 address counts only once a peer has come in there.
 """
@@ -125,6 +128,7 @@ class Reachability:
     Args:
         own: the addresses of the direct carrier's port.
         connected: the peers that we hold a connection to.
+        forwarded: public addresses that lead to that port and are on no interface, as our user says.
     """
 
     def __init__(
@@ -134,11 +138,13 @@ class Reachability:
         ask: Ask,
         connected: Callable[[], Sequence[PeerId]],
         nearby: Callable[[], LocalNetworks],
+        forwarded: Sequence[str] = (),
     ) -> None:
-        self.own = tuple(own)
-        self._has_six = 6 in versions_of(a for a in own if is_public([a]))
+        # Behind those of our interfaces, as what a router gives: so others know these for a home's.
+        self.own = (*own, *forwarded)
+        self._has_six = 6 in versions_of(a for a in self.own if is_public([a]))
         self._sessions = sessions
-        sessions.open = open_versions(own)
+        sessions.open = open_versions(own) | versions_of(forwarded)
         self._ask = ask
         self._connected = connected
         self._nearby = nearby
@@ -188,8 +194,9 @@ class Reachability:
         return tuple(dict.fromkeys(found))
 
     def open_addresses(self) -> tuple[str, ...]:
-        """Those of our interfaces' addresses at which everybody can dial us."""
-        return tuple(a for a in self.own if version_of(a) in self._sessions.open)
+        """Those of our addresses at which everybody can dial us: public ones first."""
+        found = [a for a in self.own if version_of(a) in self._sessions.open]
+        return tuple(sorted(found, key=lambda a: not is_public([a])))
 
     def view(self) -> ReachView:
         """How this peer can be reached now."""
