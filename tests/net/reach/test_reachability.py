@@ -50,12 +50,22 @@ class Sessions:
     open = frozenset[int]()
 
     def __init__(self) -> None:
+        self.changed = trio.Event()
         self.living: set[PeerId] = set()
+        self.silent: set[PeerId] = set()
+        """Those that nothing comes back from."""
         self.dialled = Counter[PeerId]()
         self.held: list[Session] = []
 
     def all(self) -> list[Session]:
         return self.held
+
+    def places(self) -> set[PeerId]:
+        return {session.address.peer for session in self.held if session.reserved}
+
+    def lose(self, peer: PeerId) -> None:
+        self.held = [session for session in self.held if session.address.peer != peer]
+        self.changed.set()
 
     def nat_in(self, version: int) -> NatKind:
         return self.nat
@@ -65,6 +75,8 @@ class Sessions:
 
     async def get(self, address: RelayAddress) -> Session:
         self.dialled[address.peer] += 1
+        if address.peer in self.silent:
+            await trio.sleep(5)
         if address.peer not in self.living:
             raise ChannelClosed("nobody answers")
         self.held.append(Session(address))
@@ -98,6 +110,56 @@ async def test_relays_that_are_gone_keep_nobody_from_those_that_live(autojump_cl
         await trio.sleep(120)  # one at a time once the first of the two is found
         assert {session.address.peer for session in sessions.held if session.reserved} == sessions.living
         assert len(sessions.held) == PLACES
+
+
+async def test_relays_and_peers_that_are_silent_hold_up_no_other(autojump_clock: MockClock) -> None:
+    everybody = [relay(number) for number in range(5)]
+
+    async def offer(peer: PeerId) -> bytes:
+        if peer == relay(4):
+            await trio.sleep_forever()
+        return encode_offer(RelayOffer((f"/ip4/8.8.8.8/tcp/{int(peer[5:]) + 1}",), True))
+
+    sessions = Sessions()
+    sessions.silent, sessions.living = {relay(0), relay(3)}, {relay(1), relay(2)}
+    reach = Reachability([HOME], cast("Any", sessions), offer, lambda: everybody, LocalNetworks)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reach.run)
+        with trio.fail_after(0.1):
+            await reach.wait_changed()
+        assert len(sessions.places()) == 1
+        await trio.sleep(2.5)
+        # What is silent was given a second; it does not count for a place any longer.
+        assert sessions.places() == sessions.living
+        # A place that is lost is noticed while they are still waited for.
+        sessions.lose(relay(1))
+        with trio.fail_after(0.1):
+            await reach.wait_changed()
+        await trio.sleep(2.5)
+        assert sessions.places() == sessions.living
+        await trio.sleep(60)
+        assert len(sessions.held) == PLACES
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_place_that_is_lost_is_taken_at_another_relay_first_and_there_again_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    connected = [relay(number) for number in range(3)]
+    async with reachable(lambda: connected) as sessions:
+        sessions.living = set(connected)
+        await trio.sleep(5)
+        lost, kept = sorted(sessions.places())
+        sessions.lose(lost)
+        await trio.sleep(0.1)
+        other = ({*connected} - {lost, kept}).pop()
+        assert sessions.places() == {kept, other}
+        # Our router may have forgotten everybody: with no other relay there is nothing to wait for.
+        sessions.living = {kept}
+        sessions.lose(other)
+        sessions.lose(kept)
+        await trio.sleep(0.1)
+        assert sessions.places() == {kept}
 
 
 async def test_a_relay_that_fails_rests_ever_longer_and_is_forgotten(autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, TypeVar
@@ -40,7 +40,7 @@ from shoal.net.dialable import LocalNetworks
 from shoal.net.mapping.port_mapper import PortMapper
 from shoal.net.network import ReachView
 from shoal.net.reach.nat import is_confirmed
-from shoal.net.reach.relay_session import RelayAddress
+from shoal.net.reach.relay_session import RelayAddress, RelaySession
 from shoal.net.reach.sessions import RelaySessions
 from shoal.tasks import ends_alone
 from shoal.types import PeerId
@@ -51,6 +51,8 @@ PLACES = 2
 OBSERVERS = 3
 """Peers that are asked how they see us: one more than must agree, as one may lie."""
 LOOK_EVERY_S = 1.0
+SLOW_S = 1.0
+"""After so long a relay that has not answered holds up nobody: another is tried beside it."""
 RESERVED_WITHIN_S = 4.0
 ASKED_WITHIN_S = 4.0
 ASKED_AGAIN_S = 30.0
@@ -154,6 +156,14 @@ class Reachability:
         """When peers were asked whether they are."""
         self._failed: OrderedDict[RelayAddress, tuple[float, int]] = OrderedDict()
         """Where relays that we know last gave us no place, and how many times in a row."""
+        self._asking = 0
+        """Peers that are asked now."""
+        self._trying: dict[RelayAddress, tuple[float, bool]] = {}
+        """Relays that are tried now: since when, and whether for a place."""
+        self._reserving: dict[PeerId, float] = {}
+        """Those that are asked for a place and have not answered: since when."""
+        self._places: frozenset[RelayAddress] = frozenset()
+        """Where we held one when we last looked."""
         self._changed = trio.Event()
         self.mapper: PortMapper | None = None
         """What asks our router for a public port, if anybody does."""
@@ -217,33 +227,48 @@ class Reachability:
     async def run(self) -> None:
         """Look after our places until cancelled."""
         before = self.addresses()
-        while True:
-            if self._sessions.open != BOTH:
-                await self._find_relays()
-                await self._use_relays(PLACES, 0 if self.public else OBSERVERS)
-            if self.addresses() != before:
-                before = self.addresses()
-                self._changed.set()
-                self._changed = trio.Event()
-            with trio.move_on_after(LOOK_EVERY_S):
-                self._sessions.lost = trio.Event()
-                await self._sessions.lost.wait()
+        # For as long as we run: nobody who does not answer holds up what others have said.
+        async with trio.open_nursery() as attempts:
+            while True:
+                self._sessions.changed = trio.Event()
+                if self._sessions.open != BOTH:
+                    self._note_lost()
+                    self._find_relays(attempts)
+                    self._use_relays(attempts, PLACES, 0 if self.public else OBSERVERS)
+                if self.addresses() != before:
+                    before = self.addresses()
+                    self._changed.set()
+                    self._changed = trio.Event()
+                with trio.move_on_after(LOOK_EVERY_S):
+                    await self._sessions.changed.wait()
 
     async def observe(self) -> None:
         """Ask the peers that we are connected to how they see us."""
-        await self._find_relays()
-        await self._use_relays(0, OBSERVERS)
+        async with trio.open_nursery() as attempts:
+            self._find_relays(attempts)
+        async with trio.open_nursery() as attempts:
+            self._use_relays(attempts, 0, OBSERVERS)
 
-    async def _find_relays(self) -> None:
+    def _note_lost(self) -> None:
+        """A place that is lost is taken again, but at another relay first, if there is one."""
+        now = trio.current_time()
+        held = frozenset(session.address for session in self._sessions.all() if session.reserved)
+        for address in self._places - held:
+            if address not in self._failed:
+                _keep(self._failed, address, (now, 0))
+        self._places = held
+
+    def _find_relays(self, attempts: trio.Nursery) -> None:
         """Ask peers that we are connected to whether they are relays, some at a time."""
         now = trio.current_time()
         new = (peer for peer in self._connected() if peer not in self._known)
         due = [peer for peer in new if now - self._asked.get(peer, -math.inf) >= ASKED_AGAIN_S]
-        async with trio.open_nursery() as nursery:
-            # Those first who were never asked, or longest ago: who is silent holds up nobody else for long.
-            for peer in sorted(due, key=lambda peer: self._asked.get(peer, -math.inf))[:ASKED_AT_ONCE]:
-                _keep(self._asked, peer, now, ASKED_LIMIT)
-                nursery.start_soon(self._alone, partial(self._learn, peer))
+        # Those first who were never asked, or longest ago: who is silent holds up nobody else for long.
+        due.sort(key=lambda peer: self._asked.get(peer, -math.inf))
+        for peer in due[: ASKED_AT_ONCE - self._asking]:
+            _keep(self._asked, peer, now, ASKED_LIMIT)
+            self._asking += 1
+            attempts.start_soon(self._alone, partial(self._learn, peer))
 
     async def _learn(self, peer: PeerId) -> None:
         try:
@@ -252,6 +277,8 @@ class Reachability:
         except (ChannelClosed, DeadlineExceeded, RemoteProtocolError, trio.TooSlowError) as error:
             log.debug("%s does not say whether it is a relay: %r", peer, error)
             return
+        finally:
+            self._asking -= 1
         public = {
             version: RelayAddress(peer, *target)
             for a in reversed(self._nearby().fit(offer.direct))
@@ -259,31 +286,33 @@ class Reachability:
         }
         if offer.relays and public:
             _keep(self._known, peer, tuple(public.values()))
+            self._sessions.changed.set()
 
-    async def _use_relays(self, places: int, observers: int) -> None:
+    def _use_relays(self, attempts: trio.Nursery, places: int, observers: int) -> None:
         """Have so many places, and hear how so many observers see us in each IP version."""
-        ours = versions_of(self.own)
+        ours, now = versions_of(self.own), trio.current_time()
         held = {(s.address.peer, _version(s.address)) for s in self._sessions.all() if s.reserved}
-        lacking = places - len({peer for peer, _ in held})
-        unheard = {version: observers - len(self._sessions.seen_in(version)) for version in BOTH}
-        now = trio.current_time()
+        tried = [(a, place) for a, (since, place) in self._trying.items() if now - since < SLOW_S]
+        taken = {peer for peer, _ in held} | {address.peer for address, place in tried if place}
+        lacking = places - len(taken)
+        under_way = Counter(_version(address) for address, _ in tried)
+        unheard = {v: observers - len(self._sessions.seen_in(v)) - under_way[v] for v in BOTH}
         waiting = {
             peer: [a for a in known if _version(a) in ours and self._rested(a, now)]
             for peer, known in self._known.items()
             if self._is_useful(known) or not places
         }
-        async with trio.open_nursery() as nursery:
-            # Those first that failed longest ago, or never: else a few that are gone would be all that is
-            # tried.
-            for peer in sorted(waiting, key=lambda peer: self._last_failed(waiting[peer])):
-                addresses = [a for a in waiting[peer] if (peer, _version(a)) not in held]
-                holds_some = any((peer, version) in held for version in BOTH)
-                reserve = bool(addresses) and (holds_some or lacking > 0) and places > 0
-                lacking -= reserve and not holds_some
-                for address in addresses:
-                    unheard[_version(address)] -= 1
-                    if reserve or unheard[_version(address)] >= 0:
-                        nursery.start_soon(self._alone, partial(self._use, address, reserve))
+        # Those first that failed longest ago, or never: else a few that are gone would be all that is tried.
+        for peer in sorted(waiting, key=lambda peer: self._last_failed(waiting[peer])):
+            untried = [a for a in waiting[peer] if a not in self._trying]
+            addresses = [a for a in untried if (peer, _version(a)) not in held]
+            reserve = bool(addresses) and (peer in taken or lacking > 0) and places > 0
+            lacking -= reserve and peer not in taken
+            for address in addresses:
+                unheard[_version(address)] -= 1
+                if reserve or unheard[_version(address)] >= 0:
+                    self._trying[address] = (now, reserve)
+                    attempts.start_soon(self._alone, partial(self._use, address, reserve))
 
     def _is_useful(self, known: Sequence[RelayAddress]) -> bool:
         """Whether a place at a relay makes us reachable for anybody who does not reach us without."""
@@ -298,19 +327,39 @@ class Reachability:
 
     def _rested(self, address: RelayAddress, now: float) -> bool:
         at, times = self._failed.get(address, _NEVER)
-        return now - at >= RESERVED_AGAIN_S * 2 ** min(max(0, times - 1), DOUBLED)
+        return not times or now - at >= RESERVED_AGAIN_S * 2 ** min(times - 1, DOUBLED)
 
     async def _use(self, address: RelayAddress, reserve: bool) -> None:
         """Hear how a relay sees us, and hold a place there if that is wanted."""
+        before = self._sessions.observations
         try:
             session = await self._sessions.get(address)
-            if reserve:
-                await session.reserve(RESERVED_WITHIN_S)
+            if reserve and self._may_hold(address.peer):
+                await self._reserve(session)
         except ChannelClosed as error:
             log.debug("%s", error.message)
             self._note_failure(address)
         else:
             self._failed.pop(address, None)
+            if session.reserved or self._sessions.observations != before:
+                self._sessions.changed.set()
+        finally:
+            del self._trying[address]
+
+    async def _reserve(self, session: RelaySession) -> None:
+        peer = session.address.peer
+        self._reserving[peer] = trio.current_time()
+        try:
+            await session.reserve(RESERVED_WITHIN_S)
+        finally:
+            self._reserving.pop(peer, None)
+
+    def _may_hold(self, peer: PeerId) -> bool:
+        """Whether a place there is still wanted, as some were tried beside others that were slow."""
+        now = trio.current_time()
+        held = {session.address.peer for session in self._sessions.all() if session.reserved}
+        soon = {peer for peer, since in self._reserving.items() if now - since < SLOW_S}
+        return peer in held | soon or len(held | soon) < PLACES
 
     def _note_failure(self, address: RelayAddress) -> None:
         times = self._failed.get(address, _NEVER)[1] + 1

@@ -59,8 +59,8 @@ class RelaySessions:
         self._sessions: dict[_Key, RelaySession] = {}
         self._dialling: dict[_Key, trio.Lock] = {}
         self._observations: tuple[Observation, ...] = ()
-        self.lost = trio.Event()
-        """Set when a place at a relay is lost."""
+        self.changed = trio.Event()
+        """Set when a session ends, and with it a place; and by whoever looks after places, to look again."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -213,4 +213,4 @@ class RelaySessions:
         finally:
             if self._sessions.get(key) is session:
                 del self._sessions[key]
-            self.lost.set()
+            self.changed.set()
