@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -15,12 +15,13 @@ from shoal.errors import ChannelClosed
 from shoal.net.addresses import split_circuit, version_of
 from shoal.net.dialable import LocalNetworks
 from shoal.net.mapping.port_mapper import MappedPort, PortMapper
+from shoal.net.reach.known_relays import PLACES
 from shoal.net.reach.nat import Observation
 from shoal.net.reach.reachability import (
     ASKED_AGAIN_S,
     ASKED_AT_ONCE,
     GIVEN_UP_AFTER,
-    PLACES,
+    KNOWN_LIMIT,
     Reachability,
     RelayOffer,
     encode_offer,
@@ -88,11 +89,14 @@ def relay(number: int) -> PeerId:
 
 
 @asynccontextmanager
-async def reachable(connected: Callable[[], list[PeerId]]) -> AsyncGenerator[Sessions]:
-    """A peer behind a router, all of whose connections say that they are relays."""
+async def reachable(
+    connected: Callable[[], list[PeerId]], elsewhere: Collection[PeerId] = ()
+) -> AsyncGenerator[Sessions]:
+    """A peer behind a router, all of whose connections say that they are relays, of one network but a few."""
 
     async def offer(peer: PeerId) -> bytes:
-        return encode_offer(RelayOffer((f"/ip4/8.8.8.8/tcp/{int(peer[5:]) + 1}",), True))
+        host = "9.9.9.9" if peer in elsewhere else "8.8.8.8"
+        return encode_offer(RelayOffer((f"/ip4/{host}/tcp/{int(peer[5:]) + 1}",), True))
 
     ask: Callable[[PeerId], Awaitable[bytes]] = offer
     sessions = Sessions()
@@ -160,6 +164,48 @@ async def test_a_place_that_is_lost_is_taken_at_another_relay_first_and_there_ag
         sessions.lose(kept)
         await trio.sleep(0.1)
         assert sessions.places() == {kept}
+
+
+async def test_the_second_place_is_in_another_network(autojump_clock: MockClock) -> None:
+    """Whatever takes a network away takes all its relays."""
+    connected = [relay(number) for number in range(20)]
+    async with reachable(lambda: connected, elsewhere=[relay(13)]) as sessions:
+        sessions.living = set(connected)
+        await trio.sleep(60)
+        assert relay(13) in sessions.places()
+        # The first two had been taken before it was known.
+        assert len(sessions.places()) <= PLACES + 1
+
+
+async def test_a_place_elsewhere_is_taken_beside_two_of_one_network_once_there_is_one(
+    autojump_clock: MockClock,
+) -> None:
+    connected = [relay(0), relay(1)]
+    async with reachable(lambda: connected, elsewhere=[relay(2), relay(3)]) as sessions:
+        sessions.living = {relay(number) for number in range(4)}
+        await trio.sleep(5)
+        assert sessions.places() == {relay(0), relay(1)}
+        connected += [relay(2), relay(3)]
+        await trio.sleep(60)
+        assert len(sessions.places()) == PLACES + 1
+        sessions.lose(relay(0))
+        await trio.sleep(60)
+        assert len(sessions.places()) == PLACES
+
+
+async def test_many_relays_of_one_network_push_out_no_other(autojump_clock: MockClock) -> None:
+    connected = [relay(0)]
+    async with reachable(lambda: connected, elsewhere=[relay(0)]) as sessions:
+        sessions.living = {relay(0)}
+        await trio.sleep(5)
+        assert sessions.places() == {relay(0)}
+        sessions.lose(relay(0))
+        sessions.living.clear()
+        connected[:] = [relay(number) for number in range(1, 2 * KNOWN_LIMIT)]
+        await trio.sleep(2 * KNOWN_LIMIT / ASKED_AT_ONCE)
+        sessions.living = {relay(0)}
+        await trio.sleep(30)
+        assert sessions.places() == {relay(0)}
 
 
 async def test_a_relay_that_fails_rests_ever_longer_and_is_forgotten(autojump_clock: MockClock) -> None:

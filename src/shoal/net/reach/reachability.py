@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Annotated, TypeVar
 
@@ -39,6 +39,14 @@ from shoal.net.addresses import (
 from shoal.net.dialable import LocalNetworks
 from shoal.net.mapping.port_mapper import PortMapper
 from shoal.net.network import ReachView
+from shoal.net.reach.known_relays import (
+    PLACES,
+    Networks,
+    is_place_wanted,
+    nearness,
+    networks_of,
+    one_too_many,
+)
 from shoal.net.reach.nat import is_confirmed
 from shoal.net.reach.relay_session import RelayAddress, RelaySession
 from shoal.net.reach.sessions import RelaySessions
@@ -46,8 +54,6 @@ from shoal.tasks import ends_alone
 from shoal.types import PeerId
 
 REACH_PROTOCOL = "/shoal/reach/1"
-PLACES = 2
-"""Relays at which a peer behind a router holds a place: one may die."""
 OBSERVERS = 3
 """Peers that are asked how they see us: one more than must agree, as one may lie."""
 LOOK_EVERY_S = 1.0
@@ -285,8 +291,14 @@ class Reachability:
             if is_public([a]) and (version := version_of(a)) and (target := host_and_port(a))
         }
         if offer.relays and public:
-            _keep(self._known, peer, tuple(public.values()))
+            self._know(peer, tuple(public.values()))
             self._sessions.changed.set()
+
+    def _know(self, peer: PeerId, addresses: tuple[RelayAddress, ...]) -> None:
+        self._known[peer] = addresses
+        held = {session.address.peer for session in self._sessions.all() if session.reserved}
+        while len(self._known) > KNOWN_LIMIT and (gone := one_too_many(self._known, held)):
+            del self._known[gone]
 
     def _use_relays(self, attempts: trio.Nursery, places: int, observers: int) -> None:
         """Have so many places, and hear how so many observers see us in each IP version."""
@@ -294,7 +306,6 @@ class Reachability:
         held = {(s.address.peer, _version(s.address)) for s in self._sessions.all() if s.reserved}
         tried = [(a, place) for a, (since, place) in self._trying.items() if now - since < SLOW_S]
         taken = {peer for peer, _ in held} | {address.peer for address, place in tried if place}
-        lacking = places - len(taken)
         under_way = Counter(_version(address) for address, _ in tried)
         unheard = {v: observers - len(self._sessions.seen_in(v)) - under_way[v] for v in BOTH}
         waiting = {
@@ -302,12 +313,20 @@ class Reachability:
             for peer, known in self._known.items()
             if self._is_useful(known) or not places
         }
-        # Those first that failed longest ago, or never: else a few that are gone would be all that is tried.
-        for peer in sorted(waiting, key=lambda peer: self._last_failed(waiting[peer])):
-            untried = [a for a in waiting[peer] if a not in self._trying]
+        networks = {peer: networks_of(self._known[peer]) for peer in waiting}
+        placed = self._networks(taken)
+        lost = {peer: any(map(self._is_lost, addresses)) for peer, addresses in waiting.items()}
+        failed = {peer: self._last_failed(addresses) for peer, addresses in waiting.items()}
+        while waiting:
+            # Those first that are elsewhere, then those that failed longest ago, or never: else a few that
+            # are gone would be all that is tried. One that has just been lost comes last.
+            peer = min(waiting, key=lambda p: (lost[p], nearness(networks[p], placed), failed[p]))
+            untried = [a for a in waiting.pop(peer) if a not in self._trying]
             addresses = [a for a in untried if (peer, _version(a)) not in held]
-            reserve = bool(addresses) and (peer in taken or lacking > 0) and places > 0
-            lacking -= reserve and peer not in taken
+            wanted = peer in taken or is_place_wanted(networks[peer], placed)
+            reserve = bool(addresses and places and wanted)
+            if reserve and peer not in taken:
+                placed.append(networks[peer])
             for address in addresses:
                 unheard[_version(address)] -= 1
                 if reserve or unheard[_version(address)] >= 0:
@@ -324,6 +343,9 @@ class Reachability:
 
     def _last_failed(self, addresses: Sequence[RelayAddress]) -> float:
         return max((self._failed.get(address, _NEVER)[0] for address in addresses), default=math.inf)
+
+    def _is_lost(self, address: RelayAddress) -> bool:
+        return self._failed.get(address, (0.0, 1))[1] == 0
 
     def _rested(self, address: RelayAddress, now: float) -> bool:
         at, times = self._failed.get(address, _NEVER)
@@ -359,7 +381,16 @@ class Reachability:
         now = trio.current_time()
         held = {session.address.peer for session in self._sessions.all() if session.reserved}
         soon = {peer for peer, since in self._reserving.items() if now - since < SLOW_S}
-        return peer in held | soon or len(held | soon) < PLACES
+        others = (held | soon) - {peer}
+        return peer in held or is_place_wanted(*self._networks([peer]), self._networks(others))
+
+    def _networks(self, peers: Iterable[PeerId]) -> list[Networks]:
+        """The networks of relays that we know, or have a session with."""
+        sessions = self._sessions.all()
+        return [
+            networks_of((*self._known.get(p, ()), *(s.address for s in sessions if s.address.peer == p)))
+            for p in peers
+        ]
 
     def _note_failure(self, address: RelayAddress) -> None:
         times = self._failed.get(address, _NEVER)[1] + 1
