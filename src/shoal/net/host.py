@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -171,7 +171,6 @@ class Libp2pNetwork:
         self._direct = DirectCarrier(settings.identity, settings.secret, noise)
         # Who comes of a call was let in because we dialled as well.
         self._calls = Calls(self._direct, self._accept, lambda: self._transport.nearby)
-        connections.on_accepted = self._note_arrival
         self._dialer = Dialer(
             self._direct if settings.direct else None,
             self._calls if settings.direct else None,
@@ -200,7 +199,7 @@ class Libp2pNetwork:
             whole = [one for one in self._settings.forwarded if not one[1]]
             libp2p, direct = (*forwarded(whole, listening), *announced(listening)), ()
             if self._settings.direct:
-                guests = _Guests(self._accept_direct, self.relay, self._calls)
+                guests = _Guests(self._accept_direct, self._serve_control, self._calls, self.relay)
                 hosts, port = listening_hosts(host), self._settings.direct_port
                 direct = announced(
                     await nursery.start(partial(self._direct.listen, hosts, port, guests=guests))
@@ -222,7 +221,7 @@ class Libp2pNetwork:
         await nursery.start(self._calls.run)
         if not self._settings.listen:
             # For those alone whom we ask to dial us: only so can a peer behind a symmetric router be reached.
-            guests = _Guests(DirectPipe.aclose, self.relay, self._calls)
+            guests = _Guests(DirectPipe.aclose, self.relay.serve, self._calls, self.relay)
             hosts = listening_hosts(self._settings.host)
             await nursery.start(partial(self._direct.listen, hosts, 0, guests=guests))
         led_here = forwarded(self._settings.forwarded, self._direct.ends) if self._settings.listen else ()
@@ -386,12 +385,13 @@ class Libp2pNetwork:
         return [PeerConnection(PeerId(str(p)), remote_of(c), path_of(c)) for p, c in latest.items()]
 
     async def _accept_direct(self, pipe: DirectPipe) -> None:
-        self._note_arrival(pipe.host)
+        if self._reach is not None:
+            self._reach.note_arrival(pipe.host)
         await self._accept(pipe)
 
-    def _note_arrival(self, host: str) -> None:
-        if self._reach is not None:
-            self._reach.note_arrival(host)
+    async def _serve_control(self, pipe: DirectPipe, seen: str) -> None:
+        with self._reach.arrival(pipe.host) if self._reach is not None else nullcontext():
+            await self.relay.serve(pipe, self._calls.sessions.led_to_us(pipe.peer, seen))
 
     async def _accept_stream(self, stream: INetStream) -> None:
         pipe = streams.StreamPipe(stream, carrier_of(stream))
@@ -421,16 +421,23 @@ class Libp2pNetwork:
 class _Guests:
     """Implements :class:`shoal.net.carriers.direct.DirectGuests`."""
 
-    def __init__(self, accept: Callable[[DirectPipe], Awaitable[None]], relay: Relay, calls: Calls) -> None:
+    def __init__(
+        self,
+        accept: Callable[[DirectPipe], Awaitable[None]],
+        serve: Callable[[DirectPipe, str], Awaitable[None]],
+        calls: Calls,
+        relay: Relay,
+    ) -> None:
         self._accept = accept
-        self._relay = relay
+        self._serve = serve
         self._calls = calls
+        self._relay = relay
 
     async def take_pipe(self, pipe: DirectPipe) -> None:
         await self._accept(pipe)
 
     async def take_control(self, pipe: DirectPipe, seen: str) -> None:
-        await self._relay.serve(pipe, self._calls.sessions.led_to_us(pipe.peer, seen))
+        await self._serve(pipe, seen)
 
     async def take_token(self, token: bytes, stream: trio.SocketStream) -> None:
         # First those whom we wait for ourselves; else it may be an end of a circuit.

@@ -22,6 +22,7 @@ from shoal.net.reach.reachability import (
     ASKED_AT_ONCE,
     GIVEN_UP_AFTER,
     KNOWN_LIMIT,
+    OPEN_FOR_S,
     Reachability,
     RelayOffer,
     encode_offer,
@@ -273,9 +274,10 @@ def test_an_ipv6_address_alone_does_not_make_a_peer_public(own: list[str], versi
     assert open_versions(own) == versions
 
 
-def test_in_ipv6_a_peer_is_public_once_somebody_from_elsewhere_has_come_in() -> None:
+async def test_in_ipv6_a_peer_is_public_once_somebody_from_elsewhere_has_come_in() -> None:
     reach = at(SIX, HOME)
-    for host in ("20.0.1.1", "fd00::2", "::1", ""):
+    # The last is a neighbour's behind the same firewall: providers give a home a /56.
+    for host in ("20.0.1.1", "fd00::2", "::1", "", "2a10:20:0:0:7::2", "2a10:20:0:42::2"):
         reach.note_arrival(host)
         assert not reach.public
         assert reach.view().six == "closed"
@@ -323,6 +325,36 @@ async def test_a_peer_that_is_public_in_one_ip_version_has_places_only_where_the
         ("/ip4/8.8.4.4/tcp/1", relay(1)),
         ("/ip6/2a10:20::2/tcp/1", relay(1)),
     ]
+
+
+async def test_in_ipv6_a_peer_is_public_no_longer_than_others_come_in(autojump_clock: MockClock) -> None:
+    reach = at(SIX, HOME)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reach.run)
+        reach.note_arrival("2a10:21::7")
+        await trio.sleep(OPEN_FOR_S - 10)
+        # Who holds a place here stays: it does not come again.
+        with reach.arrival("2a10:22::7"):
+            await trio.sleep(3 * OPEN_FOR_S)
+            assert reach.public
+        await trio.sleep(OPEN_FOR_S - 10)
+        assert reach.public
+        await trio.sleep(20)
+        assert not reach.public
+        assert reach.view().six == "closed"
+        reach.note_arrival("2a10:21::7")
+        assert reach.public
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_relay_that_we_have_dialled_ourselves_tells_nothing_of_our_firewall() -> None:
+    sessions = Sessions()
+    sessions.held.append(Session(RelayAddress(relay(0), "2a10:22::7", 1)))
+    reach = at(SIX, HOME, sessions=sessions)
+    with reach.arrival("2a10:22::7"):
+        assert not reach.public
+    with reach.arrival("2a10:23::7"):
+        assert reach.public
 
 
 async def test_a_mapped_port_is_announced_once_peers_outside_bear_out_its_address() -> None:

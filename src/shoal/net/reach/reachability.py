@@ -9,7 +9,8 @@ A public address may lead to a peer and be on no interface of it: rented machine
 before them, and homes forward ports. Nothing here can tell; the user says it, and is believed.
 
 A public IPv6 address says less than an IPv4 one: most homes have some, and a firewall before them. So where a
-machine has no public IPv4 address as well, its IPv6 address counts only once a peer has come in there.
+machine has no public IPv4 address as well, its IPv6 address counts only once a peer from another network has
+come in at the direct carrier's port, and for a while after the last one has.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, TypeVar
 
@@ -37,6 +39,7 @@ from shoal.net.addresses import (
     versions_of,
 )
 from shoal.net.dialable import LocalNetworks
+from shoal.net.handshake_backlog import network_of
 from shoal.net.mapping.port_mapper import PortMapper
 from shoal.net.network import ReachView
 from shoal.net.reach.known_relays import (
@@ -56,6 +59,8 @@ from shoal.types import PeerId
 REACH_PROTOCOL = "/shoal/reach/1"
 OBSERVERS = 3
 """Peers that are asked how they see us: one more than must agree, as one may lie."""
+OPEN_FOR_S = 900.0
+"""How long we count as public in IPv6 after the last peer from outside has come, or has hung up."""
 LOOK_EVERY_S = 1.0
 SLOW_S = 1.0
 """After so long a relay that has not answered holds up nobody: another is tried beside it."""
@@ -118,7 +123,7 @@ def is_public(own: Sequence[str]) -> bool:
 
     A swarm on loopback is one machine, where every peer can be.
     """
-    hosts = [target[0] for a in own if (target := host_and_port(a)) is not None]
+    hosts = _hosts(own)
     return bool(hosts) and (any(not is_private(h) for h in hosts) or all(map(is_loopback, hosts)))
 
 
@@ -152,7 +157,12 @@ class Reachability:
         self.own = (*own, *forwarded)
         self._has_six = 6 in versions_of(a for a in self.own if is_public([a]))
         self._sessions = sessions
-        sessions.open = open_versions(own) | versions_of(forwarded)
+        sessions.open = self._sure = open_versions(own) | versions_of(forwarded)
+        self._six_networks = {network_of(host) for host in _hosts(self.own) if ":" in host}
+        self._inside = 0
+        """Connections of peers from outside that have come in by IPv6 and last."""
+        self._came_at = -math.inf
+        """When the last of all such came, or ended."""
         self._ask = ask
         self._connected = connected
         self._nearby = nearby
@@ -180,11 +190,42 @@ class Reachability:
         return bool(self._sessions.open)
 
     def note_arrival(self, host: str) -> None:
-        """A peer at this address has dialled us: in IPv6 no firewall keeps strangers out."""
-        address = to_multiaddr(host, 1)
-        from_outside = is_public([address]) and not self._nearby().on_interface(address)
-        if version_of(address) == 6 and from_outside and self._has_six:
+        """A peer at this address has dialled the direct carrier's port: in IPv6 no firewall keeps strangers
+        out."""
+        if self._has_six and self._is_outside(host):
+            self._came_at = trio.current_time()
             self._sessions.open |= SIX
+
+    @contextmanager
+    def arrival(self, host: str) -> Generator[None]:
+        """The same of one that stays for the block, as those do who hold a place here.
+
+        A firewall may still know relays that we have dialled from that port ourselves: they tell nothing.
+        """
+        dialled = any(session.address.host == host for session in self._sessions.all())
+        if dialled or not self._is_outside(host):
+            yield
+            return
+        self.note_arrival(host)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            self.note_arrival(host)
+
+    def _is_outside(self, host: str) -> bool:
+        """Whether this is a public IPv6 address of another network than ours."""
+        address = to_multiaddr(host, 1)
+        here = self._nearby().on_interface(address) or network_of(host) in self._six_networks
+        return version_of(address) == 6 and is_public([address]) and not here
+
+    def _doubt_six(self) -> None:
+        """A firewall may be there that was not, or we are in another network."""
+        late = trio.current_time() - self._came_at > OPEN_FOR_S
+        if late and not self._inside and self._came_at > -math.inf:
+            self._came_at = -math.inf
+            self._sessions.open -= SIX - self._sure
 
     @property
     def mapped(self) -> str | None:
@@ -237,6 +278,7 @@ class Reachability:
         async with trio.open_nursery() as attempts:
             while True:
                 self._sessions.changed = trio.Event()
+                self._doubt_six()
                 if self._sessions.open != BOTH:
                     self._note_lost()
                     self._find_relays(attempts)
@@ -405,6 +447,10 @@ class Reachability:
         else:
             self._known.pop(address.peer, None)
             _keep(self._asked, address.peer, trio.current_time(), ASKED_LIMIT)
+
+
+def _hosts(own: Sequence[str]) -> list[str]:
+    return [target[0] for a in own if (target := host_and_port(a)) is not None]
 
 
 def _version(address: RelayAddress) -> IPVersion:
