@@ -62,6 +62,13 @@ class Settings:
         default=True,
         metadata=_about("Offer and use the direct carrier. Without it every channel is a libp2p stream."),
     )
+    public_address: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Public address that leads here and is on no interface: HOST, or HOST:PORT for the direct port "
+            "alone. With HOST both ports keep their numbers there. The node is then public, and a relay."
+        ),
+    )
     relay: bool = field(
         default=True,
         metadata=_about("Pass on traffic of peers behind routers: on or off. Only public nodes are asked."),
@@ -117,9 +124,7 @@ class Settings:
             "where they are built; torch runs them as on an accelerator. Accelerators always have torch."
         ),
     )
-    threads: int = field(
-        default=0, metadata=_about("Compute threads of the node; 0 uses one per physical core.")
-    )
+    threads: int = field(default=0, metadata=_about("Compute threads; 0 uses one per physical core."))
     fast: bool = field(
         default=False,
         metadata=_about(
@@ -339,9 +344,7 @@ class Settings:
             "Seconds for which a session that lost a hop, or a new one that reaches none, tries again."
         ),
     )
-    open_timeout_s: float = field(
-        default=10.0, metadata=_about("Seconds to wait for every hop to open a session.")
-    )
+    open_timeout_s: float = field(default=10.0, metadata=_about("Seconds for every hop to open a session."))
     log_level: str = field(
         default="warning", metadata=_about("Lowest severity logged on stderr: debug, info, warning or error.")
     )
@@ -451,11 +454,8 @@ def here() -> Paths:
 
 def to_environ(settings: Settings) -> dict[str, str]:
     """The variables from which a process that we start reads the same settings; its folders are its own."""
-    found: dict[str, str] = {}
-    for name in OPTIONS:
-        value = getattr(settings, name)
-        found[f"SHOAL_{name.upper()}"] = " ".join(value) if isinstance(value, tuple) else str(value)
-    return found
+    values = {f"SHOAL_{name.upper()}": getattr(settings, name) for name in OPTIONS}
+    return {name: " ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
 
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -75,6 +76,34 @@ def show_coins(units: int) -> str:
 def price_of(text: str) -> int:
     """An option's price, in the smallest unit; 0 where it is empty. Raises as :func:`parse_coins`."""
     return parse_coins(text) if text else 0
+
+
+PUBLIC_LIMIT = 2
+"""Public addresses of one machine that are on no interface of it: one of each IP version."""
+
+
+def parse_public_address(text: str) -> tuple[str, int]:
+    """Host and port of ``198.51.7.9``, ``198.51.7.9:4002`` or ``[2a10::9]:4002``; port 0 where none is given.
+
+    Raises:
+        UsageError: it is no public address. Names are none: nobody dials a name that a peer announced.
+    """
+    match = _PLACE.fullmatch(text)
+    host, port = (match[1] or match[2], int(match[3])) if match else (text, 0)
+    if not _is_public(host) or (match and not 0 < port < 65536):
+        raise UsageError(
+            f"public_address is {text[:64]!r}",
+            check="write the public IP address, and behind a colon the port that leads to the direct port "
+            "if that is another one: 203.0.114.9, 203.0.114.9:4002 or [2a10::9]:4002",
+        )
+    return host, port
+
+
+def _is_public(host: str) -> bool:
+    try:
+        return "%" not in host and ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
 
 
 def option_value(value: Any, kind: Any, *, size: bool = False) -> Any:
@@ -190,6 +219,7 @@ _HOST = r"(?:\[[^][@/]+\]|[^][:,]*)(?::\d*)?"
 _HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*", re.ASCII)
 """Of an address: what is behind a colon that is no port may be a password."""
 _BROKEN_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+_PLACE = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([0-9.]+)):([0-9]{1,5})")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
@@ -258,6 +288,13 @@ def check_values(values: Mapping[str, Any]) -> None:
         if price_of(values[name]) > MAX_PRICE:
             raise UsageError(f"{name} is {values[name]}", check=f"set it to {show_coins(MAX_PRICE)} or less")
     price_of(values["pay_budget"])
+    for text in values["public_address"]:
+        parse_public_address(text)
+    if len(values["public_address"]) > PUBLIC_LIMIT:
+        raise UsageError(
+            f"public_address has {len(values['public_address'])} addresses",
+            check=f"give {PUBLIC_LIMIT} at most, one of each IP version",
+        )
     if values["database"]:
         database_parameters(values["database"])
     for name, words in WORDS.items():

@@ -203,6 +203,15 @@ def test_what_kind_of_router_is_between_and_what_helps(nat: NatKind, verdict: st
     assert bool(found.fix) == (verdict == "note")
 
 
+def test_a_public_address_that_peers_do_not_see_is_a_finding() -> None:
+    view = ReachView("cone", False, "/ip4/198.41.0.4/tcp/30001", ())
+    assert "as public_address says" in network.router_finding(view, ["198.41.0.4:4002"]).detail
+    found = network.router_finding(view, ["198.41.0.5"])
+    assert (found.verdict, "198.41.0.4" in found.detail, bool(found.fix)) == ("note", True, True)
+    symmetric = ReachView("symmetric", False, "", ())
+    assert network.router_finding(symmetric, ["198.41.0.5"]).verdict == "ok"
+
+
 def test_without_peers_nobody_is_asked_about_the_router(settings: Settings) -> None:
     assert network.router(settings).verdict == "ok"
     save(settings.paths.swarms, create("home", []))

@@ -45,6 +45,14 @@ def test_an_invite_holds_the_addresses_of_the_nodes_that_run_here(shoal: Shoal, 
     assert shoal("invite", "--json").data["bootstrap"] == [ADDRESS]
 
 
+def test_an_invite_begins_with_the_public_address_that_leads_to_the_nodes(shoal: Shoal, home: Path) -> None:
+    run_node(home, pid=os.getpid())
+    public = f"/ip4/20.0.9.9/tcp/4001/p2p/{PEER}"
+    assert shoal("invite", "--public-address", "20.0.9.9", "--json").data["bootstrap"] == [public, ADDRESS]
+    # That port is the direct carrier's, and nobody joins there.
+    assert shoal("invite", "--public-address", "20.0.9.9:4002", "--json").data["bootstrap"] == [ADDRESS]
+
+
 def test_an_invite_without_addresses_says_so(shoal: Shoal) -> None:
     assert "holds no address" in shoal("invite").err
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
+from functools import partial
 
 import pytest
 
 from shoal.testing.natlab.lab import NatLab
+from shoal.testing.natlab.lab_peer import LabPeer
 from shoal.testing.natlab.sites import LinkQuality, parse_sites
 from shoal.testing.natlab.ways import measure_ways, ways_table
 
@@ -32,3 +35,20 @@ def test_every_kind_of_network_reaches_every_other(nat_lab: type[NatLab]) -> Non
     assert ways.count("reversed") >= 2
     assert set(report.joined_s) == {"c", "d", "e"}
     assert ways_table(report)
+
+
+def test_a_machine_whose_address_is_on_no_interface_is_public_and_a_relay(nat_lab: type[NatLab]) -> None:
+    """Nobody else is public here: a home joins through it, and holds its place there."""
+    secret = secrets.token_bytes(32)
+    with (
+        nat_lab(parse_sites("static,cone")) as lab,
+        LabPeer(lab.host("a"), secret) as rented,
+        LabPeer(lab.host("b"), secret) as home,
+    ):
+        home.join([rented])
+        assert rented.network.reach().public
+        assert home.network.reach().relays == (rented.network.peer,)
+        for source, other, way in ((home, rented, "mapped"), (rented, home, "reversed")):
+            pipe = source.call(partial(source.network.open_pipe, other.network.address, deadline_s=10))
+            source.call(pipe.aclose)
+            assert pipe.way == way

@@ -45,6 +45,19 @@ async def test_addresses_are_fit_to_be_announced():
         assert len({port_of(a) for a in network.address.libp2p + network.address.direct}) == 2
 
 
+async def test_what_a_router_leads_here_is_announced_with_our_own_ports():
+    led_here = (("20.0.9.9", 0), ("20.0.9.8", 9000))
+    async with opened(forwarded=led_here) as network, opened(forwarded=led_here, listen=False) as client:
+        address = network.address
+        # Who joins begins with it; only what keeps its number is known to lead to the libp2p host.
+        assert address.libp2p[0] == f"/ip4/20.0.9.9/tcp/{port_of(address.libp2p[1])}"
+        assert len(address.libp2p) == 2
+        public = (f"/ip4/20.0.9.9/tcp/{port_of(address.direct[0])}", "/ip4/20.0.9.8/tcp/9000")
+        assert address.direct[1:] == public
+        assert network.reach().nat == "none"
+        assert client.address.direct == ()
+
+
 async def test_a_peer_that_only_dials_announces_nothing():
     async with networks(None) as (a,), opened(listen=False) as client:
         assert client.address.libp2p == client.address.direct == ()

@@ -41,6 +41,9 @@ ModelOption = Annotated[
 HostOption = Annotated[str | None, flag("host")]
 PortOption = Annotated[int | None, flag("port")]
 DirectPortOption = Annotated[int | None, flag("direct_port")]
+PublicAddressOption = Annotated[
+    list[str] | None, flag("public_address", "--public-address", metavar="HOST[:PORT]")
+]
 RelayOption = Annotated[str | None, flag("relay", metavar="on|off")]
 PortMapOption = Annotated[str | None, flag("port_map", metavar="on|off")]
 GatewayHostOption = Annotated[str | None, flag("gateway_host")]

@@ -25,13 +25,14 @@ def register(app: typer.Typer) -> None:
 def invite(
     swarm: options.SwarmOption = None,
     bootstrap: options.BootstrapOption = None,
+    public_address: options.PublicAddressOption = None,
     qr: Annotated[bool, typer.Option("--qr", help="Also draw it as a QR code, on stderr.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Print an invite to the swarm. Whoever has it is a member."""
     from shoal.swarm.join import here_only, reachable
 
-    settings = options.settings(swarm=swarm, bootstrap=bootstrap)
+    settings = options.settings(swarm=swarm, bootstrap=bootstrap, public_address=public_address)
     kept = reachable(settings, membership.of(settings))
     code = write_invite(kept)
     emit({"swarm": kept.name, "code": code, "bootstrap": kept.bootstrap}, as_json, lambda: code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,8 +48,7 @@ from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
 from shoal.net.mapping.port_mapper import NatPmp, Pcp, PortMapper, Upnp
 from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
-from shoal.net.reach.openings import ExpectedStreams
-from shoal.net.reach.ports import end_for
+from shoal.net.reach.ports import end_for, forwarded
 from shoal.net.reach.reachability import (
     ASKED_WITHIN_S,
     REACH_PROTOCOL,
@@ -87,6 +86,9 @@ class NetworkSettings:
     """TCP port of the libp2p host; 0 takes a free one."""
     direct_port: int = 0
     """TCP port of the direct carrier; 0 takes a free one."""
+    forwarded: tuple[tuple[str, int], ...] = ()
+    """Public hosts that lead here and are on no interface, each with the port that leads to the direct
+    carrier's, or 0 where both ports keep their numbers. Of use while this peer listens."""
     listen: bool = True
     """Accept connections; without, this peer only dials."""
     direct: bool = True
@@ -169,7 +171,6 @@ class Libp2pNetwork:
         self._direct = DirectCarrier(settings.identity, settings.secret, noise)
         # Who comes of a call was let in because we dialled as well.
         self._calls = Calls(self._direct, self._accept, lambda: self._transport.nearby)
-        connections.on_accepted = self._note_arrival
         self._dialer = Dialer(
             self._direct if settings.direct else None,
             self._calls if settings.direct else None,
@@ -195,9 +196,10 @@ class Libp2pNetwork:
         host = self._settings.host
         if self._settings.listen:
             listening = [t for a in self._host.get_transport_addrs() if (t := host_and_port(str(a)))]
-            libp2p, direct = announced(listening), ()
+            whole = [one for one in self._settings.forwarded if not one[1]]
+            libp2p, direct = (*forwarded(whole, listening), *announced(listening)), ()
             if self._settings.direct:
-                guests = _Guests(self._accept_direct, self.relay, self._calls.expected)
+                guests = _Guests(self._accept_direct, self._serve_control, self._calls, self.relay)
                 hosts, port = listening_hosts(host), self._settings.direct_port
                 direct = announced(
                     await nursery.start(partial(self._direct.listen, hosts, port, guests=guests))
@@ -219,16 +221,19 @@ class Libp2pNetwork:
         await nursery.start(self._calls.run)
         if not self._settings.listen:
             # For those alone whom we ask to dial us: only so can a peer behind a symmetric router be reached.
-            guests = _Guests(DirectPipe.aclose, self.relay, self._calls.expected)
+            guests = _Guests(DirectPipe.aclose, self.relay.serve, self._calls, self.relay)
             hosts = listening_hosts(self._settings.host)
             await nursery.start(partial(self._direct.listen, hosts, 0, guests=guests))
-        self._calls.sessions.own = frozenset(announced(self._direct.ends, OWN_LIMIT))
+        led_here = forwarded(self._settings.forwarded, self._direct.ends) if self._settings.listen else ()
+        self._calls.sessions.own = frozenset((*announced(self._direct.ends, OWN_LIMIT), *led_here))
+        self._calls.sessions.forwarded = frozenset(led_here)
         self._reach = Reachability(
             self._address.direct or announced(self._direct.ends),
             self._calls.sessions,
             partial(self.request, protocol=REACH_PROTOCOL, body=b"", deadline_s=ASKED_WITHIN_S),
             lambda: [connection.peer for connection in self.connections()],
             lambda: self._transport.nearby,
+            led_here,
         )
         if self._settings.listen:
             self.answer(REACH_PROTOCOL, self._offer_relay)
@@ -380,12 +385,13 @@ class Libp2pNetwork:
         return [PeerConnection(PeerId(str(p)), remote_of(c), path_of(c)) for p, c in latest.items()]
 
     async def _accept_direct(self, pipe: DirectPipe) -> None:
-        self._note_arrival(pipe.host)
+        if self._reach is not None:
+            self._reach.note_arrival(pipe.host)
         await self._accept(pipe)
 
-    def _note_arrival(self, host: str) -> None:
-        if self._reach is not None:
-            self._reach.note_arrival(host)
+    async def _serve_control(self, pipe: DirectPipe, seen: str) -> None:
+        with self._reach.arrival(pipe.host) if self._reach is not None else nullcontext():
+            await self.relay.serve(pipe, self._calls.sessions.led_to_us(pipe.peer, seen))
 
     async def _accept_stream(self, stream: INetStream) -> None:
         pipe = streams.StreamPipe(stream, carrier_of(stream))
@@ -416,21 +422,26 @@ class _Guests:
     """Implements :class:`shoal.net.carriers.direct.DirectGuests`."""
 
     def __init__(
-        self, accept: Callable[[DirectPipe], Awaitable[None]], relay: Relay, expected: ExpectedStreams
+        self,
+        accept: Callable[[DirectPipe], Awaitable[None]],
+        serve: Callable[[DirectPipe, str], Awaitable[None]],
+        calls: Calls,
+        relay: Relay,
     ) -> None:
         self._accept = accept
+        self._serve = serve
+        self._calls = calls
         self._relay = relay
-        self._expected = expected
 
     async def take_pipe(self, pipe: DirectPipe) -> None:
         await self._accept(pipe)
 
     async def take_control(self, pipe: DirectPipe, seen: str) -> None:
-        await self._relay.serve(pipe, seen)
+        await self._serve(pipe, seen)
 
     async def take_token(self, token: bytes, stream: trio.SocketStream) -> None:
         # First those whom we wait for ourselves; else it may be an end of a circuit.
-        if not self._expected.give(token, stream):
+        if not self._calls.expected.give(token, stream):
             await self._relay.join(token, stream)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -12,9 +12,10 @@ import trio
 from shoal.config import Settings
 from shoal.errors import NotAllowed
 from shoal.metrics.otel import exporting
-from shoal.net.addresses import host_and_port, is_loopback
+from shoal.net.addresses import host_and_port, is_loopback, split_bootstrap, to_multiaddr, version_of
 from shoal.net.identity import Identity
 from shoal.net.network import Network
+from shoal.option_values import parse_public_address
 from shoal.swarm.local_nodes import running_nodes
 from shoal.swarm.member import Member
 from shoal.swarm.membership import Membership
@@ -94,6 +95,7 @@ async def enter_network(
         host=settings.host,
         port=settings.port if listen else 0,
         direct_port=settings.direct_port if listen else 0,
+        forwarded=tuple(map(parse_public_address, settings.public_address)),
         listen=listen,
         direct=settings.direct,
         relay=settings.relay,
@@ -109,8 +111,21 @@ def reachable(settings: Settings, membership: Membership) -> Membership:
 
     A code is typed and scanned: the machine's own addresses come first, and only a few.
     """
-    addresses = dict.fromkeys([*_here(settings, membership), *settings.bootstrap, *membership.bootstrap])
+    here = _here(settings, membership)
+    addresses = dict.fromkeys(
+        [*_forwarded(settings, here), *here, *settings.bootstrap, *membership.bootstrap]
+    )
     return replace(membership, bootstrap=tuple(addresses)[:INVITED])
+
+
+def _forwarded(settings: Settings, here: Sequence[str]) -> list[str]:
+    """Where ``public_address`` leads to the same nodes, whether they were told of it or not."""
+    found: list[str] = []
+    for host in (host for host, port in map(parse_public_address, settings.public_address) if not port):
+        for own, peer in map(split_bootstrap, here):
+            if version_of(own) == version_of(at := to_multiaddr(host, (host_and_port(own) or ("", 0))[1])):
+                found.append(f"{at}/p2p/{peer}")
+    return found
 
 
 def here_only(membership: Membership) -> bool:

@@ -31,11 +31,13 @@ class Carrier:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        self.dialled: list[tuple[str, int]] = []
 
     async def dial_control(self, host: str, port: int, relay: PeerId, local: object) -> MemoryPipe:
+        self.dialled.append((host, port))
         ours, theirs = pipe_pair(ME, relay)
+        cast("Any", ours).local_port = 0
         if self.mute:
-            cast("Any", ours).local_port = 0
             return ours
         self._nursery.start_soon(Relay(lambda: True).serve, theirs, "/ip4/198.41.0.4/tcp/1")
         return ours
@@ -93,3 +95,20 @@ async def test_a_session_of_its_own_port_ends_with_who_wanted_it(autojump_clock:
             await ours.get_fresh(relay(0))
         await trio.testing.wait_all_tasks_blocked()
         assert ours.all() == []
+
+
+async def test_ourselves_we_dial_on_this_machine_where_a_router_leads_our_address_here(
+    autojump_clock: MockClock,
+) -> None:
+    """Few routers lead back what comes from behind them; who holds a place here is called all the same."""
+    public = "/ip4/20.0.9.9/tcp/9000"
+    async with sessions() as ours:
+        carrier = cast("Any", ours)._carrier
+        carrier.ends, ours.forwarded = (("0.0.0.0", 4002),), frozenset({public})
+        session = await ours.get(RelayAddress(ME, "20.0.9.9", 9000))
+        await ours.get(relay(1))
+        assert carrier.dialled == [("127.0.0.1", 4002), ("198.41.0.5", 1)]
+        # A meeting is where the router is, and that is where we are seen.
+        assert session.address.host == "20.0.9.9"
+        assert ours.led_to_us(ME, "/ip4/127.0.0.1/tcp/31000") == public
+        assert ours.led_to_us(relay(1).peer, "/ip4/198.41.0.5/tcp/31000") == "/ip4/198.41.0.5/tcp/31000"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,7 +13,8 @@ import trio
 
 from shoal.cli.doctor.finding import Finding
 from shoal.config import Settings
-from shoal.net.addresses import listening_hosts
+from shoal.net.addresses import host_and_port, listening_hosts
+from shoal.option_values import parse_public_address
 from shoal.swarm import membership
 from shoal.swarm.local_nodes import running_nodes
 
@@ -112,14 +113,31 @@ def router(settings: Settings) -> Finding:
             return await swarm.network.observe()
         return swarm.network.reach()
 
-    return router_finding(looking(settings, ask))
+    return router_finding(looking(settings, ask), settings.public_address)
 
 
-def router_finding(seen: ReachView) -> Finding:
-    """How a machine that is seen so can be reached, and what would make it better."""
-    found = _router_finding(seen)
+def router_finding(seen: ReachView, public_address: Sequence[str] = ()) -> Finding:
+    """How a machine that is seen so can be reached, and what would make it better.
+
+    Args:
+        public_address: where its nodes say that they are reached, beside their interfaces' addresses.
+    """
+    found = _forwarded_finding(seen, public_address) if public_address else _router_finding(seen)
     by_six = {"open": "; peers come in by IPv6", "closed": "; no peer has come in by IPv6 yet", "none": ""}
     return replace(found, detail=found.detail + by_six[seen.six])
+
+
+def _forwarded_finding(seen: ReachView, public_address: Sequence[str]) -> Finding:
+    said, at = ", ".join(public_address), host_and_port(seen.seen)
+    hosts = [parse_public_address(text)[0] for text in public_address]
+    if at is not None and at[0] not in hosts and any(":" not in host for host in hosts):
+        return Finding(
+            "router",
+            "note",
+            f"public_address is {said}, but peers see this machine at {at[0]}",
+            "set public_address to the address at which the ports of a node here are reached",
+        )
+    return Finding("router", "ok", f"peers reach a node here at {said}, as public_address says")
 
 
 def _router_finding(seen: ReachView) -> Finding:
@@ -138,13 +156,15 @@ def _router_finding(seen: ReachView) -> Finding:
             "router",
             "note",
             "maps a port anew for every peer (symmetric): peers behind other routers need a relay",
-            "switch on UPnP in the router, or forward the direct port (--direct-port), or start a public one",
+            "switch on UPnP in the router, or forward the ports that --port and --direct-port fix and give "
+            "the router's address as --public-address, or start a public node",
         )
     return Finding(
         "router",
         "note",
         "unknown: fewer than two public peers on different networks say how they see this machine",
-        "start a node with a public address, or forward a port: it is then a relay for the others",
+        "start a node with a public address, or forward the ports that --port and --direct-port of one fix "
+        "and give the router's address as --public-address: it is then a relay for the others",
     )
 
 

@@ -8,7 +8,6 @@ also after it has closed: a node would stop accepting after some days. Both are 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, cast
 
 import trio
@@ -54,8 +53,6 @@ class Connections(Swarm):
         super().__init__(*args, **settings)
         self._inbound: dict[str, list[BoundedYamux]] = {}
         """Accepted connections by network, the oldest first."""
-        self.on_accepted: Callable[[str], None] = lambda _: None
-        """Told of the address that each accepted connection comes from."""
         # Whoever uses the network says which connections it wants. Whatever its settings, the library would
         # dial peers that it has merely heard of until it has 150.
         self.auto_connector.maybe_connect = trio.lowlevel.checkpoint
@@ -73,7 +70,6 @@ class Connections(Swarm):
             await stream.close()
             raise SwarmException("the handshake did not end in time, or others needed its place")
         host = (raw_conn.get_remote_address() or ("", 0))[0]
-        self.on_accepted(host)
         await self._until_it_ends(connection, network_of(host))
         raise SwarmException("the connection has ended")
 

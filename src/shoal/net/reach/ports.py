@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 
 import trio
 
+from shoal.net.addresses import to_multiaddr
 from shoal.net.libp2p.tcp import tuned
 
 TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EINVAL})
@@ -33,6 +34,22 @@ _SENDING = (1, 8)
 def end_for(ends: Sequence[tuple[str, int]], host: str) -> tuple[str, int] | None:
     """That of our ends, by host and port, from which ``host`` can be dialled; ``None`` if there is none."""
     return next((end for end in ends if (":" in end[0]) == (":" in host)), None)
+
+
+def from_inside(end: tuple[str, int]) -> tuple[str, int]:
+    """Where a listener of ours is dialled from here."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return loopback.get(end[0], end[0]), end[1]
+
+
+def forwarded(hosts: Sequence[tuple[str, int]], ends: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """The multiaddrs under which listeners on ``ends`` are reached through a router, as our user says.
+
+    Args:
+        hosts: of the router, each with its port that leads to us, or 0 where that is our own.
+    """
+    found = [(host, port or end[1]) for host, port in hosts if (end := end_for(ends, host))]
+    return tuple(to_multiaddr(host, port) for host, port in found)
 
 
 def leave_no_trace(raw: trio.socket.SocketType) -> None:

@@ -19,7 +19,7 @@ from shoal.net.addresses import (
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.reach.control import ControlLink
 from shoal.net.reach.nat import Observation, add_observation, believed_address, best_kind, nat_kind
-from shoal.net.reach.ports import end_for, hold_port
+from shoal.net.reach.ports import end_for, from_inside, hold_port
 from shoal.net.reach.relay_session import OnCall, RelayAddress, RelaySession
 from shoal.types import NatKind, PeerId
 
@@ -49,7 +49,9 @@ class RelaySessions:
 
     def __init__(self, carrier: DirectCarrier, on_call: OnCall) -> None:
         self.own: frozenset[str] = frozenset()
-        """The addresses of our interfaces with the direct carrier's port."""
+        """The addresses of our interfaces with the direct carrier's port, and those that are led to it."""
+        self.forwarded: frozenset[str] = frozenset()
+        """Those of them that are on no interface."""
         self.open = frozenset[IPVersion]()
         """The IP versions in which everybody can dial us, as far as we know."""
         self._carrier = carrier
@@ -57,8 +59,8 @@ class RelaySessions:
         self._sessions: dict[_Key, RelaySession] = {}
         self._dialling: dict[_Key, trio.Lock] = {}
         self._observations: tuple[Observation, ...] = ()
-        self.lost = trio.Event()
-        """Set when a place at a relay is lost."""
+        self.changed = trio.Event()
+        """Set when a session ends, and with it a place; and by whoever looks after places, to look again."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -100,9 +102,15 @@ class RelaySessions:
 
     @property
     def open_addresses(self) -> tuple[str, ...]:
-        """Public addresses of our interfaces at which everybody can dial us, a few of them."""
+        """Public addresses of ours at which everybody can dial us, a few of them."""
         public = [a for a in sorted(self.own) if not is_private((host_and_port(a) or ("", 0))[0])]
         return tuple(a for a in public if version_of(a) in self.open)[:OPEN_LIMIT]
+
+    def led_to_us(self, peer: PeerId, seen: str) -> str:
+        """Where others dial a peer that has come to our port from ``seen``: ourselves not on this machine."""
+        if peer != self._carrier.peer:
+            return seen
+        return next((a for a in sorted(self.forwarded) if version_of(a) == version_of(seen)), seen)
 
     def nat_among(self, versions: Collection[IPVersion]) -> NatKind:
         """The same for a peer that has these: "symmetric", as nobody is met, where we have none of them."""
@@ -165,7 +173,7 @@ class RelaySessions:
         if nursery is None or not self._make_room():
             raise ChannelClosed("no more relays are asked now")
         with trio.move_on_after(DIALLED_WITHIN_S):
-            pipe = await self._carrier.dial_control(address.host, address.port, address.peer, local)
+            pipe = await self._carrier.dial_control(*self._dialled_at(address), address.peer, local)
             # The system may have given it another port, of which what the relay sees says nothing.
             own = local if local is not None and pipe.local_port == local[1] else None
             session = RelaySession(ControlLink(pipe), address, self._on_call, own)
@@ -178,6 +186,14 @@ class RelaySessions:
                 raise
             return session
         raise ChannelClosed(f"the relay {address.peer} does not answer")
+
+    def _dialled_at(self, address: RelayAddress) -> tuple[str, int]:
+        """Where a relay is: we ourselves on this machine, as few routers lead back what comes from behind."""
+        ours = address.peer == self._carrier.peer
+        end = end_for(self._carrier.ends, address.host)
+        if ours and end and to_multiaddr(address.host, address.port) in self.forwarded:
+            return from_inside(end)
+        return address.host, address.port
 
     def _make_room(self) -> bool:
         """Whether there is room for one more session, if need be that of the one least lately used."""
@@ -197,4 +213,4 @@ class RelaySessions:
         finally:
             if self._sessions.get(key) is session:
                 del self._sessions[key]
-            self.lost.set()
+            self.changed.set()

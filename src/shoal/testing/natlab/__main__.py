@@ -38,7 +38,7 @@ def natlab(
         str,
         typer.Argument(
             help="Such as cone,sym*2,v6: a node on each host, but the last is the client's. "
-            "Kinds: public, v6, dual, cone, full, sym, upnp; *2 for two hosts behind one gateway."
+            "Kinds: public, v6, static, dual, cone, full, sym, upnp; *2 for two hosts behind one gateway."
         ),
     ],
     public: Annotated[int, typer.Option(help="Public nodes besides, which are in the invite.", min=0)] = 2,

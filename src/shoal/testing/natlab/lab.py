@@ -49,6 +49,8 @@ class LabHost:
     """Of its own interface."""
     public_addresses: tuple[str, ...]
     """Under which the internet sees it: its own, or its gateway's."""
+    forwarded: tuple[str, ...] = ()
+    """Those of its gateway that lead to it on every port, of which a node must be told."""
     processes: list[subprocess.Popen[Any]] = field(default_factory=list[subprocess.Popen[Any]], repr=False)
     """What :meth:`popen` started."""
 
@@ -231,7 +233,9 @@ class NatLab:
     def _make_hosts(self) -> Iterable[LabHost]:
         for wired in self._wired:
             for index, (name, namespace) in enumerate(zip(wired.site.hosts, wired.hosts, strict=True)):
-                yield LabHost(name, namespace, wired.host_addresses(index), wired.public_addresses)
+                public = wired.public_addresses
+                led_here = public if wired.site.kind == "static" else ()
+                yield LabHost(name, namespace, wired.host_addresses(index), public, led_here)
 
     @property
     def _namespaces(self) -> list[int]:

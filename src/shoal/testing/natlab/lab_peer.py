@@ -39,7 +39,8 @@ class LabPeer:
     def __init__(self, host: LabHost, secret: bytes, serve: Serve | None = None) -> None:
         self.host = host
         self.network: Libp2pNetwork
-        self._settings = NetworkSettings(Identity.ephemeral(), secret, port_map=True)
+        forwarded = tuple((address, 0) for address in host.forwarded)
+        self._settings = NetworkSettings(Identity.ephemeral(), secret, forwarded=forwarded, port_map=True)
         self._serve = serve or acknowledge
         self._thread = ThreadPoolExecutor(1, f"peer-{host.name}")
         self._ready = threading.Event()

@@ -67,7 +67,8 @@ class NatSwarm:
         ports = (
             {"port": PORT, "direct_port": DIRECT_PORT} if host.is_public else {"port": 0, "direct_port": 0}
         )
-        own = replace(self._settings, host=EVERYWHERE, bootstrap=self._membership.bootstrap, **ports)
+        here = {"host": EVERYWHERE, "public_address": host.forwarded, **ports}
+        own = replace(self._settings, bootstrap=self._membership.bootstrap, **here)
         home = self._folder / name
         inside = host.command([])
         process = await start(own, self._membership, span, home, self._processes, inside=inside)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from shoal.errors import UsageError
 
-SiteKind = Literal["public", "v6", "cone", "full", "sym", "upnp", "dual"]
+SiteKind = Literal["public", "v6", "cone", "full", "sym", "upnp", "dual", "static"]
 """How a site is joined to the internet.
 
 ``public``: one host with an IPv4 and an IPv6 address of its own. ``v6``: one with an IPv6 address alone. All
@@ -20,6 +20,7 @@ and port dependent filtering, RFC 4787). ``full``: the same mapping, and whoever
 another random port for each destination. ``upnp``: a cone whose hosts can ask for ports, by UPnP, NAT-PMP
 and PCP.
 ``dual``: a cone whose hosts have public IPv6 addresses as well, and a firewall that lets in only answers.
+``static``: one host; its gateway's address is led to it on every port, as rented machines have it (1:1 NAT).
 """
 MAX_SITES = 64
 
@@ -62,10 +63,10 @@ class Site:
         if self.kind not in get_args(SiteKind):
             kinds = ", ".join(get_args(SiteKind))
             raise UsageError(f"there is no kind of network {self.kind!r}", check=f"use one of: {kinds}")
-        if not self.hosts or (len(self.hosts) > 1 and not self.has_gateway):
+        if not self.hosts or (len(self.hosts) > 1 and self.kind in ("public", "v6", "static")):
             raise UsageError(
                 f"a site of kind {self.kind!r} cannot have {len(self.hosts)} hosts",
-                check="name one host; several need a gateway",
+                check="name one host; several need a gateway that they share",
             )
 
 

@@ -12,6 +12,8 @@ LAN, WAN = "lan0", "wan0"
 """A gateway's interfaces, to its hosts and to the internet."""
 LAN_ADDRESS = "192.168.7.1"
 """The same in every home, as with routers of one make."""
+ONLY_HOST = "192.168.7.2"
+"""The first host's, at a gateway that leads everything to it."""
 MAPPED = ("ip", "gateway", "mapped")
 """The map of forwarded ports: protocol and public port to a host's address and port."""
 
@@ -25,6 +27,7 @@ table ip gateway {{
   chain arriving {{
     type nat hook prerouting priority dstnat
     iifname "wan0" dnat ip to meta l4proto . th dport map @mapped
+    {forward}
   }}
   chain leaving {{
     type nat hook postrouting priority srcnat
@@ -60,6 +63,9 @@ _LEARN = """oifname "wan0" ct state new meta l4proto { tcp, udp } \
 update @mapped { meta l4proto . th sport : ip saddr . th sport }"""
 
 
+_FORWARD = f'iifname "wan0" dnat to {ONLY_HOST}'
+
+
 def firewall(kind: SiteKind) -> str:
     """The rules of a gateway. What nobody inside asked for is dropped without a word.
 
@@ -67,7 +73,9 @@ def firewall(kind: SiteKind) -> str:
     cone forwards to what it has sent from.
     """
     rules = _RULES.format(
-        masquerade="fully-random" if kind == "sym" else "", learn=_LEARN if kind == "full" else ""
+        masquerade="fully-random" if kind == "sym" else "",
+        learn=_LEARN if kind == "full" else "",
+        forward=_FORWARD if kind == "static" else "",
     )
     return rules + (_SIX if kind == "dual" else "")
 
