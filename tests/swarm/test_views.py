@@ -256,6 +256,29 @@ def test_what_is_drawn_stays_so_while_some_come_and_go() -> None:
     assert 700 < view.estimate < 1400
 
 
+@pytest.mark.parametrize(("before", "after"), [(1500, 1000), (5000, 500)])
+def test_who_counts_by_those_drawn_counts_on_when_many_go_at_once_and_the_others_say_nothing_new(
+    before: int, after: int
+) -> None:
+    view, there = PeerSample(256, 512), [f"p{number}" for number in range(before)]
+    for name in there:
+        view.offer(viewed(name))
+    Random(1).shuffle(there)
+    estimates = []
+    for name in there[after:]:
+        view.remove(PeerId(name))
+    estimates.append(view.estimate)
+    for name in there[:after]:  # in a while each of them speaks again
+        if PeerId(name) in view:
+            view.update(viewed(name))
+        else:
+            view.offer(viewed(name))
+        estimates.append(view.estimate)
+    assert 0.8 * after < min(estimates) <= max(estimates) < 1.2 * after
+    assert len(view.drawn) > 512 / 2  # with those who were kept because they are unlike
+    assert len(view) <= 256 + 512
+
+
 def test_a_network_is_that_of_a_public_address() -> None:
     addresses = ("/ip4/192.168.1.7/tcp/1", "/ip4/8.8.4.4/tcp/1", "/ip4/9.9.9.9/tcp/1")
     assert public_network(PeerAddress(PeerId("a"), addresses)) == "8.8.4.0/24"
@@ -371,6 +394,17 @@ def test_a_census_believes_what_others_say_of_their_models_within_bounds() -> No
     assert found.models == 4
     assert found.overlapping  # one hears the swarm's topic alone
     assert found.count == SwarmCount(46, 45, 40 + 700 + 256 + 1)
+
+
+def test_a_large_swarm_that_loses_a_region_is_taken_for_as_many_as_are_left() -> None:
+    directory = a_directory(ViewRules())
+    peers = [said(f"p{number}", start=number % 28) for number in range(1500)]
+    take(directory, *peers)
+    for lost in peers[1000:]:
+        directory.drop(PeerId(lost.peer), NOW)
+    found = take_census(directory.alive(NOW), directory.view, NOW)
+    assert 850 < found.of(OURS) < 1150
+    assert 850 < found.count.estimated < 1150
 
 
 def test_a_word_of_a_release_before_says_nothing_of_its_models_peers() -> None:
