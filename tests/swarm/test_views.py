@@ -150,6 +150,36 @@ def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a
     assert speaker._topics(news=False) == [OURS, TOPIC]
 
 
+def a_size(directory: Directory, *, models: int, peers: int, made_up: int) -> SwarmSize:
+    """Of a member that serves one of so many models with as many peers each."""
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, lambda: NOW)
+    digests = [Digest(f"sha256:{number:064x}") for number in range(models + made_up)]
+    size.serves = digests[0]
+    directory.keep_part(ViewRules(), [digests[0]])
+    for number in range(models * peers + made_up):
+        digest = digests[number % models if number < models * peers else number - models * peers + models]
+        take(
+            directory, said(f"p{number}", f"20.{number // 200}.{number % 200}.1", digest=digest, peers=peers)
+        )
+    size.look()
+    assert size.partial
+    return size
+
+
+def test_models_that_somebody_makes_up_do_not_silence_the_others() -> None:
+    honest = a_size(Directory(), models=20, peers=20, made_up=0)
+    among_many = a_size(Directory(), models=20, peers=20, made_up=200)
+    assert honest.swarm_rest_s() == pytest.approx(20 * 20 / rules.SWARM_STEADY * 10.0)
+    assert among_many.swarm_rest_s() < 3 * honest.swarm_rest_s()
+    assert among_many.lifetime_s() < MAX_LIFETIME_S
+
+
+def test_models_of_one_peer_each_are_known_and_say_no_more_than_a_small_swarm() -> None:
+    size = a_size(Directory(), models=250, peers=1, made_up=0)
+    assert 250 / size.swarm_rest_s() <= gossip_rate.STEADY_PEERS / 10.0
+    assert size.lifetime_s() >= 2 * size.swarm_rest_s()
+
+
 def test_a_topic_has_another_name_in_each_swarm_and_for_each_model() -> None:
     names = {rules.model_topic(swarm, "/t", digest) for swarm in (b"", b"x") for digest in (OURS, OTHER)}
     assert len(names) == 4
@@ -391,7 +421,7 @@ def test_a_census_believes_what_others_say_of_their_models_within_bounds() -> No
     assert found.of(OURS) == 40
     assert found.of(OTHER) == 700
     assert found.of(liar) == rules.BELIEVED_EACH
-    assert found.models == 4
+    assert found.models == 2  # of the others a single peer is known
     assert found.overlapping  # one hears the swarm's topic alone
     assert found.count == SwarmCount(46, 45, 40 + 700 + 256 + 1)
 

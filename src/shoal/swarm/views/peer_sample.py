@@ -202,6 +202,12 @@ class PeerSample:
         return self._drawn.peers
 
     @property
+    def networks(self) -> int:
+        """In how many networks the unlike ones are; who names none has one of its own."""
+        unnamed = self._crowds.get("", 0)
+        return len(self._crowds) - bool(unnamed) + unnamed
+
+    @property
     def estimate(self) -> int:
         """How many peers the model has, as far as they were heard of."""
         return max(len(self), self._drawn.estimate)
