@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import msgspec
@@ -140,6 +142,8 @@ def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a
     take(directory, *(said(f"p{number}", digest=(OURS, OTHER)[number % 2]) for number in range(400)))
     size.look()
     assert size.swarm_rest_s() > 900
+    assert speaker._topics(news=False) == [OURS]  # when its turn is, is drawn
+    now += size.swarm_rest_s() * 0.2
     assert speaker._topics(news=False) == [OURS, TOPIC]
     assert speaker._topics(news=False) == [OURS]
     take(directory, said("of a release before", peers=0))
@@ -148,6 +152,54 @@ def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a
     assert speaker._topics(news=False) == [OURS]  # not all at once
     now += size.swarm_rest_s() * 1.1
     assert speaker._topics(news=False) == [OURS, TOPIC]
+
+
+def an_overlapping_size(directory: Directory, now: Callable[[], float]) -> SwarmSize:
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, now)
+    size.serves = OURS
+    take(directory, *(said(f"p{number}", start=number % 28) for number in range(400)))
+    take(directory, said("of a release before", peers=0))
+    size.look()
+    assert size.overlapping
+    return size
+
+
+def test_news_come_to_the_swarms_topic_once_between_two_turns_however_much_there_is() -> None:
+    now, network = NOW, World().network()
+    size = an_overlapping_size(directory := Directory(), lambda: now)
+    speaker = Speaker(network, directory, size, Clock(), lambda: now, Random(1), str)
+    heard, rest_s = list[bool](), size.swarm_rest_s()
+    for _ in range(1000):  # it has something new to say each hundredth of its rest
+        heard.append(TOPIC in speaker._topics(news=True))
+        now += rest_s / 100
+    assert 10 < sum(heard) <= 20
+    assert any(a and b for a, b in pairwise(heard))  # of what has come just after its turn all hear at once
+
+
+def test_those_who_come_and_go_say_no_more_on_the_swarms_topic_than_those_who_stay() -> None:
+    now, network = NOW, World().network()
+
+    def clock() -> float:
+        return now
+
+    size = an_overlapping_size(directory := Directory(), clock)
+    rest_s, heard = size.swarm_rest_s(), 0
+    for number in range(300):
+        newcomer = Speaker(network, directory, size, Clock(), clock, Random(number), str)
+        for _ in range(4):  # it will serve, does so, moves, and goes
+            heard += TOPIC in newcomer._topics(news=True)
+            now += rest_s / 30
+    assert heard < 300 * 4 / 30 * 2
+
+
+def test_one_that_hears_the_swarms_topic_alone_is_believed_where_others_serve_its_model_too() -> None:
+    size = a_size(Directory(), models=20, peers=20, made_up=20)
+    take(size._directory, said("evil", digest="sha256:" + "e" * 64, peers=0))
+    size.look()
+    assert not size.overlapping
+    take(size._directory, said("before", digest=f"sha256:{0:064x}", peers=0))
+    size.look()
+    assert size.overlapping
 
 
 def a_size(directory: Directory, *, models: int, peers: int, made_up: int) -> SwarmSize:
@@ -415,7 +467,7 @@ def test_a_census_believes_what_others_say_of_their_models_within_bounds() -> No
     take(
         directory,
         said("liar", digest=liar, peers=1 << 20),
-        said("before", digest="sha256:" + "d" * 64, peers=0),
+        said("before", digest=OTHER, peers=0),
     )
     found = take_census(directory.alive(NOW), directory.view, NOW)
     assert found.of(OURS) == 40
@@ -423,7 +475,7 @@ def test_a_census_believes_what_others_say_of_their_models_within_bounds() -> No
     assert found.of(liar) == rules.BELIEVED_EACH
     assert found.models == 2  # of the others a single peer is known
     assert found.overlapping  # one hears the swarm's topic alone
-    assert found.count == SwarmCount(46, 45, 40 + 700 + 256 + 1)
+    assert found.count == SwarmCount(46, 45, 40 + 700 + 256)
 
 
 def test_a_large_swarm_that_loses_a_region_is_taken_for_as_many_as_are_left() -> None:

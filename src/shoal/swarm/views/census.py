@@ -20,7 +20,7 @@ class Census:
     count: SwarmCount = field(default_factory=lambda: SwarmCount(0, 0, 0))
     by_model: Mapping[str, int] = field(default_factory=dict[str, int])
     overlapping: bool = False
-    """Whether anybody is known who hears the swarm's topic alone."""
+    """Whether anybody is known who hears the swarm's topic alone, of a model that counts as one."""
     models: int = 1
     """By which members share the swarm's topic."""
 
@@ -58,6 +58,7 @@ def take_census(alive: Iterable[Announcement], view: PartialView | None, now: fl
     partial = sum(number > 0 for numbers in said.values() for number in numbers)
     if view is not None:
         estimated = max(estimated, view.heard_in_all(now))
-    sure = sum(view is None or view.counts(digest) for digest in by_model)
-    models = max(1, sure, math.ceil(len(by_model) * FEW_SHARE))
-    return Census(SwarmCount(known, partial, estimated), by_model, partial < known, models)
+    sure = [digest for digest in by_model if view is None or view.counts(digest)]
+    models = max(1, len(sure), math.ceil(len(by_model) * FEW_SHARE))
+    overlapping = any(0 in said[digest] for digest in sure)
+    return Census(SwarmCount(known, partial, estimated), by_model, overlapping, models)

@@ -7,7 +7,7 @@ So what it hears, keeps and says goes by its models, and not by the swarm.
 
 Words of each model come on the swarm's topic, too, a few in a while: by them others know those few. While
 anybody is known who hears that topic alone (an older release, or a member to whom the swarm is still small),
-words come there as often as in a small swarm.
+words come there as often as in a small swarm, and of those with something new as many again at most.
 """
 
 from __future__ import annotations
