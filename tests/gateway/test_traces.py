@@ -17,6 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from starlette.types import Receive, Scope, Send
 
+from shoal.client.embeddings import embed_tokens
+from shoal.client.prompt_scores import score_prompt
 from shoal.client.timing import Timing, traced_answer
 from shoal.errors import Busy
 from shoal.gateway.access.traced import TraceMiddleware
@@ -24,6 +26,7 @@ from shoal.metrics import tracing
 from shoal.metrics.logs import JsonLines
 from shoal.metrics.otel import exporting
 from shoal.metrics.tracing import TraceSpan
+from shoal.models.embedding.settings import EmbeddingSettings
 from shoal.node.tracing.hop_turn import HopTurn
 from shoal.testing.swarm import memory_swarm
 from shoal.wire.messages import Step
@@ -133,6 +136,29 @@ async def test_an_answer_over_three_hops_is_one_trace(
             assert chat.start_time_unix_nano <= hop.start_time_unix_nano
             assert hop.end_time_unix_nano <= chat.end_time_unix_nano
     assert len(collector.spans) == 2 * 5
+
+
+async def test_texts_that_are_embedded_and_prompts_that_are_scored_are_traced_to_their_hops(
+    tmp_path, checkpoint
+) -> None:
+    found: list[TraceSpan] = []
+    settings = EmbeddingSettings(encoder=False, pooling="last", normalized=True, max_tokens=64)
+    async with (
+        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        swarm.client.session(str(checkpoint), tokens=64) as session,
+    ):
+        with tracing.exporting_to(found.append):
+            await embed_tokens(lambda _: nullcontext(session), [[5, 6, 7]], settings)
+            session.roll_back(0)
+            await score_prompt(session, [5, 6, 7], 1)
+            with trio.fail_after(25):
+                while len(found) < 2 * 4:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+    answers = [span for span in found if "gen_ai.operation.name" in span.attributes]
+    assert [span.attributes["gen_ai.operation.name"] for span in answers] == ["embeddings", "prompt_scores"]
+    for answer in answers:
+        hops = [span for span in found if span.parent == answer.context.span]
+        assert sorted(str(hop.attributes["shoal.blocks"]) for hop in hops) == ["0:2", "2:3", "3:6"]
 
 
 async def test_after_a_replay_the_new_hops_are_in_the_trace_too(tmp_path, checkpoint) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from random import Random
 
@@ -30,7 +31,7 @@ from shoal.testing.sim.scale.population import (
 )
 from shoal.testing.sim.scale.run import ScaleFigures, simulate_scale
 from shoal.testing.sim.scale.state import RULES, HeardWord, KeptWords
-from shoal.testing.sim.scale.swarm import ScaleSwarm
+from shoal.testing.sim.scale.swarm import UNNOTICED_S, ScaleSwarm
 from shoal.testing.sim.scale.truth import least_s, route_s
 from shoal.types import PeerId, Span
 
@@ -58,6 +59,39 @@ def test_a_small_swarm_keeps_what_every_swarm_must(figures):
     assert figures.uncovered_by_moves == 0
     assert figures.first_p95_s > 0
     assert figures.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("seen", "without", "lacking"),
+    [
+        ({"lookup_p95_s": 3.5}, {}, "a model never asked for is found"),
+        ({"failed": 0.3}, {}, "1% of the sessions"),
+        ({"failed": 0.3}, {"failed": 0.2}, "1% of the sessions"),
+        ({"failed": 0.3}, {"failed": 0.3}, None),
+        ({"gone_p95_s": math.inf}, {}, "a dead peer is unused"),
+    ],
+)
+def test_what_every_swarm_must_keep_is_demanded_of_it(figures, seen, without, lacking):
+    beside = {"first_p95_s": 1e9, "failed": 0.0} | without
+    demands = demands_of(SMALL, replace(figures, **seen), beside)
+    missed = [demand.name for demand in demands if not demand.good]
+    assert len(missed) == (lacking is not None)
+    assert all(name.startswith(lacking) for name in missed)
+
+
+def test_a_death_that_nobody_notices_is_no_fast_one():
+    swarm = ScaleSwarm(replace(SMALL, hostile=0.0, crowd=0))
+    swarm.begin()
+    swarm.events.run(20)
+    dead, topic = swarm.nodes[0], swarm.topic(swarm.nodes[0])
+    swarm._say(dead)
+    swarm.events.run(25)
+    for place in topic.neighbours(dead.place):  # they may suspect nobody
+        swarm.nodes[int(topic.machines[place])].serving = False
+    swarm.population.end[0] = VANISHES
+    swarm._end(0)
+    swarm.events.run(25 + UNNOTICED_S)
+    assert swarm.seen.gone_s[0] == math.inf
 
 
 def test_a_region_that_vanishes_is_made_up_for():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import msgspec
@@ -140,6 +142,8 @@ def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a
     take(directory, *(said(f"p{number}", digest=(OURS, OTHER)[number % 2]) for number in range(400)))
     size.look()
     assert size.swarm_rest_s() > 900
+    assert speaker._topics(news=False) == [OURS]  # when its turn is, is drawn
+    now += size.swarm_rest_s() * 0.2
     assert speaker._topics(news=False) == [OURS, TOPIC]
     assert speaker._topics(news=False) == [OURS]
     take(directory, said("of a release before", peers=0))
@@ -148,6 +152,84 @@ def test_who_hears_the_swarms_topic_alone_and_comes_later_hears_as_often_as_in_a
     assert speaker._topics(news=False) == [OURS]  # not all at once
     now += size.swarm_rest_s() * 1.1
     assert speaker._topics(news=False) == [OURS, TOPIC]
+
+
+def an_overlapping_size(directory: Directory, now: Callable[[], float]) -> SwarmSize:
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, now)
+    size.serves = OURS
+    take(directory, *(said(f"p{number}", start=number % 28) for number in range(400)))
+    take(directory, said("of a release before", peers=0))
+    size.look()
+    assert size.overlapping
+    return size
+
+
+def test_news_come_to_the_swarms_topic_once_between_two_turns_however_much_there_is() -> None:
+    now, network = NOW, World().network()
+    size = an_overlapping_size(directory := Directory(), lambda: now)
+    speaker = Speaker(network, directory, size, Clock(), lambda: now, Random(1), str)
+    heard, rest_s = list[bool](), size.swarm_rest_s()
+    for _ in range(1000):  # it has something new to say each hundredth of its rest
+        heard.append(TOPIC in speaker._topics(news=True))
+        now += rest_s / 100
+    assert 10 < sum(heard) <= 20
+    assert any(a and b for a, b in pairwise(heard))  # of what has come just after its turn all hear at once
+
+
+def test_those_who_come_and_go_say_no_more_on_the_swarms_topic_than_those_who_stay() -> None:
+    now, network = NOW, World().network()
+
+    def clock() -> float:
+        return now
+
+    size = an_overlapping_size(directory := Directory(), clock)
+    rest_s, heard = size.swarm_rest_s(), 0
+    for number in range(300):
+        newcomer = Speaker(network, directory, size, Clock(), clock, Random(number), str)
+        for _ in range(4):  # it will serve, does so, moves, and goes
+            heard += TOPIC in newcomer._topics(news=True)
+            now += rest_s / 30
+    assert heard < 300 * 4 / 30 * 2
+
+
+def test_one_that_hears_the_swarms_topic_alone_is_believed_where_others_serve_its_model_too() -> None:
+    size = a_size(Directory(), models=20, peers=20, made_up=20)
+    take(size._directory, said("evil", digest="sha256:" + "e" * 64, peers=0))
+    size.look()
+    assert not size.overlapping
+    take(size._directory, said("before", digest=f"sha256:{0:064x}", peers=0))
+    size.look()
+    assert size.overlapping
+
+
+def a_size(directory: Directory, *, models: int, peers: int, made_up: int) -> SwarmSize:
+    """Of a member that serves one of so many models with as many peers each."""
+    size = SwarmSize(ViewRules(), directory, 10.0, 30.0, lambda: NOW)
+    digests = [Digest(f"sha256:{number:064x}") for number in range(models + made_up)]
+    size.serves = digests[0]
+    directory.keep_part(ViewRules(), [digests[0]])
+    for number in range(models * peers + made_up):
+        digest = digests[number % models if number < models * peers else number - models * peers + models]
+        take(
+            directory, said(f"p{number}", f"20.{number // 200}.{number % 200}.1", digest=digest, peers=peers)
+        )
+    size.look()
+    assert size.partial
+    return size
+
+
+def test_models_that_somebody_makes_up_do_not_silence_the_others() -> None:
+    honest = a_size(Directory(), models=20, peers=20, made_up=0)
+    among_many = a_size(Directory(), models=20, peers=20, made_up=200)
+    assert honest.swarm_rest_s() == pytest.approx(20 * 20 / rules.SWARM_STEADY * 10.0)
+    assert among_many.swarm_rest_s() < 3 * honest.swarm_rest_s()
+    assert among_many.lifetime_s() < MAX_LIFETIME_S
+
+
+def test_models_of_one_peer_each_are_known_and_say_no_more_than_a_small_swarm() -> None:
+    size = a_size(Directory(), models=250, peers=1, made_up=0)
+    assert 250 / size.swarm_rest_s() <= gossip_rate.STEADY_PEERS / 10.0
+    assert size.lifetime_s() >= 2 * size.swarm_rest_s()
 
 
 def test_a_topic_has_another_name_in_each_swarm_and_for_each_model() -> None:
@@ -256,6 +338,29 @@ def test_what_is_drawn_stays_so_while_some_come_and_go() -> None:
     assert 700 < view.estimate < 1400
 
 
+@pytest.mark.parametrize(("before", "after"), [(1500, 1000), (5000, 500)])
+def test_who_counts_by_those_drawn_counts_on_when_many_go_at_once_and_the_others_say_nothing_new(
+    before: int, after: int
+) -> None:
+    view, there = PeerSample(256, 512), [f"p{number}" for number in range(before)]
+    for name in there:
+        view.offer(viewed(name))
+    Random(1).shuffle(there)
+    estimates = []
+    for name in there[after:]:
+        view.remove(PeerId(name))
+    estimates.append(view.estimate)
+    for name in there[:after]:  # in a while each of them speaks again
+        if PeerId(name) in view:
+            view.update(viewed(name))
+        else:
+            view.offer(viewed(name))
+        estimates.append(view.estimate)
+    assert 0.8 * after < min(estimates) <= max(estimates) < 1.2 * after
+    assert len(view.drawn) > 512 / 2  # with those who were kept because they are unlike
+    assert len(view) <= 256 + 512
+
+
 def test_a_network_is_that_of_a_public_address() -> None:
     addresses = ("/ip4/192.168.1.7/tcp/1", "/ip4/8.8.4.4/tcp/1", "/ip4/9.9.9.9/tcp/1")
     assert public_network(PeerAddress(PeerId("a"), addresses)) == "8.8.4.0/24"
@@ -362,15 +467,26 @@ def test_a_census_believes_what_others_say_of_their_models_within_bounds() -> No
     take(
         directory,
         said("liar", digest=liar, peers=1 << 20),
-        said("before", digest="sha256:" + "d" * 64, peers=0),
+        said("before", digest=OTHER, peers=0),
     )
     found = take_census(directory.alive(NOW), directory.view, NOW)
     assert found.of(OURS) == 40
     assert found.of(OTHER) == 700
     assert found.of(liar) == rules.BELIEVED_EACH
-    assert found.models == 4
+    assert found.models == 2  # of the others a single peer is known
     assert found.overlapping  # one hears the swarm's topic alone
-    assert found.count == SwarmCount(46, 45, 40 + 700 + 256 + 1)
+    assert found.count == SwarmCount(46, 45, 40 + 700 + 256)
+
+
+def test_a_large_swarm_that_loses_a_region_is_taken_for_as_many_as_are_left() -> None:
+    directory = a_directory(ViewRules())
+    peers = [said(f"p{number}", start=number % 28) for number in range(1500)]
+    take(directory, *peers)
+    for lost in peers[1000:]:
+        directory.drop(PeerId(lost.peer), NOW)
+    found = take_census(directory.alive(NOW), directory.view, NOW)
+    assert 850 < found.of(OURS) < 1150
+    assert 850 < found.count.estimated < 1150
 
 
 def test_a_word_of_a_release_before_says_nothing_of_its_models_peers() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import trio
 
 from shoal.client.session import Session
+from shoal.client.timing import Timing, traced_answer
 from shoal.errors import BadWeights, PromptTooLong, ShoalError, UsageError
 from shoal.executor.arrays import Floats
 from shoal.models.embedding.pooling import Vector, pool, tokens_needed, unit
@@ -209,7 +210,8 @@ class _Work:
         """Embed texts until none is left."""
         for number in self.left:
             ids = self.texts[number]
-            hidden = await session.encode(ids, tokens_needed(self.settings.pooling, len(ids)))
+            with traced_answer(session, len(ids), Timing(), "embeddings"):
+                hidden = await session.encode(ids, tokens_needed(self.settings.pooling, len(ids)))
             self.found[number] = self._vector(hidden)
             self.follow(session)
 

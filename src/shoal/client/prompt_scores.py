@@ -8,6 +8,7 @@ import trio
 
 from shoal.client.scores import TokenScore, score
 from shoal.client.session import Session
+from shoal.client.timing import Timing, traced_answer
 from shoal.executor.arrays import Floats
 
 SCORED_AT_ONCE = 256
@@ -25,12 +26,13 @@ async def score_prompt(session: Session, prompt: Sequence[int], top: int) -> lis
     """
     scores: list[TokenScore | None] = [None]
     virtual = session.ends.virtual
-    for start in range(0, len(prompt), SCORED_AT_ONCE):
-        piece = prompt[start : start + SCORED_AT_ONCE]
-        begins = () if start else virtual
-        logits = await session.step((*begins, *piece), sequence_length=len(virtual) + len(prompt))
-        following = prompt[start + 1 : start + 1 + len(piece)]
-        scores += await trio.to_thread.run_sync(_scores, logits, following, top)
+    with traced_answer(session, len(prompt), Timing(), "prompt_scores"):
+        for start in range(0, len(prompt), SCORED_AT_ONCE):
+            piece = prompt[start : start + SCORED_AT_ONCE]
+            begins = () if start else virtual
+            logits = await session.step((*begins, *piece), sequence_length=len(virtual) + len(prompt))
+            following = prompt[start + 1 : start + 1 + len(piece)]
+            scores += await trio.to_thread.run_sync(_scores, logits, following, top)
     return scores
 
 

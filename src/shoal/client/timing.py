@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from shoal.client.session import Session
 from shoal.client.speculation.counts import SpeculationCounts
@@ -12,6 +13,9 @@ from shoal.errors import ShoalError
 from shoal.metrics import tracing
 from shoal.metrics.tracing import TraceContext, TraceSpan
 from shoal.wire.messages import HopTime
+
+Operation = Literal["chat", "embeddings", "prompt_scores"]
+"""What an answer is made for. The last word is our own."""
 
 
 @dataclass(slots=True)
@@ -52,7 +56,9 @@ class Timing:
 
 
 @contextmanager
-def traced_answer(session: Session, prompt_tokens: int, timing: Timing) -> Generator[None]:
+def traced_answer(
+    session: Session, prompt_tokens: int, timing: Timing, operation: Operation = "chat"
+) -> Generator[None]:
     """An answer of a session is made in the block. Its hops know from here on for which span they work.
 
     Without anybody who traces it, nothing is told to anybody.
@@ -62,7 +68,7 @@ def traced_answer(session: Session, prompt_tokens: int, timing: Timing) -> Gener
         yield
         return
     context = above.child() if above else TraceContext.begin()
-    span = TraceSpan(f"chat {session.shape.name}", "client", context, above.span if above else b"")
+    span = TraceSpan(f"{operation} {session.shape.name}", "client", context, above.span if above else b"")
     session.ring.places.begin_turn(context)
     try:
         yield
@@ -71,13 +77,15 @@ def traced_answer(session: Session, prompt_tokens: int, timing: Timing) -> Gener
         raise
     finally:
         session.ring.places.begin_turn(None)
-        tracing.end(span, _facts(session, prompt_tokens, timing))
+        tracing.end(span, _facts(session, prompt_tokens, timing, operation))
 
 
-def _facts(session: Session, prompt_tokens: int, timing: Timing) -> Mapping[str, str | int | float]:
+def _facts(
+    session: Session, prompt_tokens: int, timing: Timing, operation: Operation
+) -> Mapping[str, str | int | float]:
     """By the names of OpenTelemetry's conventions for generative models, and our own for what they lack."""
     facts: dict[str, str | int | float] = {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "shoal",
         "gen_ai.request.model": session.shape.name,
         "gen_ai.usage.input_tokens": prompt_tokens,

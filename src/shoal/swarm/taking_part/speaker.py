@@ -57,17 +57,23 @@ class Speaker:
         self._sequence = 0
         self._warn_at = -math.inf
         self._swarm_at = 0.0
-        """When it may speak on the topic of a large swarm again."""
+        """When it is its turn on the topic of a large swarm."""
+        self._turn_of: Digest | None = None
+        """The model that it has its turns for."""
+        self._may_be_early = False
+        """Whether it may say there what is new before its turn: once after each."""
 
     def wait_turn(self) -> None:
-        """The swarm has become a large one: speak on its topic after a while, drawn by chance."""
+        """The swarm has become a large one, or this member serves another model: it speaks to all
+        after a while, drawn by chance. Or everybody who comes and goes would, however many these are."""
         self._swarm_at = self._now() + self._random.random() * self._size.swarm_rest_s()
+        self._may_be_early = False
 
     async def publish(self, served: Served | None, *, news: bool = True) -> bytes:
         """Say what this node serves; the word as it travels.
 
         Args:
-            news: it is not the same again: whoever hears the swarm's topic alone is to know at once.
+            news: it is not the same again: whoever hears the swarm's topic alone is to know soon.
         """
         wall = self._clock.wall()
         # Milliseconds, so that numbers rise over restarts without a file; and they never go back with the
@@ -115,13 +121,18 @@ class Speaker:
         model, now = self._size.serves, self._now()
         if not self._size.partial or model is None:
             return [TOPIC]
+        if model != self._turn_of:
+            self._turn_of = model
+            self.wait_turn()
         # Nearer than drawn, if since then somebody has come who hears nothing else.
         self._swarm_at = min(self._swarm_at, now + self._size.swarm_rest_s() * 1.1)
         # Those of other models know a few of this one, by a word in a while.
-        if now >= self._swarm_at or (news and self._size.overlapping):
-            self._swarm_at = now + self._size.swarm_rest_s() * self._random.uniform(0.9, 1.1)
-            return [self._model_topic(model), TOPIC]
-        return [self._model_topic(model)]
+        in_turn = now >= self._swarm_at
+        if not in_turn and not (news and self._size.overlapping and self._may_be_early):
+            return [self._model_topic(model)]
+        self._may_be_early = in_turn
+        self._swarm_at = now + self._size.swarm_rest_s() * self._random.uniform(0.9, 1.1)
+        return [self._model_topic(model), TOPIC]
 
     def hear_of_ourselves(self, announcement: Announcement) -> None:
         """Warn of another process with our key: of what we say ourselves we know."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 from shoal.swarm.announcement import Announcement
 from shoal.swarm.views.partial_view import PartialView
-from shoal.swarm.views.rules import BELIEVED_EACH, SwarmCount
+from shoal.swarm.views.rules import BELIEVED_EACH, FEW_SHARE, SwarmCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +20,21 @@ class Census:
     count: SwarmCount = field(default_factory=lambda: SwarmCount(0, 0, 0))
     by_model: Mapping[str, int] = field(default_factory=dict[str, int])
     overlapping: bool = False
-    """Whether anybody is known who hears the swarm's topic alone."""
+    """Whether anybody is known who hears the swarm's topic alone, of a model that counts as one."""
+    models: int = 1
+    """By which members share the swarm's topic."""
 
     def of(self, digest: str) -> int:
         """Peers of a model; at least one."""
         return max(1, self.by_model.get(digest, 1))
-
-    @property
-    def models(self) -> int:
-        return max(1, len(self.by_model))
 
 
 def take_census(alive: Iterable[Announcement], view: PartialView | None, now: float) -> Census:
     """Count.
 
     A member of a large swarm says how many peers its model has. Of models whose peers are not all heard of
-    here, the median of what they say counts, as far as it is believed: one may have many names.
+    here, the median of what they say counts, as far as it is believed: one may have many names. Nor does each
+    make a whole model: those of which few peers are known count for a part of all.
 
     Args:
         alive: all announcements that a member has.
@@ -58,4 +58,7 @@ def take_census(alive: Iterable[Announcement], view: PartialView | None, now: fl
     partial = sum(number > 0 for numbers in said.values() for number in numbers)
     if view is not None:
         estimated = max(estimated, view.heard_in_all(now))
-    return Census(SwarmCount(known, partial, estimated), by_model, partial < known)
+    sure = [digest for digest in by_model if view is None or view.counts(digest)]
+    models = max(1, len(sure), math.ceil(len(by_model) * FEW_SHARE))
+    overlapping = any(0 in said[digest] for digest in sure)
+    return Census(SwarmCount(known, partial, estimated), by_model, overlapping, models)

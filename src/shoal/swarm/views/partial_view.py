@@ -15,7 +15,7 @@ from shoal.swarm.views.peer_sample import (
     part_of,
     public_network,
 )
-from shoal.swarm.views.rules import MODELS_KNOWN, ViewRules
+from shoal.swarm.views.rules import MODELS_KNOWN, SEVERAL, ViewRules
 from shoal.types import Digest, PeerId
 
 HEARD_DRAWN = 256
@@ -47,6 +47,12 @@ class PartialView:
     def joined(self) -> frozenset[str]:
         """The models that this member serves or asks for."""
         return self._joined
+
+    def counts(self, digest: str) -> bool:
+        """Whether several peers of a model are known, or this member serves or asks for it."""
+        view = self._models.get(digest)
+        several = min(SEVERAL, self._rules.entry_peers)
+        return digest in self._joined or (view is not None and view.networks >= several)
 
     def heard(self, peer: PeerId, until: float) -> None:
         """A word has come, be its peer kept or not."""

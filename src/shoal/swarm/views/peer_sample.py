@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -98,7 +98,12 @@ class ChanceDraw:
         self._ranks: dict[PeerId, float] = {}
         self._order: list[tuple[float, PeerId]] = []
         self._threshold = 1.0
-        """Of all with a lesser rank, everybody who was heard of is here."""
+        """Up to which rank everybody is drawn who is heard of."""
+        self._counted = 1.0
+        """Up to which rank everybody who was heard of is here. Less than the threshold from when that has
+        risen until others have said something again."""
+        self._few = most / GROWN
+        """With less than so many the threshold rises."""
 
     def __len__(self) -> int:
         return len(self._ranks)
@@ -114,7 +119,12 @@ class ChanceDraw:
     @property
     def estimate(self) -> int:
         """How many there are in all."""
-        return round(len(self._ranks) / self._threshold)
+        return round(self._told)
+
+    @property
+    def _told(self) -> float:
+        """How many those tell who can be counted."""
+        return bisect_right(self._order, self._counted, key=_rank_of) / self._counted
 
     def offer(self, peer: PeerId, rank: float) -> PeerId | None:
         """Somebody was heard of; who is drawn no more."""
@@ -122,20 +132,36 @@ class ChanceDraw:
             return None
         insort(self._order, (rank, peer))
         self._ranks[peer] = rank
-        if len(self._ranks) <= self._most:
-            return None
-        self._threshold, last = self._order.pop()
-        del self._ranks[last]
+        last = None
+        if len(self._ranks) > self._most:
+            self._threshold, last = self._order.pop()
+            del self._ranks[last]
+        self._count_all_if_refilled()
         return last
 
-    def remove(self, peer: PeerId) -> None:
-        """Somebody is gone."""
+    def remove(self, peer: PeerId) -> bool:
+        """Somebody is gone; whether more of the others are drawn from now on."""
         rank = self._ranks.pop(peer, None)
         if rank is None:
-            return
+            return False
         del self._order[bisect_left(self._order, (rank, peer))]
-        if self._threshold < 1.0 and len(self._ranks) < self._most / GROWN:
-            self._threshold = min(1.0, self._threshold * GROWN)
+        self._count_all_if_refilled()
+        if self._threshold == 1.0 or len(self._ranks) >= self._few:
+            return False
+        # Once for each quarter that goes: those who make up for it are heard of only when they speak again.
+        self._few = len(self._ranks) / GROWN
+        self._threshold = min(1.0, self._threshold * GROWN)
+        return True
+
+    def _count_all_if_refilled(self) -> None:
+        """Count up to the threshold again, once that tells no fewer."""
+        if self._threshold <= self._counted or len(self._ranks) / self._threshold >= self._told:
+            self._counted = self._threshold
+            self._few = self._most / GROWN
+
+
+def _rank_of(drawn: tuple[float, PeerId]) -> float:
+    return drawn[0]
 
 
 class PeerSample:
@@ -176,6 +202,12 @@ class PeerSample:
         return self._drawn.peers
 
     @property
+    def networks(self) -> int:
+        """In how many networks the unlike ones are; who names none has one of its own."""
+        unnamed = self._crowds.get("", 0)
+        return len(self._crowds) - bool(unnamed) + unnamed
+
+    @property
     def estimate(self) -> int:
         """How many peers the model has, as far as they were heard of."""
         return max(len(self), self._drawn.estimate)
@@ -212,7 +244,10 @@ class PeerSample:
     def remove(self, peer: PeerId) -> None:
         """Somebody is gone."""
         self._take_out(peer)
-        self._drawn.remove(peer)
+        if self._drawn.remove(peer):
+            # Nobody else of those ranks is drawn yet: of these none pushes one out who is not kept besides.
+            for one in self._unlike.values():
+                self._drawn.offer(one.peer, one.rank)
 
     def _add(self, one: ViewedPeer) -> None:
         self._unlike[one.peer] = one

@@ -7,7 +7,7 @@ So what it hears, keeps and says goes by its models, and not by the swarm.
 
 Words of each model come on the swarm's topic, too, a few in a while: by them others know those few. While
 anybody is known who hears that topic alone (an older release, or a member to whom the swarm is still small),
-words come there as often as in a small swarm.
+words come there as often as in a small swarm, and of those with something new as many again at most.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ COMPARED = 12
 MODELS_JOINED = 6
 """Models whose topics a member hears, two each: neighbours hear of sixteen subscriptions of one peer."""
 MODELS_KNOWN = 256
+SEVERAL = 4
+"""Peers, in networks of their own, by which a model counts as one: a single identity is soon made up."""
+FEW_SHARE = 1 / 4
+"""Of all models that are known: so many count at least, be they of several peers or of few. So where all have
+few, words on the swarm's topic are as many as in a small swarm, and no more."""
 BELIEVED_EACH = 256
 """Peers of a model that are believed to be there for each that is known, for what they say may be a lie."""
 HEEDED_SHARE = 1 / 4

@@ -17,6 +17,9 @@ NEAR = 0.1
 """How near to an optimum what is decided from a part must come."""
 SLOWER = 1.5
 """By how much hostile ones may delay first tokens."""
+FAILED_MORE = 0.01
+"""Sessions that may find no route, beside those that find none without hostile ones."""
+LOOKUP_WITHIN_S = 3.0
 BYTES_MOST = 10.0
 
 
@@ -83,11 +86,19 @@ def demands_of(plan: ScalePlan, found: ScaleFigures, without: dict[str, Any] | N
         Demand(f"a node sends at most {BYTES_MOST:.0f} kB/s", found.kilobytes_s <= BYTES_MOST),
         Demand(f"a new place is known within {NEWS_WITHIN_S:.0f} s", found.news_p95_s <= NEWS_WITHIN_S),
         Demand("a dead peer is unused within one expiry (p95)", not found.gone_p95_s > EXPIRY_S),
+        Demand(
+            f"a model never asked for is found within {LOOKUP_WITHIN_S:.0f} s (p95)",
+            found.lookup_p95_s <= LOOKUP_WITHIN_S,
+        ),
         Demand("routes from views cost at most 10% more than from all", found.route_whole <= 1 + NEAR),
         Demand("the swarm carries 90% of the optimum after the crowd", found.tokens_share >= 1 - NEAR),
         Demand("no move uncovers a block", found.uncovered_by_moves == 0),
         Demand("at rest at most one move of a node an hour", found.moves_rest <= 1),
         Demand("coverage is whole a minute after a region was lost", found.whole_s <= 60),
+        Demand(
+            "1% of the sessions at most find no route, beside those that find none without liars",
+            found.failed <= FAILED_MORE + (0.0 if without is None else float(without["failed"])),
+        ),
     ]
     if without is not None:
         most = SLOWER * float(without["first_p95_s"] or 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,8 @@ class Seen:
     """When, and how many blocks it left to nobody."""
     lost_blocks: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     """The same of who went or died."""
-    deaths: int = 0
     gone_s: dict[int, float] = field(default_factory=dict[int, float])
-    """For each death, seconds until the last who knew the peer took it for gone."""
+    """For each death, seconds until the last who knew the peer took it for gone; infinite if one did not."""
 
     def news(self, delays: npt.NDArray[np.float64]) -> None:
         """A new place was announced."""
@@ -35,13 +35,13 @@ class Seen:
         """A node that served is there no more."""
         self.lost_blocks.append((now, uncovered))
 
-    def dies(self) -> None:
-        """Somebody went without a word."""
-        self.deaths += 1
-
     def forgotten(self, index: int, died: float, now: float) -> None:
         """Somebody took a dead peer for gone."""
         self.gone_s[index] = max(self.gone_s.get(index, 0.0), now - died)
+
+    def unnoticed(self, index: int) -> None:
+        """Somebody still takes for alive who died long ago."""
+        self.gone_s[index] = math.inf
 
 
 def percentile(values: Any, share: float) -> float:

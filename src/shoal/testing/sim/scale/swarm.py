@@ -62,6 +62,8 @@ KNOWN_AT_FIRST = 2 * RULES.drawn_peers
 """Words of which a view is made at the start, where there are more."""
 STRANGERS = 0.25
 """Share of the neighbours that serve other models."""
+UNNOTICED_S = 2 * EXPIRY_S
+"""A dead peer that is known for so long is one that nobody misses."""
 HOLES_EVERY_S = 10.0
 MISSED_S, MISSED_DEATH_S = 30.0, 15.0
 """Within what time comparisons bring what gossip lost: of two parts of a view one at a time, and deaths
@@ -433,7 +435,7 @@ class ScaleSwarm:
             self.spread(topic, arrives, MISSED_DEATH_S, self._drop, node, self.events.now, False)
             return
         topic.stop(node.place)
-        self.seen.dies()
+        self.events.after(UNNOTICED_S, self._look_back, node)
         self.events.after(UNHEARD_S if end == VANISHES else CLOSED_S, topic.forget, node.place)
         self._notice(node, end, self.events.now)
 
@@ -453,6 +455,13 @@ class ScaleSwarm:
         topic = self.topic(node)
         arrives = topic.flood(accuser.place, 80)
         self.spread(topic, arrives + asked, MISSED_DEATH_S + asked, self._drop, node, died, True)
+
+    def _look_back(self, node: ScaleNode) -> None:
+        """Whether somebody still takes for alive who died a while ago."""
+        others = self.of_model[node.model] if self.partial else self.nodes
+        words = (other.kept.words.get(node.peer) for other in others.values())
+        if any(word is not None and word.until > self.events.now for word in words):
+            self.seen.unnoticed(node.index)
 
     def _drop(self, machines: list[int], node: ScaleNode, died: float, dead: bool) -> None:
         known = 0
