@@ -77,6 +77,44 @@ def test_a_dropped_peer_comes_back_with_its_next_word():
     assert len(directory.alive(NOW)) == 1
 
 
+class Listener:
+    """A directory, and how much of what a peer says it listens to, as a member does."""
+
+    def __init__(self, every_s: float) -> None:
+        self.directory = Directory()
+        self._every_s = every_s
+
+    def hears(self, announcement: Announcement, now: float) -> bool:
+        raw = msgspec.msgpack.encode(announcement)
+        listened = self.directory.may_speak(announcement, raw, now, self._every_s)
+        if listened:
+            self.directory.take(announcement, raw, now, now, self._every_s)
+        return listened
+
+
+def test_who_is_suspected_again_and_again_and_refutes_it_each_time_is_never_gone():
+    every_s, settled_s, gone_s = 80.0, 3.0, 12.0  # as in a swarm of a thousand
+    listener, at = Listener(every_s), NOW
+    directory = listener.directory
+    assert listener.hears(said("a", expires=NOW + 1000), at)
+    for sequence in range(1, 40):
+        at += settled_s
+        assert directory.may_suspect("a", sequence, at, settled_s)
+        directory.suspect("a", at + gone_s)
+        at += 0.2
+        assert listener.hears(said("a", sequence + 1, issued=at, expires=at + 1000), at)
+    # Nothing of its own words is used up.
+    last = [listener.hears(said("a", 41 + n, issued=at, expires=at + 1000), at) for n in range(5)]
+    assert last == [True] * 4 + [False]
+
+
+def test_another_word_with_the_number_of_the_newest_is_not_listened_to():
+    listener = Listener(10.0)
+    assert listener.hears(said("a"), NOW)
+    assert not listener.hears(said("a", agent="another"), NOW)
+    assert listener.hears(said("a"), NOW)
+
+
 def test_it_is_bounded_and_those_of_the_largest_crowd_find_no_place():
     directory = Directory(limit=2)
     directory.take(said("a"), b"", NOW, NOW)

@@ -136,7 +136,9 @@ class Directory:
         entry = self._entries.get(peer := PeerId(announcement.peer))
         if entry is None:
             return self._placeless.may_speak(peer, announcement.sequence, now, every_s)
-        return raw == entry.raw or words_left(entry.words, now - entry.since, every_s) >= 1
+        # Whoever is suspected is: else who suspects it again and again evicts it.
+        may = entry.suspected or words_left(entry.words, now - entry.since, every_s) >= 1
+        return raw == entry.raw or (may and announcement.sequence > entry.announcement.sequence)
 
     def take(
         self, announcement: Announcement, raw: bytes, now: float, wall: float, every_s: float = 0.0
@@ -177,7 +179,7 @@ class Directory:
             # Who speaks again keeps the place that it has by how long it has been here.
             met, key = (old.met, old.key) if old else (now, key_of(peer))
             if old is not None:
-                words = words_left(old.words, now - old.since, every_s) - 1
+                words = words_left(old.words, now - old.since, every_s) - (not old.suspected)
             else:
                 words = self._placeless.words_after(peer, announcement.sequence, now, every_s)
             self._add(peer, _Entry(announcement, raw, key, now, ends, ends, network, met, words))
@@ -477,8 +479,7 @@ class Directory:
         """Every model of which some span is served, each once: as it is known here, else as most say."""
         shapes: list[ModelShape] = []
         for digest, peers in self._serving.items():
-            alive = [self._entries[peer] for peer in peers if self._entries[peer].until > now]
-            served = [entry.announcement.served for entry in alive]
+            served = [e.announcement.served for e in map(self._entries.__getitem__, peers) if e.until > now]
             if any(served):
                 shapes.append(self.known(Digest(digest)) or shape_of(one for one in served if one))
         return sorted(shapes, key=lambda shape: shape.name)
