@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from shoal.swarm.announcement import MAX_LIFETIME_S, Announcement
+from shoal.swarm.announcement import CLOCK_SKEW_S, MAX_LIFETIME_S, Announcement
 from shoal.types import PeerId
 
-REMEMBERED_S = MAX_LIFETIME_S
+REMEMBERED_S = MAX_LIFETIME_S + CLOCK_SKEW_S
 """How long: no word from before could be played again after that. Halves of a swarm meet again until then."""
 STRANGERS_KEPT = 1024
 """Peers that were not here when they said goodbye."""
@@ -53,9 +53,6 @@ class DepartedPeers:
         self._known: OrderedDict[PeerId, Departed] = OrderedDict()
         """In the order in which they went, as the next."""
         self._strangers: OrderedDict[PeerId, Departed] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._known) + len(self._strangers)
 
     def __iter__(self) -> Iterator[Departed]:
         return chain(self._known.values(), self._strangers.values())
