@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from shoal.errors import RemoteProtocolError
-from shoal.swarm.announcement import Announcement, Served
-from shoal.swarm.anti_entropy import EVERYONE
+from shoal.swarm.announcement import CLOCK_SKEW_S, MAX_LIFETIME_S, Announcement, Served
+from shoal.swarm.anti_entropy import EVERYONE, key_of
 from shoal.swarm.coverage import coverage
 from shoal.swarm.directory import Directory
+from shoal.swarm.failure.departed import STRANGERS_KEPT
 from shoal.types import Digest, Span
 
 NOW = 1_000_000.0
@@ -75,6 +76,104 @@ def test_a_dropped_peer_comes_back_with_its_next_word():
     assert directory.alive(NOW) == []
     directory.take(said("a", 2), b"", NOW, NOW)
     assert len(directory.alive(NOW)) == 1
+
+
+class Listener:
+    """A directory, and how much of what a peer says it listens to, as a member does."""
+
+    def __init__(self, every_s: float) -> None:
+        self.directory = Directory()
+        self._every_s = every_s
+
+    def hears(self, announcement: Announcement, now: float) -> bool:
+        raw = msgspec.msgpack.encode(announcement)
+        listened = self.directory.may_speak(announcement, raw, now, self._every_s)
+        if listened:
+            self.directory.take(announcement, raw, now, now, self._every_s)
+        return listened
+
+
+def test_who_is_suspected_again_and_again_and_refutes_it_each_time_is_never_gone():
+    every_s, settled_s, gone_s = 80.0, 3.0, 12.0  # as in a swarm of a thousand
+    listener, at = Listener(every_s), NOW
+    directory = listener.directory
+    assert listener.hears(said("a", expires=NOW + 1000), at)
+    for sequence in range(1, 40):
+        at += settled_s
+        assert directory.may_suspect("a", sequence, at, settled_s)
+        directory.suspect("a", at + gone_s)
+        at += 0.2
+        assert listener.hears(said("a", sequence + 1, issued=at, expires=at + 1000), at)
+    # Nothing of its own words is used up.
+    last = [listener.hears(said("a", 41 + n, issued=at, expires=at + 1000), at) for n in range(5)]
+    assert last == [True] * 4 + [False]
+
+
+def test_another_word_with_the_number_of_the_newest_is_not_listened_to():
+    listener = Listener(10.0)
+    assert listener.hears(said("a"), NOW)
+    assert not listener.hears(said("a", agent="another"), NOW)
+    assert listener.hears(said("a"), NOW)
+
+
+def goodbye(peer: str, sequence: int) -> Announcement:
+    return said(peer, sequence, served=None)
+
+
+def test_goodbyes_of_one_peer_are_listened_to_as_often_as_its_other_words():
+    listener = Listener(100.0)
+    assert [listener.hears(goodbye("a", number), NOW) for number in range(1, 9)] == [True] * 5 + [False] * 3
+    assert listener.hears(goodbye("a", 5), NOW)  # the last one, on another topic
+    assert not listener.hears(msgspec.structs.replace(goodbye("a", 5), agent="another"), NOW)
+    assert listener.hears(said("a", 9, issued=NOW + 25, expires=NOW + 225), NOW + 100)
+    assert not listener.hears(goodbye("a", 10), NOW + 100)
+
+
+def test_who_leaves_and_comes_back_again_and_again_may_say_no_more_than_others():
+    listener = Listener(100.0)
+    words = [(said if number % 2 else goodbye)("a", number) for number in range(1, 9)]
+    assert [listener.hears(word, NOW) for word in words] == [True] * 5 + [False] * 3
+
+
+def test_whose_words_end_at_once_may_say_no_more_than_others():
+    listener = Listener(100.0)
+    words = [said("a", n, issued=NOW + n, expires=NOW + n + 0.5) for n in range(1, 9)]
+    assert [listener.hears(word, word.issued) for word in words] == [True] * 5 + [False] * 3
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_goodbye_is_remembered_while_the_word_before_it_could_be_played_again(lost):
+    ahead = NOW + CLOCK_SKEW_S
+    word = said("a", issued=ahead, expires=ahead + MAX_LIFETIME_S)
+    directory = held(word)
+    if lost:
+        directory.drop("a", NOW)
+    directory.take(goodbye("a", 2), b"", NOW, NOW)  # which holds for 30 s
+    for at in (NOW + 41, word.expires - 0.1):
+        with pytest.raises(RemoteProtocolError, match="older"):
+            directory.take(word, b"", at, at)
+
+
+def test_who_was_suspected_and_is_gone_is_back_when_it_says_that_it_lives():
+    listener = Listener(100.0)
+    for number in range(1, 6):
+        assert listener.hears(said("a", number), NOW)
+    listener.directory.suspect("a", NOW + 12)
+    listener.directory.expire(NOW + 13)
+    assert listener.directory.is_lost("a")
+    assert listener.hears(said("a", 6, expires=NOW + 60), NOW + 13)
+    assert not listener.hears(said("a", 7, expires=NOW + 60), NOW + 13)
+
+
+def test_goodbyes_of_strangers_push_out_nobody_who_was_here_and_are_told_to_who_holds_them():
+    directory = held(said("a"))
+    directory.drop("a", NOW)
+    for number in range(2 * STRANGERS_KEPT):
+        directory.take(goodbye(f"evil {number}", 1), b"", NOW, NOW)
+    assert [word.peer for word in directory.lost()] == ["a"]
+    assert directory.gone({}) == {key_of("a"): 1}
+    last = key_of(f"evil {2 * STRANGERS_KEPT - 1}")
+    assert directory.gone({last: 0, key_of("evil 0"): 0}) == {key_of("a"): 1, last: 1}
 
 
 def test_it_is_bounded_and_those_of_the_largest_crowd_find_no_place():

@@ -16,7 +16,7 @@ from shoal.swarm.anti_entropy import EVERYONE, DirectoryQuery, encode, read_diff
 from shoal.swarm.clock import Clock
 from shoal.swarm.member import Member
 from shoal.swarm.taking_part import speaker
-from shoal.swarm.taking_part.comparison import DIRECTORY_PROTOCOL
+from shoal.swarm.taking_part.comparison import ANSWERS_AT_ONCE, ANSWERS_PER_S, DIRECTORY_PROTOCOL
 from shoal.swarm.taking_part.speaker import TOPIC
 from shoal.testing.memory import MemoryNetwork, World
 from shoal.trust.operator import state
@@ -246,3 +246,24 @@ async def test_an_answer_is_bounded_however_long_the_directory(autojump_clock, m
         answer = await other.network.request(member.network.peer, DIRECTORY_PROTOCOL, question, deadline_s=1)
         assert 500 < len(read_difference(answer).news) < 1000
         assert len(answer) < 1 << 20
+
+
+async def test_who_asks_too_often_hears_the_time_alone_and_others_hear_everything(autojump_clock):
+    async with members(World(), 3) as (member, flood, other):
+        for node in (member, other):
+            node.served = served
+            await node.announce()
+        await trio.sleep(1)
+        member.directory.drop(other.network.peer, member.now())
+        question = encode(DirectoryQuery(EVERYONE, {}))
+
+        async def ask(asker: Member, question: bytes = question):
+            raw = await asker.network.request(member.network.peer, DIRECTORY_PROTOCOL, question, deadline_s=1)
+            return read_difference(raw)
+
+        full = [bool((await ask(flood)).gone) for _ in range(2 * ANSWERS_AT_ONCE)]
+        assert ANSWERS_AT_ONCE <= full.count(True) <= ANSWERS_AT_ONCE + ANSWERS_PER_S
+        over = await ask(flood, b"nobody reads that")
+        assert (over.news, over.gone, over.wall) == ([], {}, member.clock.own)
+        answer = await ask(other)
+        assert answer.gone and answer.news

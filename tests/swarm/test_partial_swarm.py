@@ -179,7 +179,7 @@ async def test_where_nobody_is_known_of_a_model_the_dht_finds_it(autojump_clock)
         hidden = await swarm.enter(three)
         asker = swarm.of(ONE)[0]
         asker.directory.drop(hidden.network.peer, asker.now())
-        asker.directory._gone.clear()
+        asker.directory._gone.forget(hidden.network.peer)
         asker.directory._placeless.note(
             hidden.network.peer, LastWord(1, asker.now(), 4.0)
         )  # as of most peers

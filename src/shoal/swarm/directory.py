@@ -6,7 +6,6 @@ with the time of day that the swarm has (:mod:`shoal.swarm.clock`).
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 import secrets
@@ -19,6 +18,7 @@ from shoal.swarm.announcement import Announcement, operator_of
 from shoal.swarm.anti_entropy import MAX_PEERS, DirectoryPart, key_of
 from shoal.swarm.coverage import shape_of
 from shoal.swarm.eviction import peers_to_evict, stated_network
+from shoal.swarm.failure.departed import Departed, DepartedPeers
 from shoal.swarm.views.partial_view import PartialView
 from shoal.swarm.views.placeless import LastWord, Placeless, words_left
 from shoal.swarm.views.rules import ViewRules
@@ -30,8 +30,6 @@ LATELY_TOLD = 64
 """Peers gone lately, or suspected, that every neighbour is told of."""
 FORGOTTEN_SHARE = 1 / 64
 """Of a full directory: who goes at a time. Then not everybody is looked at for each newcomer of a flood."""
-REMEMBERED_S = 3600.0
-"""How long a peer that was lost is remembered after its last word, so that halves of a swarm meet again."""
 
 
 @dataclass(slots=True)
@@ -59,16 +57,12 @@ class _Entry:
     def suspected(self) -> bool:
         return self.until < self.ends
 
+    @property
+    def sequence(self) -> int:
+        return self.announcement.sequence
 
-@dataclass(frozen=True, slots=True)
-class _Departed:
-    sequence: int
-    since: float
-    """When it was taken for gone."""
-    until: float
-    key: bytes
-    last: Announcement | None
-    """What it said when it was last heard; ``None`` if it said goodbye."""
+    def said(self, raw: bytes) -> bool:
+        return raw == self.raw
 
 
 class Directory:
@@ -92,7 +86,7 @@ class Directory:
         """By the model's digest, those who serve some of it."""
         self._raws: set[bytes] = set()
         self._known: dict[Digest, ModelShape] = {}
-        self._gone: dict[PeerId, _Departed] = {}
+        self._gone = DepartedPeers(limit)
         self._next_end = math.inf
         self._used: OrderedDict[PeerId, None] = OrderedDict()
         self.view: PartialView | None = None
@@ -133,10 +127,22 @@ class Directory:
 
     def may_speak(self, announcement: Announcement, raw: bytes, now: float, every_s: float) -> bool:
         """Whether a word is listened to: of new ones a few at once, and then one every ``every_s``."""
-        entry = self._entries.get(peer := PeerId(announcement.peer))
-        if entry is None:
+        last = self._last(peer := PeerId(announcement.peer))
+        if last is None:
             return self._placeless.may_speak(peer, announcement.sequence, now, every_s)
-        return raw == entry.raw or words_left(entry.words, now - entry.since, every_s) >= 1
+        # Whoever is suspected is: else who suspects it again and again evicts it.
+        may = last.suspected or words_left(last.words, now - last.since, every_s) >= 1
+        return last.said(raw) or (may and announcement.sequence > last.sequence)
+
+    def _last(self, peer: PeerId) -> _Entry | Departed | None:
+        return self._entries.get(peer) or self._gone.get(peer)
+
+    def _words_after(self, announcement: Announcement, now: float, every_s: float) -> float:
+        """Words that a peer may say at once after this one."""
+        last = self._last(peer := PeerId(announcement.peer))
+        if last is None:
+            return self._placeless.words_after(peer, announcement.sequence, now, every_s)
+        return words_left(last.words, now - last.since, every_s) - (not last.suspected)
 
     def take(
         self, announcement: Announcement, raw: bytes, now: float, wall: float, every_s: float = 0.0
@@ -157,32 +163,32 @@ class Directory:
             return False
         peer = PeerId(announcement.peer)
         known = self.sequence(peer)
-        if announcement.sequence == known and (peer in self._entries or peer in self._gone):
+        if announcement.sequence == known and self._last(peer) is not None:
             return False
         if announcement.sequence < known:
             raise RemoteProtocolError(f"an announcement of {peer} older than one that we have")
         network = stated_network(announcement.address)
         if not (announcement.leaving or peer in self._entries) and len(self._entries) >= self._limit:
             self._make_room(announcement, network)
-        # By either clock: a word from a clock that is ahead lives no longer than it asked for.
-        ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
+        words = self._words_after(announcement, now, every_s)
         old = self._remove(peer)
         if announcement.leaving:
             if old is not None:
                 self._lose_place(peer, old)
-            self._depart(peer, _Departed(announcement.sequence, now, ends, key_of(peer), None))
+            elif self._placeless.sequence(peer) >= 0:
+                self._placeless.note(peer, LastWord(announcement.sequence, now, words))
+            gone = Departed(announcement.sequence, now, words, now, key_of(peer), hash(raw), None)
+            self._depart(peer, gone, was_here=old is not None)
         else:
             # A newer word from one that was taken for gone: it lives.
-            self._gone.pop(peer, None)
+            self._gone.forget(peer)
             # Who speaks again keeps the place that it has by how long it has been here.
             met, key = (old.met, old.key) if old else (now, key_of(peer))
-            if old is not None:
-                words = words_left(old.words, now - old.since, every_s) - 1
-            else:
-                words = self._placeless.words_after(peer, announcement.sequence, now, every_s)
+            # By either clock: a word from a clock that is ahead lives no longer than it asked for.
+            ends = now + min(announcement.expires - announcement.issued, announcement.expires - wall)
             self._add(peer, _Entry(announcement, raw, key, now, ends, ends, network, met, words))
             self._place(peer, old)
-        self._next_end = min(self._next_end, ends)
+            self._next_end = min(self._next_end, ends)
         return announcement.leaving or peer in self._entries
 
     def keep_part(self, rules: ViewRules, joined: Iterable[Digest] = ()) -> None:
@@ -225,7 +231,7 @@ class Directory:
             gone.append(peer)
         for other in gone:  # which is no word that it has gone
             if (left := self._remove(other)) is not None:
-                self._placeless.note(other, LastWord(left.announcement.sequence, left.since, left.words))
+                self._placeless.note(other, LastWord(left.sequence, left.since, left.words))
 
     def used(self, peer: PeerId) -> None:
         """This peer has served us: whoever comes later does not take its place."""
@@ -283,10 +289,8 @@ class Directory:
 
     def sequence(self, peer: PeerId) -> int:
         """The newest sequence number heard from ``peer``, -1 if none is remembered."""
-        entry = self._entries.get(peer) or self._gone.get(peer)
-        if isinstance(entry, _Entry):
-            return entry.announcement.sequence
-        return entry.sequence if entry else self._placeless.sequence(peer)
+        last = self._last(peer)
+        return last.sequence if last else self._placeless.sequence(peer)
 
     def get(self, peer: PeerId) -> Announcement | None:
         """What a peer said last, if it is there."""
@@ -332,16 +336,17 @@ class Directory:
         entry = self._remove(peer)
         if entry is not None:
             self._lose_place(peer, entry)
-            # Remembered at least until its last word is over, or somebody could play that again.
-            last, until = entry.announcement, max(entry.ends, entry.since + REMEMBERED_S)
-            self._depart(peer, _Departed(last.sequence, now, until, entry.key, last))
+            # Who is taken for gone while its word holds may still say that it lives, as who is suspected.
+            words, mark = entry.words + (now < entry.ends), hash(entry.raw)
+            gone = Departed(entry.sequence, entry.since, words, now, entry.key, mark, entry.announcement)
+            self._depart(peer, gone, was_here=True)
 
     def may_suspect(self, peer: PeerId, sequence: int, now: float, settled_s: float) -> bool:
         """Whether to suspect this word is news: it is the newest, not yet suspected, and not just come."""
         entry = self._entries.get(peer)
         return (
             entry is not None
-            and entry.announcement.sequence == sequence
+            and entry.sequence == sequence
             and not entry.suspected
             and now - entry.since >= settled_s
         )
@@ -355,15 +360,13 @@ class Directory:
     def expire(self, now: float) -> None:
         """Forget what is over. The departed are remembered while their last words could be played again."""
         self._placeless.expire(now)
-        # Nothing ends before that, so most calls look no further.
+        self._gone.expire(now)
+        # Nobody ends before that, so most calls look no further.
         if now < self._next_end:
             return
         for peer in [p for p, entry in self._entries.items() if entry.until <= now]:
             self.drop(peer, now)
-        for peer in [p for p, departed in self._gone.items() if departed.until <= now]:
-            del self._gone[peer]
-        ends = (entry.until for entry in self._entries.values())
-        self._next_end = min((*ends, *(departed.until for departed in self._gone.values())), default=math.inf)
+        self._next_end = min((entry.until for entry in self._entries.values()), default=math.inf)
 
     def alive(self, now: float) -> list[Announcement]:
         """Every announcement that has not expired."""
@@ -376,7 +379,7 @@ class Directory:
             models: of which alone; of all, if there are none.
         """
         return {
-            entry.key: entry.announcement.sequence
+            entry.key: entry.sequence
             for entry in self._of(models)
             if entry.until > now and part.has(entry.key)
         }
@@ -406,7 +409,7 @@ class Directory:
             for entry in self._of(models)
             if entry.until > now
             and part.has(entry.key)
-            and held.get(entry.key, -1) < entry.announcement.sequence
+            and held.get(entry.key, -1) < entry.sequence
             and not entry.suspected
         ]
 
@@ -428,23 +431,24 @@ class Directory:
 
         With them of who has gone last, or is suspected, be they in ``held`` or not.
         """
-        departed = {d.key: d.sequence for d in self._gone.values()}
-        suspected = {e.key: e.announcement.sequence for e in self._entries.values() if e.suspected}
+        departed = {d.key: d.sequence for d in self._gone}
+        suspected = {e.key: e.sequence for e in self._entries.values() if e.suspected}
         over = departed | suspected
-        lately = heapq.nlargest(LATELY_TOLD, self._gone.values(), key=lambda departed: departed.since)
-        told = {d.key: d.sequence for d in lately} | dict(list(suspected.items())[:LATELY_TOLD])
+        told = {d.key: d.sequence for d in self._gone.lately(LATELY_TOLD)} | dict(
+            list(suspected.items())[:LATELY_TOLD]
+        )
         return told | {key: over[key] for key, sequence in held.items() if over.get(key, -1) >= sequence}
 
     def lost(self) -> list[Announcement]:
         """The last words of those who are gone without a goodbye, for a while."""
-        return [departed.last for departed in self._gone.values() if departed.last is not None]
+        return self._gone.lost()
 
     def among(self, gone: Mapping[bytes, int]) -> list[Announcement]:
         """Whom we hold of those who are said to be gone, and have heard nothing newer of."""
         return [
             entry.announcement
             for entry in self._entries.values()
-            if gone.get(entry.key, -1) >= entry.announcement.sequence
+            if gone.get(entry.key, -1) >= entry.sequence
         ]
 
     def serving(self, digest: Digest, now: float, format: Format | None = None) -> Iterator[Announcement]:
@@ -477,8 +481,7 @@ class Directory:
         """Every model of which some span is served, each once: as it is known here, else as most say."""
         shapes: list[ModelShape] = []
         for digest, peers in self._serving.items():
-            alive = [self._entries[peer] for peer in peers if self._entries[peer].until > now]
-            served = [entry.announcement.served for entry in alive]
+            served = [e.announcement.served for e in map(self._entries.__getitem__, peers) if e.until > now]
             if any(served):
                 shapes.append(self.known(Digest(digest)) or shape_of(one for one in served if one))
         return sorted(shapes, key=lambda shape: shape.name)
@@ -491,9 +494,7 @@ class Directory:
         alive.sort(key=lambda item: (item[0] not in friends, item[1].digest not in self._known, item[1].met))
         return [entry.announcement for _, entry in alive]
 
-    def _depart(self, peer: PeerId, departed: _Departed) -> None:
+    def _depart(self, peer: PeerId, departed: Departed, *, was_here: bool) -> None:
         if self.view is not None:
             self.view.gone(peer)
-        self._gone[peer] = departed
-        if len(self._gone) > self._limit:
-            del self._gone[min(self._gone, key=lambda p: self._gone[p].until)]
+        self._gone.note(peer, departed, was_here=was_here)

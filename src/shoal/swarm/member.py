@@ -397,13 +397,13 @@ class Member:
         """An announcement that holds; the signature, which costs the most, is looked at last.
 
         Raises:
-            RemoteProtocolError: it does not hold, or its peer speaks too often.
+            RemoteProtocolError: it does not hold, or its peer speaks too often or has said something newer.
         """
         claim = read(raw)
         peer = PeerId(claim.announcement.peer)
         every_s = self._may_speak_every_s(claim.announcement)
         if not self.directory.may_speak(claim.announcement, raw, self.now(), every_s):
-            raise RemoteProtocolError(f"{peer} speaks too often")
+            raise RemoteProtocolError(f"{peer} speaks too often, or has said something newer")
         try:
             self._dates.time_for(claim.announcement)
         except Misdated:

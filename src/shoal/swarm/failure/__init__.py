@@ -1,1 +1,1 @@
-"""Noticing dead peers: SWIM's probes and suspicions (Das, Gupta and Motivala, 2002)."""
+"""Noticing dead peers, and remembering them: SWIM's probes and suspicions (Das, Gupta and Motivala, 2002)."""

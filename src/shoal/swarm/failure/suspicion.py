@@ -3,9 +3,10 @@
 It is no verdict. Who is suspected and lives hears it like everybody else and refutes it with a new
 announcement (SWIM, Das et al. 2002, sections 3 and 4.2: suspicion, refuted by incarnation numbers, which our
 sequence numbers are). Where no refutation comes, each peer asks for itself before it takes the other for
-gone. So a liar can make others speak, and evict nobody. It cannot even make them speak often: of each
-announced peer so many are heard in an expiry, on a model's topic so many of all strangers together, and a
-word is suspected once, and not before it has been there for a moment.
+gone. So a liar can make others speak, and evict nobody: a refutation is listened to however often its peer
+has spoken, and is not counted among its words. It cannot even make them speak often: of each announced peer
+so many suspicions are heard in an expiry, on a model's topic so many of all strangers together, and a word is
+suspected once, and not before it has been there for a moment.
 """
 
 from __future__ import annotations

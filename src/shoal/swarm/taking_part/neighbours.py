@@ -33,6 +33,10 @@ STRANGERS = 2
 ABOUT_ALL = 1 / 4
 """Of the comparisons in a large swarm: how many are about other models, too."""
 GREET_EVERY_S = 0.5
+GREETED_AT_ONCE = 16
+NEXT_AFTER_S = 0.25
+"""How long one that is greeted is waited for before the next is greeted beside it. One after the other, what
+the first tells is not asked for again; and who is silent holds up nobody."""
 
 
 class HearFrom(Protocol):
@@ -114,14 +118,25 @@ class Neighbours:
     async def greet(self) -> None:
         """Compare notes with everybody with whom a connection has come about, by whoever's doing."""
         greeted: set[PeerId] = set()
-        while True:
-            connected = {c.peer for c in self._network.connections()}
-            self._directory.neighbours = frozenset((*connected, self._network.peer))
-            for peer in sorted(connected - greeted):
-                await self._compare(peer)
-            # Who has left is greeted again when it comes back.
-            greeted = connected
-            await trio.sleep(GREET_EVERY_S)
+        async with trio.open_nursery() as nursery:
+            while True:
+                connected = {c.peer for c in self._network.connections()}
+                self._directory.neighbours = frozenset((*connected, self._network.peer))
+                # Who has left is greeted again when it comes back.
+                greeted &= connected
+                waiting = sorted(connected - greeted)
+                if not waiting or len(nursery.child_tasks) >= GREETED_AT_ONCE:
+                    await trio.sleep(GREET_EVERY_S)
+                    continue
+                # By chance: nobody chooses a name that comes first.
+                greeted.add(peer := self._random.choice(waiting))
+                nursery.start_soon(self._greet, peer, heard := trio.Event())
+                with trio.move_on_after(NEXT_AFTER_S):
+                    await heard.wait()
+
+    async def _greet(self, peer: PeerId, heard: trio.Event) -> None:
+        await self._compare(peer)
+        heard.set()
 
     def _strangers(self, connected: set[PeerId]) -> list[Announcement]:
         directory = self._directory
