@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from shoal.testing.federated import SoftmaxLearner, unlike_data
+from shoal.training.federated.decide import ready_members
+from shoal.training.federated.statements import MemberStanding
 from shoal.training.federated.terms import FederatedTerms
 
 CLASSES, FEATURES = 4, 12
@@ -60,3 +64,11 @@ class Poison(SoftmaxLearner):
 
 def same_adapter(run, members):
     return len({run.members[index].state.digest for index in members}) == 1
+
+
+def convening(run, round, indexes):
+    """These members, in the order in which they convene a round."""
+    order = {run.members[index].board.own: index for index in indexes}
+    standings = {peer: MemberStanding(run.members[0].board.run, peer, round, b"", True) for peer in order}
+    known = replace(run.members[0].board.snapshot(), round=round, state=b"", standings=standings, gone=set())
+    return [order[peer] for peer in ready_members(known)]

@@ -9,7 +9,7 @@ from shoal.errors import UsageError
 from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
 from shoal.training.federated.demo.direction import DemoTerms
 from shoal.wire.federating import UpdatePart
-from tests.client.federated.run_bench import CLASSES, central, learners, same_adapter, terms
+from tests.client.federated.run_bench import CLASSES, central, convening, learners, same_adapter, terms
 
 DEMO = {"compress": "demo", "demo": DemoTerms(rate=0.1, warmup=2, decay=0.9, kept=256), "steps": 1}
 
@@ -59,9 +59,10 @@ async def test_by_demo_a_step_with_too_few_moves_nothing_and_takes_nothing_from_
 
     async with memory_run(terms(rounds=5, least=3, **DEMO)) as run:
         await run.together([Seen(*data, CLASSES) for data in unlike_data(3)])
-        run.kill_at(2, 4, "update", 0)
-        await run.finished([0, 1], 300)
-        for member in run.members[:2]:
+        *stay, dies = convening(run, 4, range(3))  # whose plan the others have, as it is not its own
+        run.kill_at(dies, 4, "update", 0)
+        await run.finished(stay, 300)
+        for member in (run.members[index] for index in stay):
             weights, momentum, gradient = begun[member]
             assert np.array_equal(member.state.weights, weights)
             assert member.momentum == pytest.approx(np.float32(0.9) * momentum + gradient, abs=1e-6)

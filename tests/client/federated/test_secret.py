@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import trio
@@ -11,10 +9,8 @@ from msgspec import structs
 
 from shoal.errors import UsageError
 from shoal.testing.federated import memory_run
-from shoal.training.federated.decide import ready_members
-from shoal.training.federated.statements import MemberStanding
 from shoal.wire.federating import SecretList, SecretShown, UpdatePart
-from tests.client.federated.run_bench import SIZE, central, learners, same_adapter, terms
+from tests.client.federated.run_bench import SIZE, central, convening, learners, same_adapter, terms
 
 SECRET = {"secret": True, "least": 4, "radius": 5.0, "gather_s": 5.0, "part_s": 3.0}
 
@@ -40,14 +36,6 @@ def without_threads(monkeypatch):
         return compute(*args)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", at_once)
-
-
-def convening(run, round, indexes):
-    """These members, in the order in which they convene a round."""
-    order = {run.members[index].board.own: index for index in indexes}
-    standings = {peer: MemberStanding(run.members[0].board.run, peer, round, b"", True) for peer in order}
-    known = replace(run.members[0].board.snapshot(), round=round, state=b"", standings=standings, gone=set())
-    return [order[peer] for peer in ready_members(known)]
 
 
 async def test_who_drops_out_of_a_secret_sum_does_not_spoil_it(autojump_clock, without_threads):
