@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import Annotated
 
 import numpy as np
@@ -58,13 +58,14 @@ def joint_direction(sent: Mapping[PeerId, Coefficients], size: int) -> JointDire
     """The direction by what members have sent.
 
     One whose norm is eight times that of the median member is left out: no honest one is. What others have
-    beyond twice that norm does not count, so that none decides alone.
+    beyond twice that norm does not count, so that none decides alone. Of an even number of members the lower
+    median holds: else, of two, the louder one would be its own measure.
 
     Args:
         sent: by member, in an order that all members have.
     """
     norms = {peer: _norm(coefficients) for peer, coefficients in sent.items()}
-    middle = median(norms.values()) if norms else 0.0
+    middle = median_low(norms.values()) if norms else 0.0
     left_out = {
         peer: f"the norm of its coefficients is {norm:.3g}, and that of the median member {middle:.3g}"
         for peer, norm in norms.items()
