@@ -37,11 +37,11 @@ def test_each_round_is_told_and_who_was_left_out_is_named(capsys):
         lambda *what: lines.append(what),
         True,
     )
-    told.tell_round(report(members=()), lambda *what: lines.append(what), False)
+    told.tell_round(report(members=(), epsilon=2.5), lambda *what: lines.append(what), False)
     epsilon = "epsilon 2.5 with delta 1e-05"
     assert lines == [
         (f"round 3: 2 members, 2 with the same adapter, loss 0.5000, 1.2 kB sent, {epsilon}", 3, 9),
-        ("round 3: it was missed, and the adapter came from others", 3, 9),
+        (f"round 3: it was missed, and the adapter came from others, {epsilon}", 3, 9),
     ]
     out, err = capsys.readouterr()
     assert "round 3: b is left out: it has NaN" in err

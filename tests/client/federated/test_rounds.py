@@ -284,3 +284,18 @@ async def test_noise_is_added_before_anybody_sees_an_update_and_epsilon_is_told(
         assert kept[:3] == [5, 5, 5]
         told = [report.epsilon for report in run.reports[0]]
         assert told == [spent_epsilon(0.02, count) for count in (5, 6, 7)]
+
+
+async def test_a_round_that_was_missed_tells_what_was_sent_and_what_it_has_shown(autojump_clock):
+    async with memory_run(terms(rounds=4, gather_s=5.0, noise=0.02, radius=5.0)) as run:
+        made = learners(3)
+        made[2].step_s = 3.0  # 15 s a round
+        await run.together(made, spent=4)
+        await run.finished(range(3), 600)
+        reports = run.reports[2]
+        missed = [report for report in reports if not report.members]
+        assert missed
+        assert all(report.epsilon >= spent_epsilon(0.02, 4) for report in missed)
+        assert missed[-1].epsilon > spent_epsilon(0.02, 4)  # noise is counted once it is drawn
+        assert all(0 < report.sent_in_round <= report.sent for report in reports)
+        assert sum(report.sent_in_round for report in reports) == reports[-1].sent
