@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,8 @@ from shoal.client.federated.tuned import TunerLearner
 from shoal.client.swarm import Swarm
 from shoal.client.tuning.open import TuningData, open_tuner
 from shoal.client.tuning.tuner import Tuner, TuningOptions
-from shoal.errors import DigestMismatch, UsageError
+from shoal.errors import DigestMismatch, NoCoverage, UnknownModel, UsageError
+from shoal.models.store.local_model import LocalModel
 from shoal.training.federated.compress import Compression
 from shoal.training.federated.demo.direction import DemoTerms
 from shoal.training.federated.means import MeanRule
@@ -95,7 +96,7 @@ async def start_run(
     tuner, learner = await _open(swarm, model, data, options, folder, own_blocks=own_blocks)
     try:
         local = await swarm.resolve(model)
-        terms = _terms(model, local.digest, options, chosen, learner)
+        terms = _terms(local, options, chosen, learner)
         raw = await trio.to_thread.run_sync(folder.terms)
         if raw is None:
             raw = sign_statement(TermsStatement(bytes(32), swarm.network.peer, terms), swarm.network.sign)
@@ -128,7 +129,7 @@ async def join_run(
     whatever the options say.
 
     Args:
-        model: its name here, if it has another one than at the starter's.
+        model: its name here, where it is not to be found by its digest or the starter's name for it.
         own_blocks, patience_s: as :func:`start_run` has them.
 
     Raises:
@@ -141,8 +142,7 @@ async def join_run(
         raw = (await look_at_run(swarm.network, run, listen_s=0.0)).raw
     terms = read_run_terms(raw)
     await trio.to_thread.run_sync(folder.keep_terms, raw)
-    model = model or terms.model
-    local = await swarm.resolve(model)
+    model, local = await resolve_model(swarm, terms, model)
     if local.digest != terms.digest:
         raise DigestMismatch(
             f"the run tunes {terms.digest[:23]}…, and {model} is {local.digest[:23]}… here",
@@ -157,6 +157,29 @@ async def join_run(
             yield FederatedRun(run.hex(), terms, participant, tuner)
     finally:
         tuner.close()
+
+
+async def resolve_model(swarm: Swarm, terms: FederatedTerms, named: str = "") -> tuple[str, LocalModel]:
+    """A run's model, and by what it was found here.
+
+    Args:
+        named: what it is called here; where nothing is said, by its digest, which is the same
+            everywhere, and by the starter's name for it.
+
+    Raises:
+        UnknownModel, ShoalError: as :meth:`Swarm.resolve`.
+    """
+    if not named:
+        here = await trio.to_thread.run_sync(swarm.store.find, terms.digest)
+        named = terms.digest if here is not None else terms.model
+    try:
+        return named, await swarm.resolve(named)
+    except UnknownModel:
+        if named != terms.model:
+            raise
+        with suppress(NoCoverage, UnknownModel):
+            return terms.digest, await swarm.resolve(terms.digest)
+        raise
 
 
 async def _open(
@@ -179,15 +202,15 @@ async def _open(
 
 
 def _terms(
-    model: str, digest: str, options: TuningOptions, chosen: FederatedOptions, learner: TunerLearner
+    local: LocalModel, options: TuningOptions, chosen: FederatedOptions, learner: TunerLearner
 ) -> FederatedTerms:
     size, steps, demo = learner.layout.size, chosen.steps or STEPS, None
     if chosen.compress == "demo":
         demo = DemoTerms(options.rate, options.warmup, chosen.decay, chosen.kept)
         steps = chosen.steps or 1
     terms = FederatedTerms(
-        model=model,
-        digest=digest,
+        model=local.name,  # not as it was typed: where a folder is here is nobody's business
+        digest=local.digest,
         rank=options.rank,
         alpha=options.alpha,
         layers=options.layers,
