@@ -19,7 +19,7 @@ from shoal.client.tuning.tuner import Tuner, TuningOptions
 from shoal.errors import DigestMismatch, NoCoverage, UnknownModel, UsageError
 from shoal.models.store.local_model import LocalModel
 from shoal.training.federated.compress import Compression
-from shoal.training.federated.demo.direction import DemoTerms
+from shoal.training.federated.demo.direction import DECAY, KEPT, DemoTerms
 from shoal.training.federated.means import MeanRule
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.statements import TermsStatement, sign_statement
@@ -39,7 +39,7 @@ class FederatedOptions:
     """Local steps of a round; 0: 20 of them, and by DeMo, where a round is a step, one."""
     rule: MeanRule = "mean"
     radius: float = 0.0
-    """The norm to which updates are clipped; 0: that of AdamW's steps if all go one way."""
+    """The norm to which updates are clipped; 0: that of AdamW's steps if all go one way. Not by DeMo."""
     outer_rate: float = 1.0
     outer_momentum: float = 0.0
     proximal: float = 0.0
@@ -52,11 +52,26 @@ class FederatedOptions:
     """Deviation of the noise in each number of a member's update, in ``radius``; 0: none."""
     compress: Compression = "none"
     """How updates travel."""
-    decay: float = 0.9
-    """DeMo: of each member's momentum, in a step."""
-    kept: int = 32
-    """DeMo: coefficients of each chunk of 4,096 numbers that are sent."""
+    decay: float | None = None
+    """DeMo: of each member's momentum, in a step; by itself 0.9."""
+    kept: int | None = None
+    """DeMo: coefficients of each chunk of 4,096 numbers that are sent; by itself 32."""
     name: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError: an option that would have no effect."""
+        if self.compress == "demo" and self.radius:
+            raise UsageError(
+                "--compress demo and --radius do not go together: what members send is compared with that of "
+                "the median member, and no norm is clipped",
+                check="leave one of them out",
+            )
+        if self.compress != "demo" and (self.kept is not None or self.decay is not None):
+            option = "--decay" if self.kept is None else "--kept"
+            raise UsageError(
+                f"{option} is of DeMo, and updates travel by {self.compress!r} here",
+                check=f"add --compress demo, or leave {option} out",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +178,8 @@ async def resolve_model(swarm: Swarm, terms: FederatedTerms, named: str = "") ->
     """A run's model, and by what it was found here.
 
     Args:
-        named: what it is called here; where nothing is said, by its digest, which is the same
-            everywhere, and by the starter's name for it.
+        named: what it is called here; where nothing is said, its digest, which is the same everywhere, and then
+            the starter's name for it are tried.
 
     Raises:
         UnknownModel, ShoalError: as :meth:`Swarm.resolve`.
@@ -206,7 +221,9 @@ def _terms(
 ) -> FederatedTerms:
     size, steps, demo = learner.layout.size, chosen.steps or STEPS, None
     if chosen.compress == "demo":
-        demo = DemoTerms(options.rate, options.warmup, chosen.decay, chosen.kept)
+        decay = DECAY if chosen.decay is None else chosen.decay
+        kept = KEPT if chosen.kept is None else chosen.kept
+        demo = DemoTerms(options.rate, options.warmup, decay, kept)
         steps = chosen.steps or 1
     terms = FederatedTerms(
         model=local.name,  # not as it was typed: where a folder is here is nobody's business

@@ -19,6 +19,8 @@ from shoal.types import PeerId
 
 NORM_TIMES = 2
 """The most that a member's coefficients count, in norms of the median member."""
+DECAY, KEPT = 0.9, 32
+"""What a run by DeMo has if nobody says otherwise."""
 
 
 class DemoTerms(Struct, frozen=True, array_like=True, gc=False):
@@ -28,9 +30,9 @@ class DemoTerms(Struct, frozen=True, array_like=True, gc=False):
     """By how much a step moves each number, after the warm-up."""
     warmup: Annotated[int, Meta(ge=0, le=1 << 20)] = 10
     """Steps in which the rate rises; from then on it falls evenly, to 0 after the last round."""
-    decay: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    decay: Annotated[float, Meta(ge=0, lt=1)] = DECAY
     """Of the momentum, in each step."""
-    kept: Annotated[int, Meta(ge=1, le=MOST_KEPT)] = 32
+    kept: Annotated[int, Meta(ge=1, le=MOST_KEPT)] = KEPT
     """Coefficients of each chunk of 4,096 numbers that are sent."""
 
     def rate_of(self, round: int, rounds: int) -> float:
