@@ -178,8 +178,8 @@ async def resolve_model(swarm: Swarm, terms: FederatedTerms, named: str = "") ->
     """A run's model, and by what it was found here.
 
     Args:
-        named: what it is called here; where nothing is said, its digest, which is the same everywhere, and then
-            the starter's name for it are tried.
+        named: what it is called here. Where nothing is said, its digest is tried, which is the same
+            everywhere, and the starter's name for it.
 
     Raises:
         UnknownModel, ShoalError: as :meth:`Swarm.resolve`.
