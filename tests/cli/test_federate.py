@@ -37,11 +37,11 @@ def test_each_round_is_told_and_who_was_left_out_is_named(capsys):
         lambda *what: lines.append(what),
         True,
     )
-    told.tell_round(report(members=()), lambda *what: lines.append(what), False)
+    told.tell_round(report(members=(), epsilon=2.5), lambda *what: lines.append(what), False)
     epsilon = "epsilon 2.5 with delta 1e-05"
     assert lines == [
         (f"round 3: 2 members, 2 with the same adapter, loss 0.5000, 1.2 kB sent, {epsilon}", 3, 9),
-        ("round 3: it was missed, and the adapter came from others", 3, 9),
+        (f"round 3: it was missed, and the adapter came from others, {epsilon}", 3, 9),
     ]
     out, err = capsys.readouterr()
     assert "round 3: b is left out: it has NaN" in err
@@ -105,18 +105,32 @@ def test_what_is_given_is_what_all_are_told(tmp_path, monkeypatch, capsys):
         noise=2.0,
         rank=4,
         compress="int8",
-        kept=8,
         own_blocks=True,
         as_json=True,
     )
     chosen = seen["chosen"]
     assert (chosen.rounds, chosen.rule, chosen.noise, chosen.secret) == (9, "median", 2.0, False)
-    assert (chosen.compress, chosen.kept, chosen.steps) == ("int8", 8, 0)
+    assert (chosen.compress, chosen.kept, chosen.steps) == ("int8", None, 0)
     assert (seen["options"].rank, seen["more"]["own_blocks"]) == (4, True)
     said, err = capsys.readouterr()
     assert json.loads(said.splitlines()[-1])["agreed"] == 2
     assert "shoal federate join c0de" in err
     assert (out / "member.key").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"compress": "demo", "radius": 2.0}, "--compress demo and --radius do not go together"),
+        ({"kept": 32}, "--kept is of DeMo"),
+        ({"compress": "int8", "decay": 0.0}, "--decay is of DeMo"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(given, why, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=why):
+        federate.start("fish", tmp_path / "d.jsonl", tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mean_and_a_code_that_are_none_are_refused(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +12,17 @@ import trio
 from safetensors.torch import load_file
 
 from shoal.client.federated.look import look_at_run, read_code
-from shoal.client.federated.open import FederatedOptions, join_run, start_run
+from shoal.client.federated.open import FederatedOptions, join_run, resolve_model, start_run
 from shoal.client.federated.run_folder import RunFolder
 from shoal.client.tuning.open import TuningData, open_tuner
 from shoal.client.tuning.tuner import TuningOptions
-from shoal.errors import BadWeights, NotRunning, UsageError
+from shoal.errors import BadWeights, NoCoverage, NotRunning, UnknownModel, UsageError
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import memory_swarm
 from shoal.training.federated.outer import SharedState
 from shoal.types import Span
 
+DIGEST = "sha256:" + "a" * 64
 OPTIONS = TuningOptions(rank=2, rate=5e-3, warmup=1, batch_tokens=200, steps=3)
 RUN = FederatedOptions(rounds=2, steps=3)
 DEMO = FederatedOptions(rounds=3, compress="demo", kept=64, decay=0.9)
@@ -95,12 +97,39 @@ async def _two_members(swarm, fish, home, chosen):
     assert reports["sea"][-1].digest == reports["sky"][-1].digest
     assert reports["sea"][-1].loss < reports["sea"][0].loss
     assert len(seen[0].cards) == 2
+    assert seen[0].terms.model == fish.name  # and not where it is at the starter's
     assert (seen[0].terms.rounds, seen[0].terms.compress) == (chosen.rounds, chosen.compress)
     adapters = [load_file(home / name / "adapter/adapter_model.safetensors") for name in reports]
     for name, half in adapters[0].items():
         assert (adapters[1][name] == half).all(), name
     assert any(bool(half.abs().max() > 0) for name, half in adapters[0].items() if "lora_B" in name)
     assert (home / "sky/own-momentum.safetensors").exists() == (chosen.compress == "demo")
+
+
+@pytest.mark.parametrize(
+    ("here", "named", "found"),
+    [
+        ({DIGEST: "by another name", "fish": "another fish"}, "", DIGEST),
+        ({"fish": "from a catalogue"}, "", "fish"),
+        ({"peers": "from peers"}, "", DIGEST),
+        ({"mine": "a copy"}, "mine", "mine"),
+        ({"peers": "from peers"}, "mine", None),
+        ({}, "", None),
+    ],
+)
+async def test_a_run_s_model_is_found_by_its_digest_or_by_its_name(here, named, found):
+    async def resolve(name):
+        if name in here or (name == DIGEST and "peers" in here):
+            return here.get(name) or here["peers"]
+        raise NoCoverage("nobody gives it") if name == DIGEST else UnknownModel(f"there is no {name}")
+
+    swarm = SimpleNamespace(store=SimpleNamespace(find=here.get), resolve=resolve)
+    run = SimpleNamespace(model="fish", digest=DIGEST)
+    if found is None:
+        with pytest.raises(UnknownModel, match=named or "fish"):
+            await resolve_model(swarm, run, named)
+    else:
+        assert (await resolve_model(swarm, run, named))[0] == found
 
 
 def test_the_folder_keeps_what_a_member_goes_on_from(tmp_path):

@@ -96,6 +96,13 @@ def test_a_quarter_of_the_members_does_not_turn_the_mean_round(rule):
 def test_a_mean_is_weighted_by_examples_and_nobody_weighs_more_than_four():
     assert bounded_weights([1, 1, 1, 1000]) == [1 / 7, 1 / 7, 1 / 7, 4 / 7]
     assert bounded_weights([0, 0]) == [0.5, 0.5]
+    assert bounded_weights([20, 1 << 40]) == [0.2, 0.8]  # of two, the other one is the measure
+    assert bounded_weights([10, 20, 1 << 40, 1 << 40]) == [
+        10 / 190,
+        20 / 190,
+        80 / 190,
+        80 / 190,
+    ]  # bounded by 80
     mean = robust_mean("mean", [np.zeros(1, np.float32), np.ones(1, np.float32)], [1, 3], 10)
     assert mean == pytest.approx([0.75])
 

@@ -74,9 +74,9 @@ def test_a_round_begins_at_once_when_all_are_ready_and_else_when_the_others_have
 
 
 def test_a_plan_of_others_is_none():
-    members = tuple(PlannedMember(peer, 1) for peer in PEERS[:3])
+    members = tuple(PlannedMember(peer, 10) for peer in PEERS[:3])
     plan = RoundPlan(RUN, PEERS[1], 3, A, members)
-    snapshot = known([])
+    snapshot = known([standing(peer, 3) for peer in PEERS[:3]])
     assert plan_fault(plan, snapshot, 2) == ""
     assert "of round 4" in plan_fault(structs.replace(plan, round=4), snapshot, 2)
     assert "another adapter" in plan_fault(structs.replace(plan, state=B), snapshot, 2)
@@ -90,6 +90,8 @@ def test_a_plan_of_so_few_that_one_would_know_what_another_adds_is_none():
     ready = [standing(peer, 3) for peer in PEERS]
     assert "the terms ask for 4" in plan_fault(pair, known(ready[:2]), 4)
     assert "most of those who are ready" in plan_fault(pair, known(ready), 2)
+    assert "most of those who are ready" in plan_fault(pair, known(ready[:4]), 2)  # half is not most
+    assert plan_fault(pair, known(ready[:3]), 2) == ""
     three = structs.replace(pair, members=tuple(PlannedMember(peer, 10) for peer in PEERS[:3]))
     assert plan_fault(three, known(ready), 3) == ""
     heavy = structs.replace(pair, members=(PlannedMember(PEERS[0], 1), PlannedMember(PEERS[1], 10)))
@@ -206,6 +208,14 @@ def test_parts_before_their_plan_have_a_share_for_each_sender_and_nobody_has_tha
     assert len(made._received._parts) == 3
 
 
+def test_of_four_who_are_ready_a_part_is_no_longer_than_with_three():
+    made = ready_board()
+    made.take(standing(PEERS[4], 3, ready=False, number=2), b"not", 6.0)
+    part = UpdatePart(RUN, 3, b"p" * 32, 0, "update", 136)
+    assert not made.take_part(PEERS[1], part, bytes(4 * 50))
+    assert made.take_part(PEERS[1], part, bytes(4 * 34))
+
+
 def test_by_a_plan_its_members_send_their_parts_and_no_more():
     made = ready_board()
     made.take(MemberCard(RUN, "outsider", (), (), 1), b"card", 6.0)
@@ -271,6 +281,9 @@ def test_a_round_that_goes_on_without_a_member_is_not_convened_by_it():
     few = RoundPlan(RUN, PEERS[1], 3, A, tuple(PlannedMember(peer, 1) for peer in PEERS[1:3]))
     made.take(few, b"few", 6.0)
     assert not made.passed_over(8.0, 40.0)  # two of five ready ones are no round that is to be waited for
+    made.gone.add(PEERS[4])
+    assert not made.passed_over(8.0, 40.0)  # nor are two of four, who would not keep to it
+    made.gone.discard(PEERS[4])
     most = structs.replace(few, peer=PEERS[2], members=tuple(PlannedMember(peer, 1) for peer in PEERS[1:]))
     made.take(most, b"most", 7.0)
     assert made.passed_over(8.0, 40.0)

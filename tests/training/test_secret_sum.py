@@ -154,6 +154,16 @@ def test_shares_that_were_changed_are_noticed_where_a_key_must_be_had():
         unmasked_sum(CONTEXT, 0, one.masked(counted), one.all, shown, one.keys)
 
 
+@pytest.mark.parametrize("key", [b"", bytes(32)])
+def test_who_counts_without_a_key_brings_the_sum_to_nothing_and_its_owner_to_no_end(key):
+    one = Round(5)
+    counted = frozenset({0, 1, 2, 3})
+    shown = {i: one.members[i].show(one.all, counted) for i in counted}
+    keys = [key, *one.keys[1:]]
+    with pytest.raises(RemoteProtocolError, match="member 0 has no key"):
+        unmasked_sum(CONTEXT, 0, one.masked(counted), one.all, shown, keys)
+
+
 def test_shares_give_the_secret_from_the_threshold_on():
     secret = bytes(range(32))
     shares = list(enumerate(split_secret(secret, 3, 5)))

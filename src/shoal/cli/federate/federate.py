@@ -51,10 +51,14 @@ CompressOption = Annotated[
     typer.Option(metavar="|".join(COMPRESSIONS), help="How updates travel; with demo each round is a step."),
 ]
 KeptOption = Annotated[
-    int, typer.Option(min=1, max=512, help="With demo, numbers sent of each 4,096 of the adapter.")
+    int | None,
+    typer.Option(
+        min=1, max=512, help="With demo alone, numbers sent of each 4,096 of the adapter; if not said, 32."
+    ),
 ]
 DecayOption = Annotated[
-    float, typer.Option(min=0, help="With demo, decay of each member's momentum in a step.")
+    float | None,
+    typer.Option(min=0, help="With demo alone, decay of each member's momentum in a step; if not said, 0.9."),
 ]
 StepsOption = Annotated[
     int, typer.Option(min=0, help="Local steps of a round; 0: 20, and 1 with --compress demo.")
@@ -90,7 +94,10 @@ def start(
         str, typer.Option(metavar="|".join(MEAN_RULES), help="How updates are averaged.")
     ] = "mean",
     radius: Annotated[
-        float, typer.Option(min=0, help="Norm to which updates are clipped; 0: by rate, steps and size.")
+        float,
+        typer.Option(
+            min=0, help="Norm to which updates are clipped; 0: by rate, steps and size. Not with demo."
+        ),
     ] = 0.0,
     outer_rate: Annotated[float, typer.Option(help="Rate of the outer step; 1 adds the mean as it is.")] = 1,
     outer_momentum: Annotated[float, typer.Option(min=0, help="Nesterov momentum of the outer step.")] = 0,
@@ -102,8 +109,8 @@ def start(
         float, typer.Option(min=0, help="Noise in each number of an update, in its norm's limit; 0: none.")
     ] = 0,
     compress: CompressOption = "none",
-    kept: KeptOption = 32,
-    decay: DecayOption = 0.9,
+    kept: KeptOption = None,
+    decay: DecayOption = None,
     gather: SecondsOption = 60,
     rank: RankOption = 8,
     alpha: AlphaOption = 16,

@@ -25,8 +25,8 @@ def tell_round(done: RoundReport, report: Progress, as_json: bool) -> None:
         who = many(len(done.members), "member")
         line = f"round {done.round}: {who}, {done.agreed} with the same adapter, loss {done.loss:.4f}"
         line += f", {done.sent_in_round / 1000:,.1f} kB sent"
-        if done.epsilon is not None:
-            line += f", epsilon {done.epsilon:.3g} with delta {DELTA:g}"
+    if done.epsilon is not None:
+        line += f", epsilon {done.epsilon:.3g} with delta {DELTA:g}"
     report(line, done.round, done.rounds)
     for peer, why in {**done.left_out, **done.missing}.items():
         say(f"round {done.round}: {peer} is left out: {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,9 +16,10 @@ from shoal.client.federated.tuned import TunerLearner
 from shoal.client.swarm import Swarm
 from shoal.client.tuning.open import TuningData, open_tuner
 from shoal.client.tuning.tuner import Tuner, TuningOptions
-from shoal.errors import DigestMismatch, UsageError
+from shoal.errors import DigestMismatch, NoCoverage, UnknownModel, UsageError
+from shoal.models.store.local_model import LocalModel
 from shoal.training.federated.compress import Compression
-from shoal.training.federated.demo.direction import DemoTerms
+from shoal.training.federated.demo.direction import DECAY, KEPT, DemoTerms
 from shoal.training.federated.means import MeanRule
 from shoal.training.federated.outer import SharedState
 from shoal.training.federated.statements import TermsStatement, sign_statement
@@ -38,7 +39,7 @@ class FederatedOptions:
     """Local steps of a round; 0: 20 of them, and by DeMo, where a round is a step, one."""
     rule: MeanRule = "mean"
     radius: float = 0.0
-    """The norm to which updates are clipped; 0: that of AdamW's steps if all go one way."""
+    """The norm to which updates are clipped; 0: that of AdamW's steps if all go one way. Not by DeMo."""
     outer_rate: float = 1.0
     outer_momentum: float = 0.0
     proximal: float = 0.0
@@ -51,11 +52,26 @@ class FederatedOptions:
     """Deviation of the noise in each number of a member's update, in ``radius``; 0: none."""
     compress: Compression = "none"
     """How updates travel."""
-    decay: float = 0.9
-    """DeMo: of each member's momentum, in a step."""
-    kept: int = 32
-    """DeMo: coefficients of each chunk of 4,096 numbers that are sent."""
+    decay: float | None = None
+    """DeMo: of each member's momentum, in a step; by itself 0.9."""
+    kept: int | None = None
+    """DeMo: coefficients of each chunk of 4,096 numbers that are sent; by itself 32."""
     name: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError: an option that would have no effect."""
+        if self.compress == "demo" and self.radius:
+            raise UsageError(
+                "--compress demo and --radius do not go together: what members send is compared with that of "
+                "the median member, and no norm is clipped",
+                check="leave one of them out",
+            )
+        if self.compress != "demo" and (self.kept is not None or self.decay is not None):
+            option = "--decay" if self.kept is None else "--kept"
+            raise UsageError(
+                f"{option} is of DeMo, and updates travel by {self.compress!r} here",
+                check=f"add --compress demo, or leave {option} out",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +111,7 @@ async def start_run(
     tuner, learner = await _open(swarm, model, data, options, folder, own_blocks=own_blocks)
     try:
         local = await swarm.resolve(model)
-        terms = _terms(model, local.digest, options, chosen, learner)
+        terms = _terms(local, options, chosen, learner)
         raw = await trio.to_thread.run_sync(folder.terms)
         if raw is None:
             raw = sign_statement(TermsStatement(bytes(32), swarm.network.peer, terms), swarm.network.sign)
@@ -128,7 +144,7 @@ async def join_run(
     whatever the options say.
 
     Args:
-        model: its name here, if it has another one than at the starter's.
+        model: its name here, where it is not to be found by its digest or the starter's name for it.
         own_blocks, patience_s: as :func:`start_run` has them.
 
     Raises:
@@ -141,8 +157,7 @@ async def join_run(
         raw = (await look_at_run(swarm.network, run, listen_s=0.0)).raw
     terms = read_run_terms(raw)
     await trio.to_thread.run_sync(folder.keep_terms, raw)
-    model = model or terms.model
-    local = await swarm.resolve(model)
+    model, local = await resolve_model(swarm, terms, model)
     if local.digest != terms.digest:
         raise DigestMismatch(
             f"the run tunes {terms.digest[:23]}…, and {model} is {local.digest[:23]}… here",
@@ -157,6 +172,29 @@ async def join_run(
             yield FederatedRun(run.hex(), terms, participant, tuner)
     finally:
         tuner.close()
+
+
+async def resolve_model(swarm: Swarm, terms: FederatedTerms, named: str = "") -> tuple[str, LocalModel]:
+    """A run's model, and by what it was found here.
+
+    Args:
+        named: what it is called here. Where nothing is said, its digest is tried, which is the same
+            everywhere, and the starter's name for it.
+
+    Raises:
+        UnknownModel, ShoalError: as :meth:`Swarm.resolve`.
+    """
+    if not named:
+        here = await trio.to_thread.run_sync(swarm.store.find, terms.digest)
+        named = terms.digest if here is not None else terms.model
+    try:
+        return named, await swarm.resolve(named)
+    except UnknownModel:
+        if named != terms.model:
+            raise
+        with suppress(NoCoverage, UnknownModel):
+            return terms.digest, await swarm.resolve(terms.digest)
+        raise
 
 
 async def _open(
@@ -179,15 +217,17 @@ async def _open(
 
 
 def _terms(
-    model: str, digest: str, options: TuningOptions, chosen: FederatedOptions, learner: TunerLearner
+    local: LocalModel, options: TuningOptions, chosen: FederatedOptions, learner: TunerLearner
 ) -> FederatedTerms:
     size, steps, demo = learner.layout.size, chosen.steps or STEPS, None
     if chosen.compress == "demo":
-        demo = DemoTerms(options.rate, options.warmup, chosen.decay, chosen.kept)
+        decay = DECAY if chosen.decay is None else chosen.decay
+        kept = KEPT if chosen.kept is None else chosen.kept
+        demo = DemoTerms(options.rate, options.warmup, decay, kept)
         steps = chosen.steps or 1
     terms = FederatedTerms(
-        model=model,
-        digest=digest,
+        model=local.name,  # not as it was typed: where a folder is here is nobody's business
+        digest=local.digest,
         rank=options.rank,
         alpha=options.alpha,
         layers=options.layers,

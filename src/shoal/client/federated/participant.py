@@ -163,7 +163,6 @@ class Participant:
                 self._take_back(local)  # before what is left of the momentum is kept
             await self._finish(reduced)
             yield self._report(reduced, local.loss)
-            self._sent_before = self.peers.sent
         await self.peers.wait(trio.current_time() + LINGER_S, self._all_done)
         if (report := await self._catch_up()) is not None:
             yield report
@@ -226,7 +225,7 @@ class Participant:
         """Go on from the adapter of others."""
         log.info("round %d: the adapter came from others", round)
         await self._reach(round, state)
-        return RoundReport(round, self.terms.rounds, (), digest=state.digest.hex(), agreed=self._agreeing())
+        return self._report(None)
 
     async def _average(self, local: LocalRound) -> ReducedRound | None:
         """The round's mean; ``None`` where most others are in a later one."""
@@ -315,18 +314,20 @@ class Participant:
             for peer, said in self.board.standings.items()
         )
 
-    def _report(self, reduced: ReducedRound, loss: float) -> RoundReport:
+    def _report(self, reduced: ReducedRound | None, loss: float = float("nan")) -> RoundReport:
+        """What the last round came to; with ``None`` it was missed."""
+        before, self._sent_before = self._sent_before, self.peers.sent
         return RoundReport(
             self.round,
             self.terms.rounds,
-            tuple(reduced.members),
-            reduced.left_out,
-            reduced.missing,
+            () if reduced is None else tuple(reduced.members),
+            {} if reduced is None else reduced.left_out,
+            {} if reduced is None else reduced.missing,
             self.state.digest.hex(),
             self._agreeing(),
             loss,
-            self.peers.sent,
-            self.peers.sent - self._sent_before,
+            self._sent_before,
+            self._sent_before - before,
             spent_epsilon(self.terms.noise, self._spent) if self.terms.noise else None,
         )
 

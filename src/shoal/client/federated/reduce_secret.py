@@ -72,12 +72,18 @@ class SecretReduction(RoundReduction):
             await self._send_masked(among)
         await self._wait_parts(among)
         came = self._masked_parts(among)
-        counted = await self._settle("came", "counted", frozenset(came)) & among
+        counted = await self._settle("came", "counted", frozenset(came))
+        if not counted <= among:
+            raise RemoteProtocolError("who convened it counts members who do not take part")
         if self._own in among:
             self._show(among, counted)
-        await self._reduce_secret({index: came[index] for index in counted}, among)
         self._awaited = [self._members[index] for index in counted - {self._own}]
-        self._means_until = min(self._means_until, trio.current_time() + self._terms.part_s)
+        self._end_in(2)  # the others have a stage for what is shown, and one for means
+        if lacking := counted - came.keys():
+            # The others may have what we lack, and have been shown by us what they need.
+            raise RemoteProtocolError(f"of {len(lacking)} members who count no part is here")
+        await self._reduce_secret({index: came[index] for index in counted}, among)
+        self._end_in(1)
 
     async def _share(self) -> None:
         """Give every member a share of our secrets, and take those of the others."""
@@ -118,9 +124,10 @@ class SecretReduction(RoundReduction):
         said = self._board.secret(told).get(self._convener)
         if not isinstance(said, SecretList) or not set(said.members) < {*range(len(self._members)), -1}:
             raise RemoteProtocolError("who convened it has not said in time who takes part")
-        if len(said.members) < threshold_of(len(self._members)):
-            raise RemoteProtocolError(f"{len(said.members)} of {len(self._members)} members are left")
-        return frozenset(said.members)
+        settled = frozenset(said.members)
+        if len(settled) < threshold_of(len(self._members)):
+            raise RemoteProtocolError(f"{len(settled)} of {len(self._members)} members are left")
+        return settled
 
     def _in_all(self, asked: str) -> set[int]:
         """Who has sent a list, and is in that of everybody who has."""
@@ -215,6 +222,10 @@ class SecretReduction(RoundReduction):
         """Wait for what a stage needs, or until its time is over."""
         until = trio.current_time() + stages * self._terms.part_s
         await self._peers.wait(min(self._means_until, until), condition)
+
+    def _end_in(self, stages: int) -> None:
+        """Wait for means no longer than so many stages take from now on."""
+        self._means_until = min(self._means_until, trio.current_time() + stages * self._terms.part_s)
 
     def _said(self, stage: str, peer: PeerId) -> bool:
         return peer in self._board.secret(stage) or peer in self._board.gone

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from shoal.training.federated.compress import UpdateForm
-from shoal.training.federated.decide import RunSnapshot, has_enough, plan_fault, ready_members
+from shoal.training.federated.decide import RunSnapshot, has_enough, most_of, plan_fault, ready_members
 from shoal.training.federated.received import AcceptedPlan, ReceivedMessages, ReceivedPart
 from shoal.training.federated.statements import (
     MemberCard,
@@ -81,7 +81,7 @@ class RunBoard:
         ready = ready_members(self.snapshot())
         if message.round != self.round or (self.accepted is None and sender not in ready):
             return False
-        return self._received.take_part(sender, message, payload, max(self.least, -(-len(ready) // 2)))
+        return self._received.take_part(sender, message, payload, max(self.least, most_of(len(ready))))
 
     def take_secret(self, sender: PeerId, message: SecretMessage) -> bool:
         """Keep what a secret sum needs until the round is over. Returns whether it is kept."""
@@ -134,7 +134,7 @@ class RunBoard:
         return [peer for peer in plan.peers if peer not in self.cards or peer not in ready]
 
     def passed_over(self, now: float, lapse_s: float) -> bool:
-        """Whether a round goes on without this member: at least half of those who are ready are in it.
+        """Whether a round goes on without this member: most of those who are ready are in it.
 
         A plan tells that for ``lapse_s``: a round that is over by then has taken its members along, or was
         none. Only who has said that it is ready counts, whatever names are in it.

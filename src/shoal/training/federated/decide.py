@@ -63,9 +63,14 @@ def convenes_at(known: RunSnapshot, least: int, gather_s: float) -> float | None
 
 
 def has_enough(plan: RoundPlan, known: RunSnapshot) -> bool:
-    """Whether at least half of those who are known to be ready are in a plan: a smaller one is no round."""
+    """Whether most of those who are known to be ready are in a plan: a smaller one is no round."""
     ready = ready_members(known)
-    return 2 * len(set(plan.peers) & set(ready)) >= len(ready)
+    return len(set(plan.peers) & set(ready)) >= most_of(len(ready))
+
+
+def most_of(ready: int) -> int:
+    """The fewest that are more than half of so many."""
+    return ready // 2 + 1
 
 
 def plan_fault(plan: RoundPlan, known: RunSnapshot, least: int) -> str:

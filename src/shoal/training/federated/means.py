@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import median_low
 from typing import Literal
 
 import numpy as np
@@ -82,8 +82,11 @@ def clip_norm(values: UpdateVector, radius: float) -> UpdateVector:
 
 
 def bounded_weights(examples: Sequence[int]) -> list[float]:
-    """Weights by numbers of examples, none more than ``WEIGHT_TIMES`` times the median; they sum to 1."""
-    most = WEIGHT_TIMES * max(1.0, median(examples))
+    """Weights by numbers of examples, none more than ``WEIGHT_TIMES`` times the median; they sum to 1.
+
+    Of an even number the lower median: else, of two, one that says much would be its own measure.
+    """
+    most = WEIGHT_TIMES * max(1, median_low(examples))
     bounded = [min(max(1, count), most) for count in examples]
     return [weight / sum(bounded) for weight in bounded]
 

@@ -25,7 +25,7 @@ class FederatedTerms(Struct, frozen=True, array_like=True, gc=False):
     """What members of a run have in common. Fields are added at the end, with a default."""
 
     model: TermsName
-    """As the starter names it; its digest decides."""
+    """What it is called at the starter's; its digest decides."""
     digest: TermsName
     rank: Annotated[int, Meta(ge=1, le=64)]
     alpha: Annotated[float, Meta(gt=0, le=1e6)]

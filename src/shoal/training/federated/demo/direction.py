@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +19,8 @@ from shoal.types import PeerId
 
 NORM_TIMES = 2
 """The most that a member's coefficients count, in norms of the median member."""
+DECAY, KEPT = 0.9, 32
+"""What a run by DeMo has if nobody says otherwise."""
 
 
 class DemoTerms(Struct, frozen=True, array_like=True, gc=False):
@@ -28,9 +30,9 @@ class DemoTerms(Struct, frozen=True, array_like=True, gc=False):
     """By how much a step moves each number, after the warm-up."""
     warmup: Annotated[int, Meta(ge=0, le=1 << 20)] = 10
     """Steps in which the rate rises; from then on it falls evenly, to 0 after the last round."""
-    decay: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    decay: Annotated[float, Meta(ge=0, lt=1)] = DECAY
     """Of the momentum, in each step."""
-    kept: Annotated[int, Meta(ge=1, le=MOST_KEPT)] = 32
+    kept: Annotated[int, Meta(ge=1, le=MOST_KEPT)] = KEPT
     """Coefficients of each chunk of 4,096 numbers that are sent."""
 
     def rate_of(self, round: int, rounds: int) -> float:
@@ -58,13 +60,14 @@ def joint_direction(sent: Mapping[PeerId, Coefficients], size: int) -> JointDire
     """The direction by what members have sent.
 
     One whose norm is eight times that of the median member is left out: no honest one is. What others have
-    beyond twice that norm does not count, so that none decides alone.
+    beyond twice that norm does not count, so that none decides alone. Of an even number of members the lower
+    median holds: else, of two, the louder one would be its own measure.
 
     Args:
         sent: by member, in an order that all members have.
     """
     norms = {peer: _norm(coefficients) for peer, coefficients in sent.items()}
-    middle = median(norms.values()) if norms else 0.0
+    middle = median_low(norms.values()) if norms else 0.0
     left_out = {
         peer: f"the norm of its coefficients is {norm:.3g}, and that of the median member {middle:.3g}"
         for peer, norm in norms.items()

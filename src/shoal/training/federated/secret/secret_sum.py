@@ -151,13 +151,13 @@ def unmasked_sum(
     """The sum of a part, of the members who count.
 
     Args:
-        masked: of each who counts, its hidden integers.
+        masked: of each who counts, at least one, its hidden integers.
         among: who has masks in common.
         shown: what each member has shown, of each of ``among``.
         keys: the public keys of all, in order.
 
     Raises:
-        RemoteProtocolError: too few shares were shown, or they do not fit.
+        RemoteProtocolError: too few shares were shown, they do not fit, or a key is none.
     """
     threshold = threshold_of(len(keys))
     secret = {member: _joined(member, shown, threshold) for member in among}
@@ -172,7 +172,11 @@ def unmasked_sum(
         if private.public_key().public_bytes_raw() != keys[gone]:
             raise RemoteProtocolError(f"the shares of member {gone}'s key do not fit")
         for member in masked:
-            mask = stretch(agreed(private, keys[member]), context, part, total.size)
+            try:
+                common = agreed(private, keys[member])
+            except ValueError as error:
+                raise RemoteProtocolError(f"member {member} has no key") from error
+            mask = stretch(common, context, part, total.size)
             # What the member has added, or subtracted, for the one who has dropped out.
             total = total - mask if member < gone else total + mask
     return total

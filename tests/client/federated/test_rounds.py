@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import trio
 from msgspec import structs
-from trio.testing import MockClock
 
-from shoal.errors import NotRunning, UsageError
-from shoal.testing.federated import SoftmaxLearner, memory_run, unlike_data
-from shoal.training.federated.decide import ready_members
-from shoal.training.federated.demo.direction import DemoTerms
+from shoal.errors import NotRunning
+from shoal.testing.federated import memory_run
 from shoal.training.federated.private import spent_epsilon
 from shoal.training.federated.statements import (
     MemberCard,
@@ -22,70 +17,8 @@ from shoal.training.federated.statements import (
     RoundPlan,
     sign_statement,
 )
-from shoal.training.federated.terms import FederatedTerms
 from shoal.wire.federating import UpdatePart
-
-CLASSES, FEATURES = 4, 12
-
-
-@pytest.fixture
-def autojump_clock():
-    """At once, where nothing is left to be done: there are no threads here."""
-    return MockClock(autojump_threshold=0)
-
-
-SIZE = CLASSES * FEATURES
-
-
-def terms(**options):
-    common = {
-        "model": "fish",
-        "digest": "sha256:" + "a" * 64,
-        "rank": 1,
-        "alpha": 1.0,
-        "layers": (),
-        "seed": 0,
-        "size": SIZE,
-        "layout": b"l" * 32,
-        "rounds": 6,
-        "steps": 5,
-        "rule": "mean",
-        "radius": 10.0,
-        "gather_s": 20.0,
-        "part_s": 20.0,
-    }
-    return FederatedTerms(**common | options)
-
-
-def learners(count, examples=60, **options):
-    return [SoftmaxLearner(*data, CLASSES, **options) for data in unlike_data(count, examples=examples)]
-
-
-def central(count, rounds, steps, examples=60):
-    """The loss over all data, and that of training on all of them in one place with as many steps."""
-    data = unlike_data(count, examples=examples)
-    whole = SoftmaxLearner(
-        np.concatenate([x for x, _ in data]), np.concatenate([y for _, y in data]), CLASSES
-    )
-    for _ in range(rounds * steps):
-        whole.flat = (whole.flat - np.float32(whole.rate) * whole.gradients()).astype(np.float32)
-    return whole, whole.loss(whole.inputs, whole.labels)
-
-
-class Poison(SoftmaxLearner):
-    """It says ``times`` as much as it has learnt."""
-
-    times = np.nan
-
-    async def learn(self, round, steps, proximal):
-        begun = self.flat.copy()
-        seen = await super().learn(round, steps, proximal)
-        self.flat = (begun + np.float32(self.times) * (self.flat - begun)).astype(np.float32)
-        return seen
-
-
-def same_adapter(run, members):
-    return len({run.members[index].state.digest for index in members}) == 1
+from tests.client.federated.run_bench import CLASSES, SIZE, Poison, central, learners, same_adapter, terms
 
 
 async def test_all_members_end_with_the_same_adapter_as_good_as_one_of_all_data(autojump_clock):
@@ -353,180 +286,16 @@ async def test_noise_is_added_before_anybody_sees_an_update_and_epsilon_is_told(
         assert told == [spent_epsilon(0.02, count) for count in (5, 6, 7)]
 
 
-DEMO = {"compress": "demo", "demo": DemoTerms(rate=0.1, warmup=2, decay=0.9, kept=256), "steps": 1}
-
-
-async def test_by_demo_all_go_the_same_way_step_by_step(autojump_clock):
-    async with memory_run(terms(rounds=30, least=4, **DEMO)) as run:
-        await run.together(learners(4))
-        await run.finished(range(4), 600)
-        assert same_adapter(run, range(4))
-        whole, expected = central(4, 6, 5)  # as many steps by full gradients
-        whole.flat = run.members[0].state.weights
-        assert whole.loss(whole.inputs, whole.labels) <= 1.05 * expected
-        assert np.abs(run.members[0].momentum).max() > 0
-        assert run.reports[0][-1].left_out == {}
-
-
-async def test_by_demo_who_sends_what_cannot_be_is_named_and_who_dies_is_missed_by_nobody(autojump_clock):
-    async with memory_run(terms(rounds=20, least=3, **DEMO)) as run:
-        await run.together(learners(5))
-        bad = run.members[4]
-        pass_on = bad.peers.send
-
-        async def send(peer, message, payload=b""):
-            if isinstance(message, UpdatePart):
-                payload = np.full(1, np.nan, "<f4").tobytes() + payload[4:]
-            await pass_on(peer, message, payload)
-
-        bad.peers.send = send
-        run.kill_at(3, 10, "update", 2)  # some have its coefficients, and others not
-        await run.finished([0, 1, 2], 900)
-        assert same_adapter(run, [0, 1, 2])
-        assert "NaN" in run.reports[0][2].left_out[bad.board.own]
-        whole, expected = central(5, 4, 5)
-        whole.flat = run.members[0].state.weights
-        assert whole.loss(whole.inputs, whole.labels) <= 1.2 * expected
-
-
-async def test_by_demo_a_step_with_too_few_moves_nothing_and_takes_nothing_from_the_momentum(autojump_clock):
-    begun = {}
-
-    class Seen(SoftmaxLearner):
-        async def gradient(self, round):
-            member = next(one for one in run.members if one.learner is self)
-            found = await super().gradient(round)
-            begun[member] = member.state.weights, member.momentum.copy(), found[0]
-            return found
-
-    async with memory_run(terms(rounds=5, least=3, **DEMO)) as run:
-        await run.together([Seen(*data, CLASSES) for data in unlike_data(3)])
-        run.kill_at(2, 4, "update", 0)
-        await run.finished([0, 1], 300)
-        for member in run.members[:2]:
-            weights, momentum, gradient = begun[member]
-            assert np.array_equal(member.state.weights, weights)
-            assert member.momentum == pytest.approx(np.float32(0.9) * momentum + gradient, abs=1e-6)
-
-
-async def test_by_demo_who_comes_late_goes_on_with_the_others(autojump_clock):
-    async with memory_run(terms(rounds=12, **DEMO)) as run:
-        made = learners(3, step_s=3.0)
-        run.add(made[0])
-        run.add(made[1])
-        await run.reached(0, 5, 300)
-        run.add(made[2])
-        await run.finished(range(3), 900)
-        assert same_adapter(run, range(3))
-        assert len(run.reports[2][-1].members) == 3
-
-
-async def test_int8_sends_a_quarter_and_comes_to_nearly_the_same(autojump_clock):
-    states, sent = [], []
-    for form in ("none", "int8"):
-        async with memory_run(terms(rounds=4, least=3, rule="trimmed", compress=form)) as run:
-            await run.together(learners(3))
-            await run.finished(range(3), 600)
-            assert same_adapter(run, range(3))
-            assert run.reports[0][-1].missing == run.reports[0][-1].left_out == {}
-            states.append(run.members[0].state.weights)
-            sent.append(run.members[0].terms.form.part_bytes("update", 4096))
-    assert states[0] == pytest.approx(states[1], abs=0.05)
-    assert sent[1] < 0.26 * sent[0]
-
-
-@pytest.mark.parametrize(
-    ("other", "why"),
-    [
-        ({"rule": "median"}, "--mean median do not go together"),
-        ({"secret": True, "least": 4}, "--secret do not"),
-        ({"noise": 1.0}, "epsilon is not known"),
-        ({"proximal": 0.1}, "one local step"),
-        ({"outer_rate": 0.7}, "the sign is the step"),
-        ({"steps": 20}, "each round is a step"),
-        ({"demo": None}, "the terms of DeMo"),
-    ],
-)
-def test_what_demo_cannot_be_together_with_is_refused_and_explained(other, why):
-    with pytest.raises(UsageError, match=why):
-        terms(**DEMO | other).check()
-    terms(**DEMO).check()
-
-
-def test_int8_hides_nothing():
-    with pytest.raises(UsageError, match="--compress int8 and --secret"):
-        terms(compress="int8", secret=True, least=4).check()
-
-
-SECRET = {"secret": True, "least": 4, "radius": 5.0, "gather_s": 5.0, "part_s": 3.0}
-
-
-async def test_a_secret_sum_comes_to_what_the_open_one_does():
-    """On the real clock: the masks are made on threads."""
-    states = []
-    for options in (SECRET, SECRET | {"secret": False}):
-        async with memory_run(terms(rounds=2, **options)) as run:
-            await run.together(learners(5, step_s=0.0))
-            await run.finished(range(5), 60)
-            assert same_adapter(run, range(5))
-            assert run.reports[0][-1].missing == {}
-            states.append(run.members[0].state.weights)
-    assert states[0] == pytest.approx(states[1], abs=1e-5)
-
-
-def last_to_convene(run, round, indexes):
-    """Of these members, the one that convenes a round when all others do not."""
-    order = {run.members[index].board.own: index for index in indexes}
-    standings = {peer: MemberStanding(run.members[0].board.run, peer, round, b"", True) for peer in order}
-    known = replace(run.members[0].board.snapshot(), round=round, state=b"", standings=standings, gone=set())
-    return order[ready_members(known)[-1]]
-
-
-async def test_who_drops_out_of_a_secret_sum_does_not_spoil_it():
-    # Eight members on the cores of one machine: parts have time enough where it is busy.
-    async with memory_run(terms(rounds=4, **SECRET | {"part_s": 10.0})) as run:
-        await run.together(learners(8, step_s=0.0))
-        first, second = last_to_convene(run, 1, range(8)), last_to_convene(run, 2, range(8))
-        run.kill_at(first, 1, "update", 2)  # in the midst of its masked parts
-        if second != first:
-            run.kill_at(second, 2, "mean", 0)  # when it is to give its mean
-        stay = [index for index in range(8) if index not in (first, second)]
-        await run.finished(stay, 90)
-        assert same_adapter(run, stay)
-        reports = run.reports[stay[0]]
-        assert "dropped out" in reports[1].left_out[run.members[first].board.own]
-        assert reports[3].missing == {}
-        whole, expected = central(8, 4, 5)
-        whole.flat = run.members[stay[0]].state.weights
-        assert whole.loss(whole.inputs, whole.labels) <= 1.15 * expected
-
-
-async def test_of_an_update_nothing_but_masked_parts_leaves_its_member_where_sums_are_secret():
-    seen = []
-    async with memory_run(terms(rounds=1, **SECRET)) as run:
-        await run.together(learners(4, step_s=0.0))
-        for member in run.members:
-            pass_on = member.peers.send
-
-            async def send(peer, message, payload=b"", member=member, pass_on=pass_on):
-                if isinstance(message, UpdatePart) and message.kind == "update":
-                    seen.append(payload)
-                await pass_on(peer, message, payload)
-
-            member.peers.send = send
-        await run.finished(range(4), 60)
-        sent = b"".join(seen)
-        assert len(sent) == 4 * 3 * (SIZE // 4) * 8
-        # An open part has the high bits of small integers: all zeros or all ones.
-        high = np.frombuffer(sent, "<u8") >> np.uint64(56)
-        assert len(set(high.tolist())) > 100
-
-
-def test_robust_and_secret_together_are_refused_and_explained():
-    with pytest.raises(UsageError, match="secret sums show nobody any of them"):
-        terms(secret=True, rule="median", least=4).check()
-    with pytest.raises(UsageError, match="two know what the third adds"):
-        terms(secret=True).check()
-    with pytest.raises(UsageError, match="the terms of a run cannot be"):
-        terms(outer_momentum=1.0).check()
-    terms(secret=True, least=4).check()
+async def test_a_round_that_was_missed_tells_what_was_sent_and_what_it_has_shown(autojump_clock):
+    async with memory_run(terms(rounds=4, gather_s=5.0, noise=0.02, radius=5.0)) as run:
+        made = learners(3)
+        made[2].step_s = 3.0  # 15 s a round
+        await run.together(made, spent=4)
+        await run.finished(range(3), 600)
+        reports = run.reports[2]
+        missed = [report for report in reports if not report.members]
+        assert missed
+        assert all(report.epsilon >= spent_epsilon(0.02, 4) for report in missed)
+        assert missed[-1].epsilon > spent_epsilon(0.02, 4)  # noise is counted once it is drawn
+        assert all(0 < report.sent_in_round <= report.sent for report in reports)
+        assert sum(report.sent_in_round for report in reports) == reports[-1].sent
