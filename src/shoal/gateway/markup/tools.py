@@ -19,6 +19,7 @@ from typing import Any
 
 from shoal.gateway.grammar.relax import SAYS_NOTHING
 from shoal.gateway.schema.common import Function
+from shoal.models.text.conversation import declared_function
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -54,14 +55,7 @@ class Calling:
 
     def declared(self) -> list[dict[str, Any]]:
         """The functions as chat templates read them: each has parameters, if empty ones."""
-        return [
-            {
-                "type": "function",
-                "function": function.model_dump(exclude_none=True, exclude={"strict", "type"})
-                | {"parameters": function.parameters or {"type": "object", "properties": {}}},
-            }
-            for function in self.functions
-        ]
+        return [declared_function(f.name, f.description, f.parameters) for f in self.functions]
 
     def instructions(self) -> str:
         """What a model is told whose template knows no tools."""
