@@ -159,7 +159,7 @@ class Tuner:
             StepFailed: losses stay NaN or infinite.
             NoCoverage: nobody trains some of the blocks.
             ShoalError: what the hops of one route after another have said.
-            OSError: a checkpoint cannot be written.
+            OutOfResources, OSError: a checkpoint cannot be written.
         """
         if not self._plan:
             raise UsageError("there is nothing to learn from", check="give at least one example")
@@ -255,7 +255,12 @@ class Tuner:
         return total / sum(example.answer_tokens for example in examples)
 
     async def save(self) -> None:
-        """Write a checkpoint, with the adapter as PEFT reads it. Raises OSError: it cannot be written."""
+        """Write a checkpoint, with the adapter as PEFT reads it.
+
+        Raises:
+            OutOfResources: the disk is full.
+            OSError: it cannot be written.
+        """
         state = TuningState(self._taken, self._identity(), tuple(self._history))
         save = partial(
             checkpoint.save,
