@@ -165,6 +165,13 @@ def test_a_line_that_is_no_example_is_refused_by_its_number_or_skipped_if_asked(
     assert why.split(":")[0][:20] in says or why
 
 
+@pytest.mark.parametrize("learnt", [-1, 0, 3, 4])
+def test_an_example_has_an_answer_and_something_before_it(learnt):
+    assert Example((1, 2, 3), 2).answer_tokens == 1
+    with pytest.raises(UsageError, match=f"of 3 tokens that are to be learnt from the one at {learnt} on"):
+        Example((1, 2, 3), learnt)
+
+
 def test_longer_answers_are_cut_only_when_asked_and_prompts_never(read):
     (found,) = read({"text": "long " * 200}, cut=True, longest=50)
     assert len(found.token_ids) == 50

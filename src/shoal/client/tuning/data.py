@@ -39,9 +39,16 @@ class Example:
     """By what each learnt token's loss is multiplied, such as its advantage: what is below 0 is unlearnt.
     Empty: 1 for each.
 
-    Raises UsageError: there are not as many as tokens to be learnt, or one is NaN or infinite."""
+    Raises UsageError: nothing is to be learnt, or nothing stands before it; there are not as many weights as
+    tokens to be learnt, or one is NaN or infinite."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.learnt < len(self.token_ids):
+            raise UsageError(
+                f"an example of {len(self.token_ids)} tokens that are to be learnt from the one at "
+                f"{self.learnt} on",
+                check="let a token stand before the answer, and the answer have one",
+            )
         if self.weights and len(self.weights) != self.answer_tokens:
             raise UsageError(
                 f"{len(self.weights)} weights for {self.answer_tokens} tokens that are to be learnt",
