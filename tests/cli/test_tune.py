@@ -40,8 +40,12 @@ def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
 
         return SimpleNamespace(run=run, close=lambda: seen.update(closed=True))
 
+    def in_swarm(settings, use):
+        seen.update(swarm=settings.swarm, public=settings.public)
+        return trio.run(use, None)
+
     monkeypatch.setattr("shoal.client.tuning.open.open_tuner", open_tuner)
-    monkeypatch.setattr(tune, "in_swarm", lambda settings, use: trio.run(use, None))
+    monkeypatch.setattr(tune, "in_swarm", in_swarm)
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
     tune.tune(
         "fish",
@@ -52,8 +56,10 @@ def test_what_is_given_is_what_is_tuned(tmp_path, monkeypatch, capsys):
         layer=["q_proj"],
         skip_bad=True,
         own_blocks=True,
+        public=True,
         as_json=True,
     )
+    assert (seen["swarm"], seen["public"]) == ("public", True)
     assert seen["closed"]
     assert seen["own_blocks"]
     assert (seen["model"], seen["folder"]) == ("fish", tmp_path / "out")

@@ -107,11 +107,12 @@ def tune(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
     own_blocks: OwnBlocksOption = False,
     swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
     only: options.OnlyOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Tune a LoRA adapter or a soft prompt of MODEL through the nodes that serve it; data stay here."""
-    settings = options.settings(swarm=swarm, model=model, only=only)
+    settings = options.settings(swarm=swarm, public=public, model=model, only=only)
     from shoal.client.tuning.open import TuningData, open_tuner
     from shoal.client.tuning.tuned import tuning_method
     from shoal.client.tuning.tuner import TuningOptions
