@@ -107,6 +107,7 @@ def test_prompts_are_texts_conversations_or_tokens():
         ('{"token_ids": [1, 384]}', "384 is no token"),
         ('{"token_ids": [1, true]}', "True is no token"),
         (json.dumps({"prompt": "x" * 20}), "has 20 tokens, and fish takes 20"),
+        pytest.param("x" * ((8 << 20) + 9), "it is longer than 8 MiB", id="long"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_refused_by_its_number_or_skipped(tmp_path, line, why):

@@ -13,6 +13,7 @@ from shoal.gateway.markup.tools import Calling
 from shoal.gateway.schema.chat import ChatRequest
 from shoal.models.text.codec import TextCodec
 from shoal.models.text.tokenizer.apart import ApartTokenizer
+from shoal.models.untrusted import json_lines
 
 END = 2
 
@@ -170,6 +171,23 @@ def test_an_example_has_an_answer_and_something_before_it(learnt):
     assert Example((1, 2, 3), 2).answer_tokens == 1
     with pytest.raises(UsageError, match=f"of 3 tokens that are to be learnt from the one at {learnt} on"):
         Example((1, 2, 3), learnt)
+
+
+@pytest.mark.parametrize("filling", [b"x", b" "])
+def test_a_line_that_is_too_long_is_refused_or_left_out_by_its_number_and_the_next_is_read(
+    read, monkeypatch, filling
+):
+    monkeypatch.setattr(json_lines, "MAX_LINE", 64)
+    good = {"prompt": "a", "completion": "b"}
+    fits = json.dumps(good).encode().ljust(63)
+    lines = (fits, b'{"text": "' + filling * 300 + b'"}', good, filling * 500)
+    with pytest.raises(UsageError, match="line 2: it is longer than"):
+        read(*lines)
+    skipped = []
+    found = read(*lines, skipped=lambda path, number, why: skipped.append((number, why)))
+    assert [example.line for example in found] == [1, 3]
+    assert [number for number, why in skipped if "it is longer than" in why] == [2, 4]
+    assert len(skipped) == 2
 
 
 def test_longer_answers_are_cut_only_when_asked_and_prompts_never(read):
