@@ -92,15 +92,33 @@ def test_a_soft_prompt_has_a_rate_of_its_own_and_a_method_that_is_none_is_refuse
     monkeypatch.setattr("shoal.client.tuning.open.open_tuner", open_tuner)
     monkeypatch.setattr(tune, "in_swarm", lambda settings, use: trio.run(use, None))
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
-    for method in ("lora", "prompt"):
-        tune.tune("fish", tmp_path / "d.jsonl", tmp_path / "mine", method=method, prompt_tokens=7)
-    assert [(o.method, o.rate) for o in seen] == [("lora", 2e-4), ("prompt", 1e-2)]
-    assert seen[1].prompt_tokens == 7
+    for given in ({}, {"method": "prompt", "prompt_tokens": 7}, {"method": "prompt"}):
+        tune.tune("fish", tmp_path / "d.jsonl", tmp_path / "mine", **given)
+    assert [(o.method, o.rate) for o in seen] == [("lora", 2e-4), ("prompt", 1e-2), ("prompt", 1e-2)]
+    assert (seen[0].rank, seen[0].alpha) == (8, 16)
+    assert [o.prompt_tokens for o in seen[1:]] == [7, 20]
     out = capsys.readouterr().out
     assert f"shoal serve fish --adapter {tmp_path / 'mine'}" in out
     assert f"shoal run fish:mine --soft-prompt {tmp_path / 'mine'}" in out
     with pytest.raises(UsageError, match="there is no method 'magic'"):
         tune.tune("fish", tmp_path / "d.jsonl", tmp_path / "mine", method="magic")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"prompt_tokens": 20}, "--prompt-tokens: only with --method prompt"),
+        ({"method": "prompt", "rank": 8}, "--rank: only with --method lora"),
+        (
+            {"method": "prompt", "alpha": 1, "layer": ["q_proj"]},
+            "--alpha and --layer: only with --method lora",
+        ),
+    ],
+)
+def test_an_option_that_the_method_would_not_heed_is_refused(tmp_path, monkeypatch, given, says):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=says):
+        tune.tune("fish", tmp_path / "d.jsonl", tmp_path / "mine", **given)
 
 
 def test_a_loss_that_is_no_number_is_null_in_json(capsys):

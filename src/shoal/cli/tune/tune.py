@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm as Connected
+    from shoal.client.tuning.tuned import TuningMethod
     from shoal.client.tuning.tuner import TuningStep
     from shoal.progress import Progress
 
@@ -59,7 +60,32 @@ MethodOption = Annotated[
     str, typer.Option(metavar="lora|prompt", help="What to tune: an adapter, or a soft prompt.")
 ]
 PromptTokensOption = Annotated[
-    int, typer.Option(min=1, max=512, help="With --method prompt, virtual tokens before each prompt.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=512,
+        help="With --method prompt, virtual tokens before each prompt; if not given, 20.",
+        show_default=False,
+    ),
+]
+AdapterRankOption = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        min=1,
+        max=64,
+        help="With --method lora, rank of the adapter's matrices; if not given, 8.",
+        show_default=False,
+    ),
+]
+AdapterAlphaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--alpha",
+        min=0.001,
+        help="With --method lora, what it adds is multiplied by alpha / rank; if not given, 16.",
+        show_default=False,
+    ),
 ]
 RankOption = Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")]
 AlphaOption = Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")]
@@ -76,6 +102,8 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Tokens that travel togeth
 CutOption = Annotated[bool, typer.Option("--cut", help="Cut longer examples, instead of refusing them.")]
 RATES = {"lora": 2e-4, "prompt": 1e-2}
 """AdamW's, by method: a soft prompt's rows are as long as embeddings, and far fewer."""
+RANK, ALPHA, PROMPT_TOKENS = 8, 16.0, 20
+"""Where none are given."""
 SAID = 20
 """Lines that were skipped, of which each is told; then only how many."""
 
@@ -90,9 +118,9 @@ def tune(
     out: OutOption = Path("adapter"),
     evaluation: EvaluationOption = None,
     method: MethodOption = "lora",
-    prompt_tokens: PromptTokensOption = 20,
-    rank: RankOption = 8,
-    alpha: AlphaOption = 16,
+    prompt_tokens: PromptTokensOption = None,
+    rank: AdapterRankOption = None,
+    alpha: AdapterAlphaOption = None,
     layer: LayerOption = None,
     rate: TuningRateOption = None,
     warmup: WarmupOption = 10,
@@ -118,12 +146,14 @@ def tune(
     from shoal.client.tuning.tuner import TuningOptions
 
     chosen = tuning_method(method)
+    of_lora = {"--rank": rank, "--alpha": alpha, "--layer": layer}
+    _check_given(chosen, {"lora": of_lora, "prompt": {"--prompt-tokens": prompt_tokens}})
     skipped: Counter[Path] = Counter()
     given = TuningOptions(
         method=chosen,
-        prompt_tokens=prompt_tokens,
-        rank=rank,
-        alpha=alpha,
+        prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+        rank=rank or RANK,
+        alpha=alpha or ALPHA,
         layers=tuple(layer or ()),
         rate=RATES[chosen] if rate is None else rate,
         warmup=warmup,
@@ -161,6 +191,17 @@ def tune(
         "evaluation": _finite(last.evaluation),
     }
     emit(fields, as_json, lambda: f"what was tuned is in {out}: {_use_of(model, out, chosen)}")
+
+
+def _check_given(method: TuningMethod, options_of: Mapping[TuningMethod, Mapping[str, object]]) -> None:
+    """Refuse what another method than the chosen one would heed. Raises UsageError."""
+    for other, given in options_of.items():
+        names = [name for name, value in given.items() if value]
+        if other != method and names:
+            raise UsageError(
+                f"{' and '.join(names)}: only with --method {other}",
+                check=f"leave that out, or tune by --method {other}",
+            )
 
 
 def _skipping(skipped: Counter[Path]) -> Callable[[Path, int, str], None]:
