@@ -21,7 +21,7 @@ from shoal.errors import UsageError
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm as Connected
     from shoal.client.tuning.tuned import TuningMethod
-    from shoal.client.tuning.tuner import TuningStep
+    from shoal.client.tuning.tuner import Tuner, TuningStep
     from shoal.progress import Progress
 
 DataOption = Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Examples, one on each line.")]
@@ -104,6 +104,8 @@ RATES = {"lora": 2e-4, "prompt": 1e-2}
 """AdamW's, by method: a soft prompt's rows are as long as embeddings, and far fewer."""
 RANK, ALPHA, PROMPT_TOKENS = 8, 16.0, 20
 """Where none are given."""
+PLOT = "loss.svg"
+"""The losses of a run against its steps, beside the adapter."""
 SAID = 20
 """Lines that were skipped, of which each is told; then only how many."""
 
@@ -171,13 +173,7 @@ def tune(
     async def run(opened: Connected) -> TuningStep | None:
         with working(f"tuning {settings.model}") as report:
             tuner = await open_tuner(opened, settings.model, examples, given, out, own_blocks=own_blocks)
-            last: TuningStep | None = None
-            try:
-                async for last in tuner.run():
-                    _tell(last, report, as_json)
-            finally:
-                tuner.close()
-            return last
+            return await _all_steps(tuner, out, report, as_json)
 
     last = in_swarm(settings, run)
     if last is None:
@@ -189,8 +185,35 @@ def tune(
         "steps": last.steps,
         "loss": _finite(last.loss),
         "evaluation": _finite(last.evaluation),
+        "plot": str(out / PLOT) if (out.expanduser() / PLOT).is_file() else None,
     }
     emit(fields, as_json, lambda: f"what was tuned is in {out}: {_use_of(model, out, chosen)}")
+
+
+async def _all_steps(tuner: Tuner, out: Path, report: Progress, as_json: bool) -> TuningStep | None:
+    """The last step of a run. Each is told, and all are drawn in ``out``, also where the run is cut."""
+    last: TuningStep | None = None
+    try:
+        async for last in tuner.run():
+            _tell(last, report, as_json)
+    finally:
+        _draw(tuner, out)
+        tuner.close()
+    return last
+
+
+def _draw(tuner: Tuner, folder: Path) -> None:
+    from shoal.bench.report.losses import losses_plot
+    from shoal.client.tuning.checkpoint import STATE
+
+    folder = folder.expanduser()
+    drawn = losses_plot(tuner.history, tuner.evaluations)
+    if drawn is None or not (folder / STATE).exists():  # in a folder without a checkpoint no run would begin
+        return
+    try:
+        (folder / PLOT).write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        say(f"{folder / PLOT} cannot be written ({error.strerror or error}); all else of the run is there")
 
 
 def _check_given(method: TuningMethod, options_of: Mapping[TuningMethod, Mapping[str, object]]) -> None:

@@ -50,6 +50,8 @@ class TuningState:
     """What decides its numbers: another run does not go on with it."""
     history: tuple[tuple[int, float], ...]
     """Losses by step."""
+    evaluations: tuple[tuple[int, float], ...] = ()
+    """Losses over the examples that are kept back, by step."""
 
 
 def save(
@@ -73,7 +75,12 @@ def save(
     for name, half in named.items():
         for key, value in optimizer.state.get(half, {}).items():
             moments[f"{key} {name}"] = cast(torch.Tensor, value)
-    run = {"step": state.step, "run": dict(state.run), "history": [list(pair) for pair in state.history]}
+    run = {
+        "step": state.step,
+        "run": dict(state.run),
+        "history": [list(pair) for pair in state.history],
+        "evaluations": [list(pair) for pair in state.evaluations],
+    }
     files = {
         WEIGHTS: serialized({name: half.detach() for name, half in named.items()}),
         OPTIMIZER: serialized(moments),
@@ -206,8 +213,11 @@ def restore(
             }
             if state:
                 optimizer.state[half] = state
-        history = tuple((int(step), float(loss)) for step, loss in said["history"])
-        return TuningState(int(said["step"]), run, history)
+        history, evaluations = (
+            tuple((int(step), float(loss)) for step, loss in curve)
+            for curve in (said["history"], said.get("evaluations", ()))  # older checkpoints have no second
+        )
+        return TuningState(int(said["step"]), run, history, evaluations)
     except Exception as error:
         # The files are ours; whatever is wrong with them, they were cut or changed.
         raise BadWeights(
