@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
+from shoal.bench.report.losses import MOST_POINTS, losses_plot
 from shoal.bench.report.page import page
 from shoal.bench.report.plots import against_sessions, curves, points_of
 from shoal.bench.report.svg import Scale, above, nice_step, short
@@ -95,3 +96,13 @@ def test_in_a_narrow_terminal_names_are_whole_and_figures_wrap() -> None:
     said = io.StringIO()
     Console(file=said, width=80).print(table(report()))
     assert "executor/int8/decode/b8" in said.getvalue() and "…" not in said.getvalue()
+
+
+def test_losses_that_are_many_flat_single_or_not_finite_are_drawn_all_the_same():
+    long = losses_plot([(step, 1 / step) for step in range(1, 3002)])
+    assert long is not None
+    assert "after 3,001 steps" in long
+    assert max(line.count(",") for line in re.findall(r'points="[^"]*"', long)) <= MOST_POINTS + 1
+    for losses in ([(1, 0.0)], [(1, float("nan")), (2, 3.0)], [(5, 2.0), (6, 2.0)]):
+        assert losses_plot(losses, [(losses[-1][0], 2.0)]) is not None
+    assert losses_plot([(1, float("nan"))]) is None

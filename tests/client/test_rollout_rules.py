@@ -75,7 +75,10 @@ def test_each_sample_has_a_seed_of_its_own_that_any_language_can_read():
 def codec():
     return SimpleNamespace(
         encode=lambda text, special=True: list(text.encode()),
-        prompt=lambda messages, options, pictures: SimpleNamespace(token_ids=[len(messages)]),
+        prompt=lambda messages, options, pictures: SimpleNamespace(
+            token_ids=[len(messages), *(len(tool["function"]["name"]) for tool in options.get("tools", ()))]
+        ),
+        takes_tools=True,
     )
 
 
@@ -84,10 +87,12 @@ def test_prompts_are_texts_conversations_or_tokens():
         {"prompt": "ab", "id": "x"},
         {"messages": [{"role": "user", "content": "a"}]},
         {"token_ids": [3, 4]},
+        {"messages": [{"role": "user", "content": "a"}], "tools": [{"function": {"name": "tide"}}]},
     ]
     found = read_prompts(given, codec(), SHAPE)
-    assert found == [RolloutPrompt(1, (97, 98), "x"), RolloutPrompt(2, (1,)), RolloutPrompt(3, (3, 4))]
-    assert read_prompts(given[2:], None, SHAPE) == [RolloutPrompt(1, (3, 4))]
+    assert found[:2] == [RolloutPrompt(1, (97, 98), "x"), RolloutPrompt(2, (1,))]
+    assert found[2:] == [RolloutPrompt(3, (3, 4)), RolloutPrompt(4, (1, 4))]
+    assert read_prompts(given[2:3], None, SHAPE) == [RolloutPrompt(1, (3, 4))]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,7 @@ def test_prompts_are_texts_conversations_or_tokens():
         ('{"token_ids": [1, 384]}', "384 is no token"),
         ('{"token_ids": [1, true]}', "True is no token"),
         (json.dumps({"prompt": "x" * 20}), "has 20 tokens, and fish takes 20"),
+        pytest.param("x" * ((8 << 20) + 9), "it is longer than 8 MiB", id="long"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_refused_by_its_number_or_skipped(tmp_path, line, why):

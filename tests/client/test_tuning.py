@@ -207,7 +207,13 @@ async def test_examples_that_are_kept_back_are_evaluated(home, tmp_path, checkpo
         steps, _ = await tuned(
             swarm.client, checkpoint, path, tmp_path / "out", options, evaluation=path, longest=200
         )
+        again, tuner = await tuned(
+            swarm.client, checkpoint, path, tmp_path / "out", options, evaluation=path, longest=200
+        )
     assert all(step.evaluation is not None and 0 < step.evaluation < 10 for step in steps)
+    assert not again  # all of it was done, and what was seen of it is known
+    assert list(tuner.evaluations) == [(step.step, step.evaluation) for step in steps]
+    assert list(tuner.history) == [(step.step, step.loss) for step in steps]
 
 
 async def test_losses_that_stay_not_finite_end_it_and_change_nothing(home, tmp_path, checkpoint, monkeypatch):

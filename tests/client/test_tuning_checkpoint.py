@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from shoal.client.tuning import checkpoint
 from shoal.client.tuning.checkpoint import TuningState, check_is_of_tuning, checkpoint_folder, restore, save
 from shoal.client.tuning.factors import TunedAdapter, TunedLayers
-from shoal.errors import UsageError
+from shoal.errors import OutOfResources, UsageError
 from shoal.types import Digest
 
 BASE = Digest("sha256:" + "0" * 64)
@@ -87,18 +88,34 @@ def test_a_run_that_is_killed_while_files_are_moved_has_the_new_checkpoint(
 
 @pytest.mark.parametrize("name", [checkpoint.OPTIMIZER, checkpoint.WEIGHTS])
 def test_a_run_that_is_killed_while_it_writes_has_the_old_checkpoint(tmp_path, monkeypatch, name):
-    out, honest = tmp_path / "out", checkpoint.save_file
+    out, honest = tmp_path / "out", checkpoint._write
     saved(out, 1)
 
-    def dies(tensors, path):
+    def dies(path, data):
         if path.name == name:
             raise KeyboardInterrupt
-        honest(tensors, path)
+        honest(path, data)
 
-    monkeypatch.setattr(checkpoint, "save_file", dies)
+    monkeypatch.setattr(checkpoint, "_write", dies)
     with pytest.raises(KeyboardInterrupt):
         saved(out, 2)
     monkeypatch.undo()
+    assert restored(out) == (1, {1.0}, {0.1})
+    saved(out, 3)
+    assert restored(out) == (3, {3.0}, {0.3})
+
+
+def test_a_disk_that_is_full_is_told_as_that_and_the_checkpoint_before_stays(tmp_path):
+    out = tmp_path / "out"
+    saved(out, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OutOfResources, match="is full: the checkpoint needs more") as told:
+            saved(out, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "--out" in told.value.check
     assert restored(out) == (1, {1.0}, {0.1})
     saved(out, 3)
     assert restored(out) == (3, {3.0}, {0.3})

@@ -89,26 +89,53 @@ def test_samples_go_on_after_the_client_is_killed_and_none_is_lost_or_there_twic
     assert made == [(line, number) for line in range(1, 5) for number in range(8)]
 
 
-def test_reinforcement_learning_raises_the_reward(nodes, tmp_path, monkeypatch, capsys):
-    steps, swarm = 20, nodes.local.membership.name
+@pytest.fixture
+def example(nodes, monkeypatch, capsys):
+    """Runs an example as a reader would, and gives the lines that it prints."""
+    swarm = nodes.local.membership.name
     for name, value in {"HOME": nodes.home, "HOST": "127.0.0.1", "MDNS": "0", "SWARM": swarm}.items():
         monkeypatch.setenv(f"SHOAL_{name}", str(value))
-    monkeypatch.setattr(sys, "argv", ["grpo.py", nodes.model, str(steps), str(tmp_path / "adapter")])
-    runpy.run_path(str(EXAMPLES / "grpo.py"), run_name="__main__")
-    rewards = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+
+    def run(name, *argv):
+        monkeypatch.setattr(sys, "argv", [name, nodes.model, *map(str, argv)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_reinforcement_learning_raises_the_reward(example, tmp_path):
+    steps = 20
+    lines = example("grpo.py", steps, tmp_path / "adapter")
+    rewards = [float(line.rsplit(" ", 1)[1]) for line in lines]
     assert len(rewards) == steps
     first, last = sum(rewards[:4]) / 4, sum(rewards[-4:]) / 4
     assert last > first + 0.15, rewards
     assert (tmp_path / "adapter/adapter_model.safetensors").exists()
 
 
-def test_members_of_a_federated_run_end_with_the_same_adapter(nodes, tmp_path, monkeypatch, capsys):
-    swarm = nodes.local.membership.name
-    for name, value in {"HOME": nodes.home, "HOST": "127.0.0.1", "MDNS": "0", "SWARM": swarm}.items():
-        monkeypatch.setenv(f"SHOAL_{name}", str(value))
-    monkeypatch.setattr(sys, "argv", ["federated.py", nodes.model, "2", str(tmp_path / "members"), "2"])
-    runpy.run_path(str(EXAMPLES / "federated.py"), run_name="__main__")
-    last = [line for line in capsys.readouterr().out.splitlines() if "round 2, 2 members" in line]
+def test_an_adapter_is_tuned_and_asked(example, tmp_path):
+    *steps, sky, _, _, coal = example("tune_lora.py", 18, tmp_path / "colours")
+    assert len(steps) == 18
+    assert (sky, coal) == ("sky: blue", "coal: black")
+
+
+def test_a_soft_prompt_is_tuned_and_stands_before_a_question(example, tmp_path):
+    *steps, answer = example("soft_prompt.py", 6, tmp_path / "polite")
+    losses = [float(line.rsplit(" ", 1)[1]) for line in steps]
+    assert losses[-1] < losses[0]
+    assert answer.startswith("Where is the station?")
+
+
+def test_samples_are_made_and_read(example, tmp_path):
+    said, *samples = example("rollouts.py", 2, tmp_path / "samples.jsonl")
+    assert said.startswith("4 samples in ")
+    assert sorted(line.split(":")[0] for line in samples) == ["sea 0", "sea 1", "shoal 0", "shoal 1"]
+
+
+def test_members_of_a_federated_run_end_with_the_same_adapter(example, tmp_path):
+    lines = example("federated.py", 2, tmp_path / "members", 2)
+    last = [line for line in lines if "round 2, 2 members" in line]
     assert len(last) == 2
     assert len({line.rsplit(" ", 1)[1] for line in last}) == 1, last
 

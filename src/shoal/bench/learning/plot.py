@@ -6,14 +6,6 @@ from typing import Any, cast
 
 from shoal.bench.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawing, Scale, colour
 
-COLOURS = ("#0b7285", "#e8590c", "#7048e8", "#2b8a3e")
-STYLE = (
-    "<style>svg { background:#fff; --ink:#16242c; --grid:#e3e9ec; --card:#fff; "
-    + " ".join(f"--c{number + 1}:{value};" for number, value in enumerate(COLOURS))
-    + " font:12px system-ui, sans-serif } text { fill:#16242c } .tick, .note { fill:#5b6b75 } "
-    ".axis { font-weight:600 }</style>"
-)
-
 
 def learning_plot(found: dict[str, Any]) -> str:
     """An SVG file of what :func:`~shoal.bench.learning.measure.measure_learning` has found."""
@@ -31,6 +23,4 @@ def learning_plot(found: dict[str, Any]) -> str:
             x(found["steps"]) + 8, label, f"{way['way']}, {way['bytes_per_step'] / 1000:,.0f} kB a step"
         )
         drawing.bar(x(found["steps"]) + 1, label - 5, 5, 5, colour(number), way["way"])
-    svg = drawing.svg()
-    end = svg.index(">") + 1
-    return svg[:end] + STYLE + svg[end:] + "\n"
+    return drawing.file()

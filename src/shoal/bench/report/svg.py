@@ -9,6 +9,13 @@ from html import escape
 
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8")
 """Of series, in order."""
+STYLE = (
+    "<style>svg { background:#fff; --ink:#16242c; --grid:#e3e9ec; --card:#fff; "
+    "--c1:#0b7285; --c2:#e8590c; --c3:#7048e8; --c4:#2b8a3e;"
+    " font:12px system-ui, sans-serif } text { fill:#16242c } .tick, .note { fill:#5b6b75 } "
+    ".axis { font-weight:600 }</style>"
+)
+"""Of a drawing that stands on no page."""
 WIDTH, HEIGHT = 760.0, 400.0
 LEFT, RIGHT, TOP, BOTTOM = 66.0, 20.0, 18.0, 48.0
 
@@ -132,3 +139,9 @@ class Drawing:
             f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" xmlns="http://www.w3.org/2000/svg"'
             f' role="img" aria-label="{escape(self.title)}">{"".join(self._parts)}</svg>'
         )
+
+    def file(self) -> str:
+        """The drawing as a file that stands by itself, with the first four colours."""
+        svg = self.svg()
+        end = svg.index(">") + 1
+        return svg[:end] + STYLE + svg[end:] + "\n"

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,8 @@ from shoal.errors import UsageError
 
 if TYPE_CHECKING:
     from shoal.client.swarm import Swarm as Connected
-    from shoal.client.tuning.tuner import TuningStep
+    from shoal.client.tuning.tuned import TuningMethod
+    from shoal.client.tuning.tuner import Tuner, TuningStep
     from shoal.progress import Progress
 
 DataOption = Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Examples, one on each line.")]
@@ -59,7 +60,32 @@ MethodOption = Annotated[
     str, typer.Option(metavar="lora|prompt", help="What to tune: an adapter, or a soft prompt.")
 ]
 PromptTokensOption = Annotated[
-    int, typer.Option(min=1, max=512, help="With --method prompt, virtual tokens before each prompt.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=512,
+        help="With --method prompt, virtual tokens before each prompt; if not given, 20.",
+        show_default=False,
+    ),
+]
+AdapterRankOption = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        min=1,
+        max=64,
+        help="With --method lora, rank of the adapter's matrices; if not given, 8.",
+        show_default=False,
+    ),
+]
+AdapterAlphaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--alpha",
+        min=0.001,
+        help="With --method lora, what it adds is multiplied by alpha / rank; if not given, 16.",
+        show_default=False,
+    ),
 ]
 RankOption = Annotated[int, typer.Option(min=1, max=64, help="Rank of the adapter's matrices.")]
 AlphaOption = Annotated[float, typer.Option(min=0.001, help="What it adds is multiplied by alpha / rank.")]
@@ -76,6 +102,10 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Tokens that travel togeth
 CutOption = Annotated[bool, typer.Option("--cut", help="Cut longer examples, instead of refusing them.")]
 RATES = {"lora": 2e-4, "prompt": 1e-2}
 """AdamW's, by method: a soft prompt's rows are as long as embeddings, and far fewer."""
+RANK, ALPHA, PROMPT_TOKENS = 8, 16.0, 20
+"""Where none are given."""
+PLOT = "loss.svg"
+"""The losses of a run against its steps, beside the adapter."""
 SAID = 20
 """Lines that were skipped, of which each is told; then only how many."""
 
@@ -90,9 +120,9 @@ def tune(
     out: OutOption = Path("adapter"),
     evaluation: EvaluationOption = None,
     method: MethodOption = "lora",
-    prompt_tokens: PromptTokensOption = 20,
-    rank: RankOption = 8,
-    alpha: AlphaOption = 16,
+    prompt_tokens: PromptTokensOption = None,
+    rank: AdapterRankOption = None,
+    alpha: AdapterAlphaOption = None,
     layer: LayerOption = None,
     rate: TuningRateOption = None,
     warmup: WarmupOption = 10,
@@ -107,22 +137,25 @@ def tune(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
     own_blocks: OwnBlocksOption = False,
     swarm: options.SwarmOption = None,
+    public: options.PublicOption = None,
     only: options.OnlyOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Tune a LoRA adapter or a soft prompt of MODEL through the nodes that serve it; data stay here."""
-    settings = options.settings(swarm=swarm, model=model, only=only)
+    settings = options.settings(swarm=swarm, public=public, model=model, only=only)
     from shoal.client.tuning.open import TuningData, open_tuner
     from shoal.client.tuning.tuned import tuning_method
     from shoal.client.tuning.tuner import TuningOptions
 
     chosen = tuning_method(method)
+    of_lora = {"--rank": rank, "--alpha": alpha, "--layer": layer}
+    _check_given(chosen, {"lora": of_lora, "prompt": {"--prompt-tokens": prompt_tokens}})
     skipped: Counter[Path] = Counter()
     given = TuningOptions(
         method=chosen,
-        prompt_tokens=prompt_tokens,
-        rank=rank,
-        alpha=alpha,
+        prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+        rank=rank or RANK,
+        alpha=alpha or ALPHA,
         layers=tuple(layer or ()),
         rate=RATES[chosen] if rate is None else rate,
         warmup=warmup,
@@ -140,13 +173,7 @@ def tune(
     async def run(opened: Connected) -> TuningStep | None:
         with working(f"tuning {settings.model}") as report:
             tuner = await open_tuner(opened, settings.model, examples, given, out, own_blocks=own_blocks)
-            last: TuningStep | None = None
-            try:
-                async for last in tuner.run():
-                    _tell(last, report, as_json)
-            finally:
-                tuner.close()
-            return last
+            return await _all_steps(tuner, out, report, as_json)
 
     last = in_swarm(settings, run)
     if last is None:
@@ -158,8 +185,46 @@ def tune(
         "steps": last.steps,
         "loss": _finite(last.loss),
         "evaluation": _finite(last.evaluation),
+        "plot": str(out / PLOT) if (out.expanduser() / PLOT).is_file() else None,
     }
     emit(fields, as_json, lambda: f"what was tuned is in {out}: {_use_of(model, out, chosen)}")
+
+
+async def _all_steps(tuner: Tuner, out: Path, report: Progress, as_json: bool) -> TuningStep | None:
+    """The last step of a run. Each is told, and all are drawn in ``out``, also where the run is cut."""
+    last: TuningStep | None = None
+    try:
+        async for last in tuner.run():
+            _tell(last, report, as_json)
+    finally:
+        _draw(tuner, out)
+        tuner.close()
+    return last
+
+
+def _draw(tuner: Tuner, folder: Path) -> None:
+    from shoal.bench.report.losses import losses_plot
+    from shoal.client.tuning.checkpoint import STATE
+
+    folder = folder.expanduser()
+    drawn = losses_plot(tuner.history, tuner.evaluations)
+    if drawn is None or not (folder / STATE).exists():  # in a folder without a checkpoint no run would begin
+        return
+    try:
+        (folder / PLOT).write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        say(f"{folder / PLOT} cannot be written ({error.strerror or error}); all else of the run is there")
+
+
+def _check_given(method: TuningMethod, options_of: Mapping[TuningMethod, Mapping[str, object]]) -> None:
+    """Refuse what another method than the chosen one would heed. Raises UsageError."""
+    for other, given in options_of.items():
+        names = [name for name, value in given.items() if value]
+        if other != method and names:
+            raise UsageError(
+                f"{' and '.join(names)}: only with --method {other}",
+                check=f"leave that out, or tune by --method {other}",
+            )
 
 
 def _skipping(skipped: Counter[Path]) -> Callable[[Path, int, str], None]:

@@ -10,7 +10,8 @@ from typing import Any, cast
 from shoal.client.recommended import answer_room
 from shoal.errors import ShoalError, UsageError
 from shoal.models.text.codec import TextCodec
-from shoal.models.text.prompt import ChatPrompt, encode_prompt
+from shoal.models.text.conversation import read_conversation
+from shoal.models.text.prompt import encode_prompt
 from shoal.models.untrusted.json_lines import line_object, numbered_lines
 from shoal.types import ModelShape
 
@@ -41,8 +42,9 @@ def read_prompts(
 ) -> list[RolloutPrompt]:
     """The prompts of a file, or of a caller.
 
-    Each is ``{"prompt": "…"}``, ``{"messages": [{"role": …, "content": …}, …]}`` or ``{"token_ids": […]}``,
-    with an ``id`` if it is to have one. Blocks: not on a loop.
+    Each is ``{"prompt": "…"}``, ``{"messages": [{"role": …, "content": …}, …]}`` with ``tools`` and
+    ``chat_template_kwargs`` as over HTTP, or ``{"token_ids": […]}``; with an ``id`` if it is to have one.
+    Blocks: not on a loop.
 
     Args:
         codec: the model's tokenizer; without one, only token ids can be read.
@@ -86,9 +88,9 @@ def _prompt(
             token_ids = _checked(cast("list[Any]", tokens), shape)
         case {"prompt": str(text)}:
             token_ids = encode_prompt(_needed(codec, shape), text).token_ids
-        case {"messages": list(messages)}:
-            chat = ChatPrompt(_messages(cast("list[Any]", messages)))
-            token_ids = encode_prompt(_needed(codec, shape), chat).token_ids
+        case {"messages": list()}:
+            codec = _needed(codec, shape)
+            token_ids = encode_prompt(codec, read_conversation(line, codec)).token_ids
         case _:
             raise UsageError(
                 "it has neither prompt nor messages nor token_ids",
@@ -98,13 +100,6 @@ def _prompt(
         raise UsageError("it is empty")
     answer_room(shape, len(token_ids))
     return RolloutPrompt(number, tuple(token_ids), id)
-
-
-def _messages(messages: list[Any]) -> list[dict[str, Any]]:
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(cast("dict[str, Any]", message).get("role"), str):
-            raise UsageError(f"a message without a role: {message!r:.80}")
-    return messages
 
 
 def _checked(tokens: list[Any], shape: ModelShape) -> list[int]:

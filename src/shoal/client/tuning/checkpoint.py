@@ -8,6 +8,7 @@ there. Files that are not ours stay as they are.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 
 from shoal.client.tuning.tuned import Tuned
 from shoal.errors import BadWeights, UsageError
 from shoal.models.adapters.peft_config import CONFIG
 from shoal.models.adapters.read import BASE_FILE, WEIGHTS
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
+from shoal.models.store.disk import told_if_full
 from shoal.types import Digest
 
 STATE = "tuning.json"
@@ -47,6 +50,8 @@ class TuningState:
     """What decides its numbers: another run does not go on with it."""
     history: tuple[tuple[int, float], ...]
     """Losses by step."""
+    evaluations: tuple[tuple[int, float], ...] = ()
+    """Losses over the examples that are kept back, by step."""
 
 
 def save(
@@ -62,26 +67,54 @@ def save(
 
     Raises:
         UsageError: something that is not ours is in the way.
-        OSError: the disk is full.
+        OutOfResources: the disk is full. The checkpoint that was there stays.
+        OSError: it cannot be written.
     """
-    fresh = folder / NEW
-    _clear(fresh)
-    fresh.mkdir(parents=True)
-    (fresh / MARKER).write_text(WRITING)
     named = adapter.named()
-    save_file({name: half.detach() for name, half in named.items()}, fresh / WEIGHTS)
     moments: dict[str, torch.Tensor] = {}
     for name, half in named.items():
         for key, value in optimizer.state.get(half, {}).items():
             moments[f"{key} {name}"] = cast(torch.Tensor, value)
-    save_file(moments, fresh / OPTIMIZER)
-    (fresh / CONFIG).write_text(json.dumps(adapter.config(base_name), indent=2) + "\n")
-    (fresh / BASE_FILE).write_text(json.dumps({"base": base}) + "\n")
-    run = {"step": state.step, "run": dict(state.run), "history": [list(pair) for pair in state.history]}
-    (fresh / STATE).write_text(json.dumps(run) + "\n")
+    run = {
+        "step": state.step,
+        "run": dict(state.run),
+        "history": [list(pair) for pair in state.history],
+        "evaluations": [list(pair) for pair in state.evaluations],
+    }
+    files = {
+        WEIGHTS: serialized({name: half.detach() for name, half in named.items()}),
+        OPTIMIZER: serialized(moments),
+        CONFIG: _json(adapter.config(base_name), indent=2),
+        BASE_FILE: _json({"base": base}),
+        STATE: _json(run),
+    }
+    with told_if_full(folder, "the checkpoint", instead="name a folder on a larger disk with --out"):
+        _replace(folder, files)
+
+
+def _json(value: Mapping[str, Any], indent: int | None = None) -> bytes:
+    return (json.dumps(value, indent=indent) + "\n").encode()
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files beside those that are in their places, and then move all of them."""
+    fresh = folder / NEW
+    _clear(fresh)
+    fresh.mkdir(parents=True)
+    (fresh / MARKER).write_text(WRITING)
+    for name, data in files.items():
+        _write(fresh / name, data)
     (fresh / MARKED).write_text(WHOLE)
     (fresh / MARKED).replace(fresh / MARKER)
     _move_out(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file that is on the disk, also after a loss of power, before the marker says so."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def checkpoint_folder(folder: Path) -> Path:
@@ -180,8 +213,11 @@ def restore(
             }
             if state:
                 optimizer.state[half] = state
-        history = tuple((int(step), float(loss)) for step, loss in said["history"])
-        return TuningState(int(said["step"]), run, history)
+        history, evaluations = (
+            tuple((int(step), float(loss)) for step, loss in curve)
+            for curve in (said["history"], said.get("evaluations", ()))  # older checkpoints have no second
+        )
+        return TuningState(int(said["step"]), run, history, evaluations)
     except Exception as error:
         # The files are ours; whatever is wrong with them, they were cut or changed.
         raise BadWeights(

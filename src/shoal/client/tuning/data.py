@@ -7,15 +7,20 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from shoal.errors import ShoalError, UsageError
+from shoal.models.text.chat_templates import ChatMessage
 from shoal.models.text.codec import TextCodec
+from shoal.models.text.conversation import read_conversation
+from shoal.models.text.prompt import ChatPrompt
 from shoal.models.untrusted.json_lines import line_object, numbered_lines
 from shoal.wire.training import MAX_SEQUENCES
 
 _Item = TypeVar("_Item")
 ROLES = ("system", "user", "assistant", "tool")
+MORE = ("tool_calls", "reasoning_content")
+"""What an assistant may say beside content. Only the template knows how the model writes it."""
 
 Skipped = Callable[[Path, int, str], None]
 """Told of a line that is left out: its file, its number, and why."""
@@ -34,9 +39,16 @@ class Example:
     """By what each learnt token's loss is multiplied, such as its advantage: what is below 0 is unlearnt.
     Empty: 1 for each.
 
-    Raises UsageError: there are not as many as tokens to be learnt, or one is NaN or infinite."""
+    Raises UsageError: nothing is to be learnt, or nothing stands before it; there are not as many weights as
+    tokens to be learnt, or one is NaN or infinite."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.learnt < len(self.token_ids):
+            raise UsageError(
+                f"an example of {len(self.token_ids)} tokens that are to be learnt from the one at "
+                f"{self.learnt} on",
+                check="let a token stand before the answer, and the answer have one",
+            )
         if self.weights and len(self.weights) != self.answer_tokens:
             raise UsageError(
                 f"{len(self.weights)} weights for {self.answer_tokens} tokens that are to be learnt",
@@ -68,8 +80,8 @@ def read_examples(
 ) -> list[Example]:
     """The examples of a file: a conversation gives one for each of its answers.
 
-    A line is ``{"messages": [{"role": …, "content": …}, …]}``, ``{"prompt": …, "completion": …}`` or
-    ``{"text": …}``. Blocks: not on a loop.
+    A line is ``{"messages": [{"role": …, "content": …}, …]}``, with ``tools`` and ``chat_template_kwargs`` as
+    over HTTP, ``{"prompt": …, "completion": …}`` or ``{"text": …}``. Blocks: not on a loop.
 
     Args:
         longest: tokens that an example may have.
@@ -111,14 +123,14 @@ def encode_line(
     """
     end = [] if end_token is None else [end_token]
     match line:
-        case {"messages": list(messages)}:
-            return _conversation(cast("list[Any]", messages), codec, end)
+        case {"messages": list()}:
+            return _conversation(read_conversation(line, codec), codec, end)
         case {"prompt": str(prompt), "completion": str(completion)}:
             before = codec.encode(prompt)
-            return [_learnt(before, codec.encode(completion, special=False) + end)]
+            return [_learnt(before, codec.encode(completion, special=False), end)]
         case {"text": str(text)}:
-            tokens = codec.encode(text) + end
-            return [_learnt(tokens[:1], tokens[1:])]
+            tokens = codec.encode(text)
+            return [_learnt(tokens[:1], tokens[1:], end)]
         case _:
             raise UsageError(
                 "it has neither messages nor prompt and completion nor text",
@@ -126,29 +138,46 @@ def encode_line(
             )
 
 
-def _conversation(messages: list[Any], codec: TextCodec, end: list[int]) -> list[tuple[list[int], int]]:
-    for message in messages:
-        if not (
-            isinstance(message, dict)
-            and cast("dict[str, Any]", message).get("role") in ROLES
-            and isinstance(cast("dict[str, Any]", message).get("content"), str)
-        ):
+def _conversation(chat: ChatPrompt, codec: TextCodec, end: list[int]) -> list[tuple[list[int], int]]:
+    for message in chat.messages:
+        if message["role"] not in ROLES or not isinstance(message.get("content"), str):
             raise UsageError(f"a message without a known role or without text: {message!r:.80}")
     found: list[tuple[list[int], int]] = []
-    for index, message in enumerate(cast("list[dict[str, str]]", messages)):
+    for index, message in enumerate(chat.messages):
         if message["role"] == "assistant" and index:
             # As when it is served: what the template makes of the turns before, and then the answer's tokens.
-            before = codec.prompt(messages[:index]).token_ids
-            found.append(_learnt(before, codec.encode(message["content"], special=False) + end))
+            before = codec.prompt(chat.messages[:index], chat.options).token_ids
+            if any(message.get(name) for name in MORE):
+                answer, ended = _turn(chat.messages[: index + 1], chat.options, codec)
+            else:
+                answer, ended = codec.encode(message["content"], special=False), []
+            found.append(_learnt(before, answer, ended or end))
     if not found:
         raise UsageError("no message of the assistant's answers another")
     return found
 
 
-def _learnt(before: Sequence[int], answer: Sequence[int]) -> tuple[list[int], int]:
+def _turn(
+    messages: Sequence[ChatMessage], options: Mapping[str, Any], codec: TextCodec
+) -> tuple[list[int], list[int]]:
+    """The tokens of a turn that the template writes, and the one that ends it, if it writes one."""
+    text, last = codec.turn(messages, options).rstrip(), messages[-1]
+    names = [call["function"]["name"] for call in last.get("tool_calls", ())]
+    for said in (*names, last["content"], last.get("reasoning_content") or ""):
+        if str(said).strip() not in text:
+            raise UsageError(
+                f"the model's chat template leaves out what the assistant says: {said!r:.80}",
+                check="write it as content, in the words in which the model is to say it",
+            )
+    tokens = codec.encode(text, special=False)
+    ends = bool(tokens) and tokens[-1] in codec.end_tokens
+    return (tokens[:-1], tokens[-1:]) if ends else (tokens, [])
+
+
+def _learnt(before: Sequence[int], answer: Sequence[int], end: Sequence[int]) -> tuple[list[int], int]:
     if not before or not answer:
         raise UsageError("nothing stands before what is to be learnt, or it is empty")
-    return [*before, *answer], len(before)
+    return [*before, *answer, *end], len(before)
 
 
 def _fitted(tokens: list[int], learnt: int, line: int, longest: int, *, cut: bool) -> Example:

@@ -129,6 +129,7 @@ class Tuner:
             adapter.parameters, lr=options.rate, weight_decay=options.weight_decay
         )
         self._history: list[tuple[int, float]] = []
+        self._evaluations: list[tuple[int, float]] = []
         self._taken = 0  # steps
         self._skipped = self._bad = 0
         self._anchor: tuple[float, list[torch.Tensor]] = (0.0, [])
@@ -141,6 +142,16 @@ class Tuner:
     def examples(self) -> Sequence[Example]:
         """What is learnt from."""
         return self._examples
+
+    @property
+    def history(self) -> Sequence[tuple[int, float]]:
+        """The losses of all steps so far, by step, also of those before a kill."""
+        return self._history
+
+    @property
+    def evaluations(self) -> Sequence[tuple[int, float]]:
+        """The losses over the examples that are kept back, by the step after which they were looked at."""
+        return self._evaluations
 
     @property
     def steps(self) -> int:
@@ -159,7 +170,7 @@ class Tuner:
             StepFailed: losses stay NaN or infinite.
             NoCoverage: nobody trains some of the blocks.
             ShoalError: what the hops of one route after another have said.
-            OSError: a checkpoint cannot be written.
+            OutOfResources, OSError: a checkpoint cannot be written.
         """
         if not self._plan:
             raise UsageError("there is nothing to learn from", check="give at least one example")
@@ -167,7 +178,9 @@ class Tuner:
             done = await self._timed(self._plan[step])
             last = step + 1 == self.steps
             if self._held_back and (last or (step + 1) % self._options.evaluate_every == 0):
-                done = replace(done, evaluation=await self.evaluate(self._held_back))
+                evaluation = await self.evaluate(self._held_back)
+                done = replace(done, evaluation=evaluation)
+                self._evaluations.append((done.step, evaluation))
             if last or (step + 1) % self._options.save_every == 0:
                 await self.save()
             yield done
@@ -183,6 +196,7 @@ class Tuner:
         state = await trio.to_thread.run_sync(restore)
         if state is not None:
             self._taken, self._history = state.step, list(state.history)
+            self._evaluations = list(state.evaluations)
         return self._taken
 
     async def learn(self, examples: Sequence[Example]) -> TuningStep:
@@ -255,8 +269,13 @@ class Tuner:
         return total / sum(example.answer_tokens for example in examples)
 
     async def save(self) -> None:
-        """Write a checkpoint, with the adapter as PEFT reads it. Raises OSError: it cannot be written."""
-        state = TuningState(self._taken, self._identity(), tuple(self._history))
+        """Write a checkpoint, with the adapter as PEFT reads it.
+
+        Raises:
+            OutOfResources: the disk is full.
+            OSError: it cannot be written.
+        """
+        state = TuningState(self._taken, self._identity(), tuple(self._history), tuple(self._evaluations))
         save = partial(
             checkpoint.save,
             self._folder,

@@ -19,6 +19,7 @@ from typing import Any
 
 from shoal.gateway.grammar.relax import SAYS_NOTHING
 from shoal.gateway.schema.common import Function
+from shoal.models.text.conversation import declared_function
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -61,14 +62,8 @@ class Calling:
 
     def declared(self) -> list[dict[str, Any]]:
         """The functions as chat templates read them: each has parameters, if empty ones."""
-        return [
-            {
-                "type": "function",
-                "function": function.model_dump(exclude_none=True, exclude={"strict", "type"})
-                | {"parameters": function.parameters or {"type": "object", "properties": {}}},
-            }
-            for function in self.told_of or self.functions
-        ]
+        told_of = self.told_of or self.functions
+        return [declared_function(f.name, f.description, f.parameters) for f in told_of]
 
     def only(self, names: Collection[str], *, must: bool) -> Calling:
         """The same where the functions of these names alone may be called; the model is told of all."""

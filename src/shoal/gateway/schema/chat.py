@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +25,7 @@ from shoal.gateway.schema.common import (
     misfit,
     tag,
 )
+from shoal.models.text.conversation import called_function
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -69,11 +69,7 @@ class CalledFunction(Body):
 
     def for_template(self) -> dict[str, Any]:
         """As templates read it: the arguments as an object where they are one."""
-        try:
-            arguments: object = json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            arguments = self.arguments
-        return {"name": self.name, "arguments": arguments}
+        return called_function(self.name, self.arguments)
 
 
 class ToolCall(Body):

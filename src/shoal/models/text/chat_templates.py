@@ -97,6 +97,18 @@ class ChatTemplates:
             ids, pictures = shown.spread(ids)
         return EncodedPrompt(text, ids, _own_end(rendered, messages), pictures)
 
+    def told(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> str:
+        """A conversation that ends with what an assistant said, and not with the beginning of an answer.
+
+        Raises:
+            UsageError: there is no template, or it refuses the messages.
+            BadWeights: it does not end in time.
+        """
+        if not self.any:
+            raise UsageError("the model has no chat template, and so no way to write calls or thoughts")
+        given = {"tools": None, "documents": None, **options}
+        return self._rendered(self._name(given), messages, given, answer=False).text
+
     def turn_ends(self) -> frozenset[int]:
         """The control token that the template writes behind what an assistant said, if it writes one."""
         messages = [
@@ -142,12 +154,19 @@ class ChatTemplates:
         )
 
     def _rendered(
-        self, name: str, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, pictures: bool = False
+        self,
+        name: str,
+        messages: Sequence[ChatMessage],
+        given: Mapping[str, Any],
+        *,
+        pictures: bool = False,
+        answer: bool = True,
     ) -> RenderedTemplate:
         """The conversation in the form that the template reads, which is found by trying.
 
         Args:
             pictures: whether messages show some: then a content is no text alone.
+            answer: whether the beginning of an answer is put behind them.
 
         Raises:
             UsageError: the template refuses it in every form, or leaves out what the user says.
@@ -158,7 +177,7 @@ class ChatTemplates:
         found: dict[int, RenderedTemplate] = {}
         for form in order:
             try:
-                rendered = self._renderers[name].render(FORMS[form](messages), given)
+                rendered = self._renderers[name].render(FORMS[form](messages), given, answer=answer)
             except UsageError as error:
                 refused = refused or error
                 continue

@@ -102,6 +102,28 @@ class TextCodec:
             )
         return self._chat.prompt(messages, options, _check, pictures)
 
+    def turn(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = MappingProxyType({})
+    ) -> str:
+        """What the chat template makes of the last message, an assistant's, behind the prompt for the others:
+        what the model would have written, with its calls and thoughts, and what ends its turn.
+
+        Args:
+            messages: as of :meth:`prompt`, two at least.
+
+        Raises:
+            UsageError: the template does not put it behind that prompt; or as :meth:`prompt`.
+            BadWeights, Busy: as :meth:`prompt`.
+        """
+        before = self.prompt(messages[:-1], options).text
+        whole = self._chat.told(messages, options)
+        if not whole.startswith(before):
+            raise UsageError(
+                "the chat template does not write the assistant's turn behind the prompt for it",
+                check="write what the model is to answer as content, in the model's own words",
+            )
+        return whole[len(before) :]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ``token_ids``, without special tokens.
 

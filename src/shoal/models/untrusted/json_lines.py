@@ -14,26 +14,29 @@ MAX_VALUES = 100_000
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, with their numbers from 1.
+    """The lines that are not empty, with their numbers from 1. Of one that is longer than 8 MiB comes so much
+    that :func:`line_object` refuses it, and whoever goes on then has the next.
 
     Raises:
-        UsageError: the file cannot be read, or a line is longer than 8 MiB.
+        UsageError: the file cannot be read.
     """
     try:
         with path.open("rb") as stream:
             number = 0
             while raw := stream.readline(MAX_LINE + 1):
                 number += 1
-                if len(raw) > MAX_LINE:
-                    raise UsageError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB")
-                if raw.strip():
+                if len(raw) > MAX_LINE or raw.strip():
                     yield number, raw
+                while raw and not raw.endswith(b"\n"):
+                    raw = stream.readline(MAX_LINE)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", check="check the path") from error
 
 
 def line_object(raw: bytes) -> dict[str, Any]:
-    """The object on a line. Raises UsageError: there is none; says why."""
+    """The object on a line. Raises UsageError: there is none, or the line is too long; says why."""
+    if len(raw) > MAX_LINE:
+        raise UsageError(f"it is longer than {MAX_LINE >> 20} MiB")
     try:
         value = parse(raw, values=MAX_VALUES)
     except ValueError as error:
