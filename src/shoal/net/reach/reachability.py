@@ -424,7 +424,7 @@ class Reachability:
         held = {session.address.peer for session in self._sessions.all() if session.reserved}
         soon = {peer for peer, since in self._reserving.items() if now - since < SLOW_S}
         others = (held | soon) - {peer}
-        return peer in held or is_place_wanted(*self._networks([peer]), self._networks(others))
+        return peer in held or is_place_wanted(self._networks([peer])[0], self._networks(others))
 
     def _networks(self, peers: Iterable[PeerId]) -> list[Networks]:
         """The networks of relays that we know, or have a session with."""
