@@ -146,8 +146,8 @@ class SessionEnds:
         Args:
             bits: on what those of the hops depend.
         """
-        own = (self._ends.ends.bits, *(engine.runner.bits for engine in self._engines))
-        return MERGED_ROWS if all(merges_rows(one) for one in (bits, *own)) else 1
+        own: list[Exactness] = [self._ends.ends.bits, *(engine.runner.bits for engine in self._engines)]
+        return MERGED_ROWS if all(map(merges_rows, [bits, *own])) else 1
 
     @property
     def rolls_back(self) -> bool:
