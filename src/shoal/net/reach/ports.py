@@ -7,11 +7,9 @@ a socket that dials may be bound beside it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import socket
 import struct
-import termios
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -72,6 +70,9 @@ def _unacknowledged(raw: trio.socket.SocketType) -> int:
     """Bytes that are on their way; none where the connection has ended."""
     if not hasattr(socket, "TCP_INFO"):
         return 0
+    import fcntl  # noqa: PLC0415  these are not on Windows, where there is no such option either
+    import termios  # noqa: PLC0415
+
     state = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     queued = fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4))
     return int.from_bytes(queued, "little") if state in _SENDING else 0
