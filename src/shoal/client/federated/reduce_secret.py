@@ -26,8 +26,9 @@ from shoal.training.federated.terms import FederatedTerms
 from shoal.types import PeerId
 from shoal.wire.federating import SecretList, SecretMessage, SecretShare, SecretShown
 
-STAGES = 6
-"""Of a round, each of which has as long as parts have."""
+STAGES = 8
+"""Of a round, each of which has as long as parts have: shares and parts have three, until it is settled who
+has them; what is shown, and means, one."""
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,16 @@ class SecretReduction(RoundReduction):
 
     async def _sum(self) -> None:
         """All stages. Raises RemoteProtocolError: too few are left, or what came does not fit."""
+        began = trio.current_time()
         await self._share()
         held = frozenset(index for index in self._member.held if self._keys[index])
-        among = await self._settle("held", "among", held)
+        among = await self._settle("held", "among", held, began)
+        began = trio.current_time()
         if self._own in among:
             await self._send_masked(among)
         await self._wait_parts(among)
         came = self._masked_parts(among)
-        counted = await self._settle("came", "counted", frozenset(came))
+        counted = await self._settle("came", "counted", frozenset(came), began)
         if not counted <= among:
             raise RemoteProtocolError("who convened it counts members who do not take part")
         if self._own in among:
@@ -100,8 +103,12 @@ class SecretReduction(RoundReduction):
         asked: Literal["held", "came"],
         told: Literal["among", "counted"],
         own: frozenset[int],
+        began: float,
     ) -> frozenset[int]:
         """Those who are in the lists of all members, as the convener says.
+
+        Args:
+            began: when what the lists are of began to come.
 
         Raises:
             RemoteProtocolError: it says nothing in time, or they are too few.
@@ -109,12 +116,13 @@ class SecretReduction(RoundReduction):
         mine = partial(SecretList, stage=asked, members=tuple(sorted(own)))
         if self._board.own != self._convener:
             self._tell(self._convener, mine)
-            # It waits for lists as long as we have for anything, and may have begun later.
-            await self._stage(lambda: self._said(told, self._convener), stages=2)
+            await self._stage(lambda: self._said(told, self._convener), stages=3, since=began)
         else:
             self._board.take_secret(self._board.own, self._message(mine))
-            # Whose shares, or part, are not here has dropped out.
-            await self._stage(lambda: all(self._said(asked, self._members[index]) for index in own))
+            # Whose shares, or part, are not here has dropped out. Who lacks what we have waits for it a stage
+            # long before it says so.
+            everybody = lambda: all(self._said(asked, self._members[index]) for index in own)  # noqa: E731
+            await self._stage(everybody, stages=2, since=began)
             found = tuple(sorted(self._in_all(asked)))
             for _, peer in self._others():
                 self._tell(peer, partial(SecretList, stage=told, members=found))
@@ -218,9 +226,12 @@ class SecretReduction(RoundReduction):
     def _tell(self, peer: PeerId, make: Callable[..., SecretMessage]) -> None:
         self._peers.post(peer, self._message(make), b"", self._means_until)
 
-    async def _stage(self, condition: Callable[[], bool], stages: int = 1) -> None:
-        """Wait for what a stage needs, or until its time is over."""
-        until = trio.current_time() + stages * self._terms.part_s
+    async def _stage(
+        self, condition: Callable[[], bool], stages: int = 1, since: float | None = None
+    ) -> None:
+        """Wait for what some stages need, or until their time is over: from ``since`` on, or from now."""
+        began = trio.current_time() if since is None else since
+        until = began + stages * self._terms.part_s
         await self._peers.wait(min(self._means_until, until), condition)
 
     def _end_in(self, stages: int) -> None:
