@@ -66,7 +66,7 @@ home = pathlib.Path(tempfile.mkdtemp())
 given = {"price": "1", "pay_budget": "1", "pay_password_file": str(home / "password")}
 settings = config.load(given, {"SHOAL_HOME": str(home)})
 (home / "chain.toml").write_text(CHAIN)
-for start, given in ((wallet_payer, ("client",)), (payee_desk, ())):
+for start, given in ((wallet_payer, ("client",)), (payee_desk, ("node",))):
     try:
         start(*given, settings)
     except IncompatibleLibrary as error:

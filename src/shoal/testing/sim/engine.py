@@ -135,7 +135,7 @@ class SimEngine(Engine):
 
     @property
     def numerics(self) -> Numerics:
-        return Numerics(self.format, "auto", "modules")
+        return Numerics(self.format, "auto", "rows")
 
     @property
     def capabilities(self) -> Capabilities:
