@@ -191,7 +191,7 @@ async def test_who_cannot_be_reached_is_an_error_for_every_caller(autojump_clock
             for _ in range(5):
                 nursery.start_soon(get)
         assert len(errors) == 5
-        assert client.pool._dialling == {}
+        assert len(client.pool._dialling) == 0
 
 
 async def test_a_peer_that_says_no_hello_is_an_error_within_the_deadline(autojump_clock: MockClock):

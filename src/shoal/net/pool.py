@@ -11,6 +11,7 @@ from statistics import median_low
 import trio
 
 from shoal.errors import ChannelClosed
+from shoal.keyed_locks import KeyedLocks
 from shoal.net.channel import AtOnce, Channel, Handler
 from shoal.net.dial_budget import DialBudget
 from shoal.net.handshake_backlog import network_of
@@ -68,7 +69,7 @@ class ChannelPool:
         self._at_once = at_once
         self._on_closed = closed
         self._channels: dict[PeerId, list[Channel]] = defaultdict(list)
-        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._dialling = KeyedLocks[PeerId]()
         self._nursery: trio.Nursery | None = None
         self._mover = Mover(network, where, held)
         self._received = self._sent = 0  # over channels that have ended
@@ -105,12 +106,11 @@ class ChannelPool:
             NotAllowed: the peer refuses us.
         """
         # One dial for each peer: whoever else wants it waits here, and finds the channel made.
-        lock = self._dialling.setdefault(address.peer, trio.Lock())
         until = trio.current_time() + deadline_s
         channel: Channel | None = None
         try:
             with trio.fail_at(until):
-                async with lock:
+                async with self._dialling.held(address.peer):
                     channel = self._live(address.peer) or await self._dial(address, deadline_s, asked_by)
                     await channel.wait_ready(seconds_left(until))
                     return channel
@@ -119,10 +119,6 @@ class ChannelPool:
             if channel is not None and not channel.ready:
                 channel.close("the peer did not answer")
             raise ChannelClosed(f"{address.peer} did not answer within {deadline_s:.0f} s") from None
-        finally:
-            # Kept while others wait for it: with a new lock, two would dial at once.
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._dialling.pop(address.peer, None)
 
     def all(self) -> list[Channel]:
         """Every live channel."""

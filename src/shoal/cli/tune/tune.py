@@ -197,8 +197,8 @@ async def _all_steps(tuner: Tuner, out: Path, report: Progress, as_json: bool) -
         async for last in tuner.run():
             _tell(last, report, as_json)
     finally:
-        _draw(tuner, out)
         tuner.close()
+        _draw(tuner, out)
     return last
 
 

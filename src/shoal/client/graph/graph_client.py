@@ -41,6 +41,7 @@ from shoal.errors import (
     UsageError,
 )
 from shoal.executor.arrays import Array
+from shoal.keyed_locks import KeyedLocks
 from shoal.models.graph.graph_store import GraphStore, names_graph
 from shoal.models.graph.manifest import graph_numerics
 from shoal.net.channel import Channel
@@ -103,7 +104,7 @@ class GraphClient:
         self._graphs: OrderedDict[str, KnownGraph] = OrderedDict()
         self._hops: dict[tuple[Digest, PeerId, Span], GraphHop] = {}
         self._sessions: dict[SessionId, GraphHop] = {}
-        self._opening: dict[tuple[Digest, PeerId, Span], trio.Lock] = {}
+        self._opening = KeyedLocks[tuple[Digest, PeerId, Span]]()
         self._pool = ChannelPool(
             network, self._handle, self._lost_channel, held=self._holds, where=member.directory.address_of
         )
@@ -354,7 +355,7 @@ class GraphClient:
     async def _session(self, graph: KnownGraph, hop: RouteHop) -> GraphHop:
         """A session with a hop: the one there is, or a new one. Raises as :meth:`GraphHop.open`."""
         key = (graph.digest, hop.address.peer, hop.span)
-        async with self._opening.setdefault(key, trio.Lock()):
+        async with self._opening.held(key):
             found = self._hops.get(key)
             if found is not None and found.lost is None and not found.channel.closed:
                 return found
@@ -412,5 +413,3 @@ class GraphClient:
             for hop in list(self._hops.values()):
                 if hop.lost is not None or (not hop.busy and now - hop.used > IDLE_S):
                     self._forget(hop)
-            for key in [key for key, lock in self._opening.items() if not lock.locked()]:
-                del self._opening[key]

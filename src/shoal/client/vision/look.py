@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
-from weakref import WeakValueDictionary
 
 import trio
 
@@ -22,6 +21,7 @@ from shoal.client.vision.pictures import PlacedPicture, SeenPicture
 from shoal.config import Settings
 from shoal.errors import BadWeights, UnsupportedModel, UsageError
 from shoal.executor.arrays import Floats
+from shoal.keyed_locks import KeyedLocks
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.store.local_model import LocalModel
 from shoal.models.text.chat_templates import EncodedPrompt
@@ -111,7 +111,7 @@ class Looking:
         self._seeing: dict[Digest, bool] = {}
         self._known: dict[Digest, VisionSettings] = {}
         self._towers: OrderedDict[Digest, Tower] = OrderedDict()
-        self._loading: WeakValueDictionary[Digest, trio.Lock] = WeakValueDictionary()
+        self._loading = KeyedLocks[Digest]()
         self._rows: OrderedDict[tuple[Digest, bytes], Floats] = OrderedDict()
         self._shapes: OrderedDict[tuple[Digest, bytes], PictureShape] = OrderedDict()
         self._turn = trio.Lock()
@@ -249,8 +249,7 @@ class Looking:
 
     async def _tower(self, local: LocalModel) -> Tower:
         # One model's tower may have to be fetched: those of others look meanwhile.
-        lock = self._loading.setdefault(local.digest, trio.Lock())
-        async with lock:
+        async with self._loading.held(local.digest):
             if local.digest not in self._towers:
                 self._towers[local.digest] = await self._loaded(local)
             tower = self._towers[local.digest]

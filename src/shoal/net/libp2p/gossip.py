@@ -23,6 +23,7 @@ from libp2p.pubsub.pb.rpc_pb2 import Message
 from libp2p.pubsub.pubsub import Pubsub
 
 from shoal.errors import LocalProtocolError
+from shoal.keyed_locks import KeyedLocks
 from shoal.net.fair_rate import FairRate
 from shoal.net.network import Validator
 from shoal.types import PeerId
@@ -106,7 +107,7 @@ class Gossip(Pubsub):
         # Messages are known by author and number: numbers must go on rising when a node starts again.
         self.counter = time.time_ns()
         self._boxes: dict[str, Mailbox] = {}
-        self._greeting: dict[ID, trio.Lock] = {}
+        self._greeting = KeyedLocks[ID]()
         self._checked = FairRate(CHECKED_PER_S, CHECKED_AT_ONCE)
 
     @asynccontextmanager
@@ -135,13 +136,8 @@ class Gossip(Pubsub):
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
         # Two connections to one peer at once would make two senders, of which the first never ends.
-        lock = self._greeting.setdefault(peer_id, trio.Lock())
-        try:
-            async with lock:
-                await super()._handle_new_peer(peer_id)
-        finally:
-            if not lock.locked():
-                self._greeting.pop(peer_id, None)
+        async with self._greeting.held(peer_id):
+            await super()._handle_new_peer(peer_id)
 
     async def push_msg(self, msg_forwarder: ID, msg: Message) -> None:
         """As the base class, but within bounds. A message that it chokes on is dropped, and ends nothing."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import trio
 
 from shoal.errors import ChannelClosed
+from shoal.keyed_locks import KeyedLocks
 from shoal.net.addresses import (
     IPVersion,
     host_and_port,
@@ -57,7 +58,7 @@ class RelaySessions:
         self._carrier = carrier
         self._on_call = on_call
         self._sessions: dict[_Key, RelaySession] = {}
-        self._dialling: dict[_Key, trio.Lock] = {}
+        self._dialling = KeyedLocks[_Key]()
         self._observations: tuple[Observation, ...] = ()
         self.changed = trio.Event()
         """Set when a session ends, and with it a place; and by whoever looks after places, to look again."""
@@ -139,24 +140,18 @@ class RelaySessions:
             ChannelClosed: the relay does not answer.
         """
         key = _key(address)
-        lock = self._dialling.setdefault(key, trio.Lock())
-        try:
-            async with lock:
-                session = self._sessions.get(key)
-                if session is None or session.closed.is_set():
-                    # To our own relay, for those who hold a place there, no port can dial itself.
-                    ours = address.peer == self._carrier.peer
-                    end = None if ours else end_for(self._carrier.ends, address.host)
-                    session = await self._open(address, end, key)
-                    if session.local is not None and host_and_port(session.seen) is not None:
-                        word = Observation(session.address.host, session.seen)
-                        self._observations = add_observation(self._observations, word)
-                session.used_at = trio.current_time()
-                return session
-        finally:
-            # Kept while others wait for it: with a new lock, two would dial at once.
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._dialling.pop(key, None)
+        async with self._dialling.held(key):
+            session = self._sessions.get(key)
+            if session is None or session.closed.is_set():
+                # To our own relay, for those who hold a place there, no port can dial itself.
+                ours = address.peer == self._carrier.peer
+                end = None if ours else end_for(self._carrier.ends, address.host)
+                session = await self._open(address, end, key)
+                if session.local is not None and host_and_port(session.seen) is not None:
+                    word = Observation(session.address.host, session.seen)
+                    self._observations = add_observation(self._observations, word)
+            session.used_at = trio.current_time()
+            return session
 
     async def get_fresh(self, address: RelayAddress) -> RelaySession:
         """Another session with a relay, from a port that no connection had before. Raises as :meth:`get`."""
