@@ -91,6 +91,19 @@ async def asking(swarm: NatSwarm, name: str, model: str) -> AsyncGenerator[Askin
         started.wait()
 
 
+async def ways_from(swarm: NatSwarm, name: str) -> dict[str, str]:
+    """Which way leads from a host to each node, by its host, once there is one to each.
+
+    A node behind a router serves some moments before it has a place at a relay and others know of that.
+    """
+    names = {peer: name for name, peer in swarm.peers.items()}
+    until = time.monotonic() + TOLD_WITHIN_S
+    while True:
+        pinged = (await swarm.shoal(name, "ping"))["peers"]
+        if all(one["way"] != "none" for one in pinged) or time.monotonic() > until:
+            return {names[one["peer"]]: one["way"] for one in pinged}
+
+
 async def whole_answer(settings: Any, model: str, home: Path) -> list[int]:
     """The tokens of one process that has the whole model."""
     async with local_swarm(on_this_machine(settings, "whole"), HALVES[1].end, 1) as local:
@@ -113,9 +126,7 @@ async def tried(nat_lab: type[NatLab], folder: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {"expected": expected}
     with nat_lab(sites) as lab:
         async with nat_swarm(lab, settings, folder, spans) as swarm:
-            pinged = (await swarm.shoal("f", "ping"))["peers"]
-            names = {peer: name for name, peer in swarm.peers.items()}
-            seen["ways"] = {names[one["peer"]]: one["way"] for one in pinged}
+            seen["ways"] = await ways_from(swarm, "f")
             lab.partition("c", "d")
             async with asking(swarm, "d", model) as answer:
                 await answer.until("relayed", swarm.peers["c"], TOLD_WITHIN_S)
