@@ -19,7 +19,7 @@ from shoal.swarm import gossip_rate
 from shoal.swarm.announcement import MAX_LIFETIME_S
 from shoal.types import Digest
 
-MODEL_STEADY, SWARM_STEADY = 12, 4
+MODEL_STEADY, SWARM_STEADY = 11, 4
 """Words in ``announce_s`` on the topic of a model, and on the swarm's in a large one, of all peers."""
 ENTRIES_ASKED, VIEW_WITHIN_S = 4, 2.5
 """So many peers of a model are asked at once for more, and for so long at most."""
