@@ -321,12 +321,11 @@ class _Options:
         Args:
             speeds: the node's in each window.
         """
-        rate = least_ratio(crowd, ~inside, work=self.work)
-        every = np.ones((1, self.n_blocks), np.bool_)
-        for speed in np.unique(speeds):
-            with_it = least_ratio(crowd, every, float(speed), work=self.work)[0]
-            rate = np.where(speeds == speed, np.minimum(rate, with_it), rate)
-        return rate
+        different, of_window = np.unique(speeds, return_inverse=True)
+        every = np.ones((len(different), self.n_blocks), np.bool_)
+        among, more = np.concatenate([~inside, every]), np.concatenate([np.zeros(len(inside)), different])
+        without, with_it = np.split(least_ratio(crowd, among, more, work=self.work), [len(inside)])
+        return np.minimum(without, with_it[of_window]) if len(speeds) else without
 
     def best(self, among: Windows) -> int:
         """The best window of these."""

@@ -79,31 +79,47 @@ def crowds(placed: Sequence[ServingPeer], n_blocks: int) -> Rates:
 
 
 def least_ratio(
-    crowd: Rates, among: npt.NDArray[np.bool_], more: float = 0.0, *, work: Rates | None = None
+    crowd: Rates, among: npt.NDArray[np.bool_], more: Rates | float = 0.0, *, work: Rates | None = None
 ) -> Rates:
     """For each row of ``among``, the least (speed + ``more``) for the work of any set of the row's blocks.
 
     Args:
         crowd: as :func:`crowds` makes it.
         among: ``[k, n_blocks]``.
+        more: of each row, or of all.
         work: of each block; by default 1.
 
     Returns:
         ``[k]``; infinite for a row without blocks.
     """
     work = np.ones(among.shape[1]) if work is None else work
-    ratio = np.where(among, (crowd[0] + more) / work, np.inf).min(axis=1)
+    more = np.broadcast_to(more, len(among))
+    ratio = _least_of_runs(crowd, among, more, work)
     rows = np.flatnonzero(np.isfinite(ratio))
     while len(rows):
-        lacking, count = _worst_set(crowd, among[rows], ratio[rows], more, work)
-        worse = lacking > SLACK * (ratio[rows] + more)
+        lacking, count = _worst_set(crowd, among[rows], ratio[rows], more[rows], work)
+        worse = lacking > SLACK * (ratio[rows] + more[rows])
         rows, lacking, count = rows[worse], lacking[worse], count[worse]
         ratio[rows] -= lacking / count
     return np.maximum(ratio, 0.0)
 
 
+def _least_of_runs(crowd: Rates, among: npt.NDArray[np.bool_], more: Rates, work: Rates) -> Rates:
+    """The same of sets without a gap alone, which mostly are the worst: those of some block serve it, and
+    each block after it adds those who begin there."""
+    begun, done = np.cumsum(np.diagonal(crowd)), np.cumsum(work)
+    speed = crowd[0][:, None] + begun - begun[:, None]  # of blocks i to j
+    taken = done - done[:, None] + work[:, None]
+    gaps = np.cumsum(~among, axis=1)
+    within = among[:, :, None] & among[:, None, :] & (gaps[:, :, None] == gaps[:, None, :])
+    within &= ~np.tri(len(work), k=-1, dtype=np.bool_)
+    with np.errstate(divide="ignore", invalid="ignore"):  # below the diagonal, which is left out
+        ratio = (speed + more[:, None, None]) / taken
+    return np.where(within, ratio, np.inf).min(axis=(1, 2))
+
+
 def _worst_set(
-    crowd: Rates, among: npt.NDArray[np.bool_], ratio: Rates, more: float, work: Rates
+    crowd: Rates, among: npt.NDArray[np.bool_], ratio: Rates, more: Rates, work: Rates
 ) -> tuple[Rates, Rates]:
     """By row, how much speed the set that lacks most lacks to reach ``ratio``, and the work of its blocks.
 
