@@ -9,13 +9,11 @@ import argparse
 import ast
 import collections
 import dataclasses
-import io
 import itertools
 import json
 import math
 import re
 import sys
-import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +42,12 @@ FORMERLY = {"net/carriers/direct_pipe.py": "net/direct.py"}
 """In which file an older tree has what is in a file of the journey now."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+TEXT_OR_COMMENT = re.compile(
+    r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}"""
+    r"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<comment>\#[^\n]*)""",
+    re.DOTALL,
+)
+"""A text in quotes, in which # begins nothing, or a comment. ``tokenize`` takes ten times as long."""
 PRAGMA = re.compile(r"#\s*(noqa|type:|pyright:|pragma|fmt:|ruff:)")
 MOST_FILES, MOST_LINES, P95, LONGEST, COMMENTS = 16, 3000, 30, 80, 3.0
 MOST_STOPS = 15
@@ -82,8 +86,8 @@ class Module:
     @cached_property
     def comments(self) -> int:
         """Comments that a reader gets something from: not those which speak to a tool."""
-        tokens = tokenize.generate_tokens(io.StringIO(self.text).readline)
-        return sum(token.type == tokenize.COMMENT and not PRAGMA.match(token.string) for token in tokens)
+        found = (match["comment"] for match in TEXT_OR_COMMENT.finditer(self.text))
+        return sum(comment is not None and not PRAGMA.match(comment) for comment in found)
 
 
 def modules(source: Path) -> list[Module]:
@@ -201,6 +205,10 @@ def is_typed(function: Function) -> bool:
     return function.returns is not None and not untyped
 
 
+def _last_name(called: ast.expr) -> str:
+    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+
+
 def broad_excepts(module: Module) -> int:
     """How often everything is caught: ``except:``, ``except Exception`` and ``suppress(Exception)``."""
     broad = {"Exception", "BaseException"}
@@ -209,7 +217,7 @@ def broad_excepts(module: Module) -> int:
         if isinstance(node, ast.ExceptHandler):
             names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else broad
             count += bool(names & broad)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+        elif isinstance(node, ast.Call) and _last_name(node.func).endswith("suppress"):
             count += any(isinstance(arg, ast.Name) and arg.id in broad for arg in node.args)
     return count
 

@@ -102,8 +102,10 @@ def test_only_config_reads_the_environment_and_nobody_unpickles() -> None:
         "eval",
         "torch.load",
     }
-    found = {path: forbidden_names(path.read_text("utf-8")) for path in SOURCES}
-    for path in (path for path in SOURCES if path.name in ("config.py", "process_environ.py")):
+    last = re.compile("|".join(name.rpartition(".")[2] for name in FORBIDDEN))
+    texts = {path: path.read_text("utf-8") for path in SOURCES}
+    found = {path: forbidden_names(text) for path, text in texts.items() if last.search(text)}
+    for path in (path for path in found if path.name in ("config.py", "process_environ.py")):
         found[path] -= {"os.environ", "os.getenv"}
     assert {str(path): names for path, names in found.items() if names} == {}
 

@@ -14,7 +14,7 @@ from tests.cli.conftest import Shoal, home, shoal
 
 __all__ = ["fake", "home", "shoal"]
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.usefixtures("measured_soon")]
 OPTIONS = ("--nodes", "1", "--sessions", "2", "--rounds", "1", "--threads", "1", "--format", "bf16", "--json")
 
 

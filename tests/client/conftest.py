@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from trio.testing import MockClock
 
+from shoal.executor.fused import FusedRunner
 from shoal.models.seam.model import cache_argument
+from shoal.testing import swarm as testing
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.types import Span
+from tests.one_process import KERNELS, OneProcess
 
 THIRDS = [Span(0, 2), Span(2, 3), Span(3, 6)]
 PROMPT = list(range(5, 30))
 
 
+def memory_swarm(
+    home: Path, checkpoint: Path, spans: list[Span], **options: Any
+) -> AbstractAsyncContextManager[testing.MemorySwarm]:
+    """A swarm that gives the bits of :class:`OneProcess`, unless the options say otherwise."""
+    return testing.memory_swarm(home, checkpoint, spans, **KERNELS | options)
+
+
 class Whole:
-    """The whole model in transformers: what every swarm must give, bit for bit."""
+    """The whole model in transformers: what a swarm in fp32 must give, bit for bit."""
 
     def __init__(self, folder):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -51,9 +65,21 @@ def repetitive(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("repetitive"), "llama_untied")
 
 
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory, checkpoint):
+    return OneProcess(tmp_path_factory.mktemp("whole"), checkpoint)
+
+
 @pytest.fixture
-def whole(checkpoint):
-    return Whole(checkpoint)
+def whole(one_process):
+    one_process.restart()
+    return one_process
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """Decode steps go the ordinary way in each hop, where a test reaches them, and not byte to byte."""
+    monkeypatch.setattr(FusedRunner, "decode_steps", lambda runner: None)
 
 
 @pytest.fixture

@@ -15,15 +15,13 @@ from shoal.client.sampling import Sampling
 from shoal.errors import NoCoverage, UnknownModel, UsageError
 from shoal.testing.adapters import write_adapter
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 
-from .conftest import PROMPT, THIRDS, Whole
+from .conftest import PROMPT, THIRDS, Whole, memory_swarm
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FAMILIES = {
     "llama": (LLAMA, False),
-    "qwen3": (LLAMA, False),
     "gemma3": (LLAMA, False),
     "gpt2": (["c_attn", "c_proj", "c_fc"], True),
 }
@@ -61,7 +59,7 @@ async def test_each_family_gives_the_bits_that_peft_gives(tmp_path, family):
     adapter = write_adapter(tmp_path / "tuned", folder, layers, turned=turned)
     peft, without = WithPeft(folder, adapter), Whole(folder)
     async with (
-        memory_swarm(tmp_path / "home", folder, THIRDS, adapter=[str(adapter)]) as swarm,
+        memory_swarm(tmp_path / "home", folder, THIRDS, format="fp32", adapter=[str(adapter)]) as swarm,
         swarm.client.session(f"{folder}:tuned", tokens=64) as session,
     ):
         expected = peft.step(PROMPT)
@@ -86,7 +84,8 @@ async def test_sessions_with_other_adapters_and_with_none_share_the_hops(home, c
         answer = client.generate(f"{checkpoint}{name}", PROMPT, max_tokens=12, stop=())
         found[name] = [token async for delta in answer for token in delta.token_ids]
 
-    async with memory_swarm(home, checkpoint, THIRDS, adapter=[str(path) for path in adapters]) as swarm:
+    both = [str(path) for path in adapters]
+    async with memory_swarm(home, checkpoint, THIRDS, format="fp32", adapter=both) as swarm:
         async with trio.open_nursery() as nursery:
             for name in expected:
                 nursery.start_soon(ask, swarm.client, name)
@@ -99,7 +98,7 @@ async def test_sessions_with_other_adapters_and_with_none_share_the_hops(home, c
 async def test_a_hop_that_is_lost_is_replaced_by_one_that_has_the_adapter(home, checkpoint, adapters):
     peft = WithPeft(checkpoint, adapters[0]).greedy(PROMPT, 10)
     with_it = {"adapter": [str(adapters[0])]}
-    async with memory_swarm(home, checkpoint, THIRDS, **with_it) as swarm:
+    async with memory_swarm(home, checkpoint, THIRDS, format="fp32", **with_it) as swarm:
         await swarm.add_node(Span(2, 3))  # without it: of no use to this session
         other = await swarm.add_node(Span(2, 3), **with_it)
         async with swarm.client.session(f"{checkpoint}:pirate", tokens=64) as session:
@@ -140,7 +139,8 @@ async def test_two_adapters_of_one_name_are_told_apart_by_their_digests(home, ch
 
 async def test_samples_of_an_adapter_name_it_by_its_digest(home, tmp_path, checkpoint, adapters):
     options = RolloutOptions(samples=2, max_tokens=6, sampling=Sampling())
-    async with memory_swarm(home, checkpoint, [Span(0, 6)], adapter=[str(adapters[0])]) as swarm:
+    pirate = [str(adapters[0])]
+    async with memory_swarm(home, checkpoint, [Span(0, 6)], format="fp32", adapter=pirate) as swarm:
         prompts, out = [{"token_ids": PROMPT}], tmp_path / "out.jsonl"
         await swarm.client.rollouts(f"{checkpoint}:pirate", prompts, out, options=options)
         digest = swarm.nodes[0].adapters[0].digest

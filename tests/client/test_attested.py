@@ -26,7 +26,7 @@ from shoal.client.session import Session
 from shoal.errors import NoCoverage, NotAllowed, RemoteProtocolError, ShoalError, StepFailed, UsageError
 from shoal.node.attestation.answering import NOT_ATTESTING
 from shoal.node.attestation.start import Attesting
-from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.testing.swarm import MemorySwarm
 from shoal.testing.tee.snp import FakeChip, allowed_chip
 from shoal.testing.tee.source import attesting_on
 from shoal.trust.attestation.measurements import Measurements
@@ -34,8 +34,9 @@ from shoal.trust.attestation.verify import Roots
 from shoal.types import PeerId, Span
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import Attest, Attested, Open
+from tests.one_process import FORMAT
 
-from .conftest import PROMPT, THIRDS
+from .conftest import PROMPT, THIRDS, memory_swarm
 
 GREEDY = Sampler(Sampling())
 ALLOWED = Measurements(snp=(allowed_chip(),))
@@ -220,12 +221,12 @@ async def test_a_peer_of_another_format_makes_no_others_answer_unneeded(
         return chip().report(data)
 
     async with memory_swarm(tmp_path, checkpoint, []) as swarm:
-        await swarm.add_node(Span(0, 6), attesting=attesting_on(chip()), format="int8")
+        await swarm.add_node(Span(0, 6), attesting=attesting_on(chip()), format="bf16")
         await swarm.add_node(Span(0, 6), attesting=attesting_on(chip(), late))
         swarm.client.member.clock.wall = time.time
         swarm.client.rings.attest_by(ALLOWED, Roots(amd=chip().roots))
         await hear(swarm)
-        async with swarm.client.session(str(checkpoint), tokens=16, format="fp32", attested=True) as session:
+        async with swarm.client.session(str(checkpoint), tokens=16, format=FORMAT, attested=True) as session:
             assert session.ring.route[0].address.peer == swarm.networks[1].peer
 
 

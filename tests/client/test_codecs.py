@@ -13,11 +13,10 @@ from shoal.net.channel import Channel
 from shoal.net.link_speed import ENOUGH
 from shoal.node.hop import Hop
 from shoal.routing.reputation import PROVEN
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Codec
 from shoal.wire.messages import NEWEST_VERSION
 
-from .conftest import PROMPT, THIRDS
+from .conftest import PROMPT, THIRDS, Whole, memory_swarm
 
 LONG = [token % 290 for token in range(5, 205)]
 """A prompt long enough to time a link by."""
@@ -64,20 +63,20 @@ async def test_a_pinned_codec_is_taken_by_the_client_and_every_hop(home, checkpo
 
 
 @pytest.mark.parametrize(("codec", "within"), [("bfloat16", 0.02), ("int8", 0.1), ("int6", 0.2)])
-async def test_a_codec_costs_little(home, checkpoint, whole, codec, within):
+async def test_a_codec_costs_little(home, checkpoint, codec, within):
     """The blocks of so small a model, whose weights are large, add to what is rounded before them."""
     async with (
         memory_swarm(home, checkpoint, THIRDS, format="fp32", wire=codec) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
-        found, expected = await session.step(PROMPT), whole.step(PROMPT)
+        found, expected = await session.step(PROMPT), Whole(checkpoint).step(PROMPT)
     assert not np.array_equal(found, expected)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < within
 
 
 async def test_over_a_fast_link_everything_travels_exact(home, checkpoint, taken):
     async with (
-        memory_swarm(home, checkpoint, THIRDS, format="bf16", prefill_chunk=200) as swarm,
+        memory_swarm(home, checkpoint, THIRDS, format="bf16", wire="auto", prefill_chunk=200) as swarm,
         swarm.client.session(str(checkpoint), tokens=256) as session,
     ):
         await decoded(session, LONG, 5)
@@ -122,7 +121,7 @@ async def learn_the_links(swarm, checkpoint):
 
 @pytest.mark.usefixtures("steps_of_no_time")
 async def test_sessions_over_links_that_are_known_as_slow_send_less_on_every_way(home, checkpoint, taken):
-    async with memory_swarm(home, checkpoint, THIRDS, format="bf16", prefill_chunk=200) as swarm:
+    async with memory_swarm(home, checkpoint, THIRDS, format="bf16", wire="auto", prefill_chunk=200) as swarm:
         swarm.world.bytes_s = SLOW
         await learn_the_links(swarm, checkpoint)
         assert {codec for _, codec, _ in taken} == {"float32"}, "before the links were known"
@@ -194,7 +193,7 @@ async def test_a_session_keeps_its_codec_whatever_is_learnt_of_links_and_whoever
     home, checkpoint, taken, whole_route
 ):
     """Others find out that the links are slow, a hop dies, and the bits of the answer stay the same."""
-    options = {"format": "bf16", "prefill_chunk": 200}
+    options = {"format": "bf16", "wire": "auto", "prefill_chunk": 200}
     async with memory_swarm(home, checkpoint, [*THIRDS, *THIRDS], **options) as swarm:
         swarm.world.bytes_s = SLOW
         async with swarm.client.session(str(checkpoint), tokens=256) as session:
@@ -214,10 +213,10 @@ async def test_a_session_keeps_its_codec_whatever_is_learnt_of_links_and_whoever
         assert found == undisturbed
 
 
-async def test_fp32_gives_the_tokens_of_the_whole_model_over_a_slow_link_too(home, checkpoint, taken, whole):
-    async with memory_swarm(home, checkpoint, THIRDS, format="fp32") as swarm:
+async def test_fp32_gives_the_tokens_of_the_whole_model_over_a_slow_link_too(home, checkpoint, taken):
+    async with memory_swarm(home, checkpoint, THIRDS, format="fp32", wire="auto") as swarm:
         swarm.world.bytes_s = SLOW
         async with swarm.client.session(str(checkpoint), tokens=256) as session:
             found = await decoded(session, LONG, 6)
-    assert found == whole.greedy(LONG, 6)
+    assert found == Whole(checkpoint).greedy(LONG, 6)
     assert {codec for _, codec, _ in taken} == {"float32"}

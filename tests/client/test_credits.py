@@ -12,10 +12,9 @@ from shoal.errors import Busy
 from shoal.ledger.credits import credit_book
 from shoal.ledger.credits.credit_file import CreditFile
 from shoal.node.paying import credit_desk
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 
-from .conftest import PROMPT
+from .conftest import PROMPT, memory_swarm
 
 WHOLE = Span(0, 6)
 ALLOWANCE = 100

@@ -15,11 +15,10 @@ from shoal.client.speculation import draft_holder, draft_model, gain, model_draf
 from shoal.client.speculation.controller import WindowPlan
 from shoal.errors import UsageError
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
 
-from .conftest import THIRDS
+from .conftest import THIRDS, memory_swarm
 
-PROMPTS = [[3 + number, *([7, 9 + number, 4, 11] * 3), number + 20, 200 - number] for number in range(20)]
+PROMPTS = [[3 + number, *([7, 9 + number, 4, 11] * 3), number + 20, 200 - number] for number in range(8)]
 COUNT = 12
 WAYS = [{}, {"temperature": 0.8, "seed": 5}]
 
@@ -84,7 +83,7 @@ def drafts(answers):
     return sum(s.guessed for s in found if s), sum(s.accepted for s in found if s)
 
 
-async def test_twenty_prompts_greedy_and_seeded_alone_and_among_others_are_answered_as_without(
+async def test_eight_prompts_greedy_and_seeded_alone_and_among_others_are_answered_as_without(
     home, checkpoint, similar, eager
 ):
     options = {"format": "int8", "wire": "float32", "draft": str(similar)}

@@ -20,9 +20,8 @@ from shoal.node.admission import NextHopUnreachable
 from shoal.node.hop import Hop
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.memory import World
-from shoal.testing.swarm import memory_swarm
 
-from .conftest import PROMPT, THIRDS, Whole
+from .conftest import PROMPT, THIRDS, Whole, memory_swarm
 
 GREEDY = Sampler(Sampling())
 
@@ -144,7 +143,7 @@ async def test_a_session_is_replayed_where_its_neighbour_has_not_kept_enough(
 @pytest.mark.parametrize("family", ["gemma3", "mamba"])
 async def test_a_cache_that_cannot_go_back_is_built_again(home, tmp_path, family):
     checkpoint = write_checkpoint(tmp_path / family, family)
-    async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS], format="fp32") as (swarm, session):
 
         def strike(token):
             if token == 9:
@@ -158,7 +157,7 @@ async def test_a_replay_that_is_lost_on_its_way_begins_again(home, tmp_path, mon
     """All of it had been sent, and nothing of it was back: what comes of it later answers nothing new."""
     checkpoint = write_checkpoint(tmp_path / "gemma3", "gemma3")
     receive, struck = Ring.receive, []
-    async with at_work(home, checkpoint, [*THIRDS, *THIRDS, *THIRDS]) as (swarm, session):
+    async with at_work(home, checkpoint, [*THIRDS, *THIRDS, *THIRDS], format="fp32") as (swarm, session):
 
         async def receive_late(ring):
             oldest = ring.rules.oldest
@@ -233,6 +232,7 @@ async def test_a_session_that_gave_up_goes_on_when_it_is_asked_again(home, check
         assert np.array_equal(await session.step([7]), whole.step([7]))
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_a_hop_that_is_silent_is_replaced(home, checkpoint, whole, monkeypatch):
     async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
         victims = set()
@@ -257,6 +257,7 @@ async def test_a_hop_that_is_silent_is_replaced(home, checkpoint, whole, monkeyp
         assert trio.current_time() - began < 30  # and not the 60 s that a step may take
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_a_late_step_is_traced_to_the_hop_that_sits_on_it(home, checkpoint, whole, monkeypatch):
     async with at_work(home, checkpoint, [*THIRDS, *THIRDS], step_timeout_s=1.0) as (swarm, session):
         stuck = []
@@ -284,6 +285,7 @@ def break_forward(monkeypatch, node):
     monkeypatch.setattr(node.engine.runner, "forward", broken)
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_a_hop_that_cannot_run_a_step_is_replaced(home, checkpoint, whole, monkeypatch):
     async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
 
@@ -296,6 +298,7 @@ async def test_a_hop_that_cannot_run_a_step_is_replaced(home, checkpoint, whole,
         assert len(session.reroutes) == 1
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_where_nobody_else_could_run_it_the_error_comes_at_once_and_the_session_stays(
     home, checkpoint, whole, monkeypatch
 ):
@@ -416,6 +419,7 @@ class Turns(trio.abc.Instrument):
         self.taken += 1
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_waiting_for_a_step_after_a_loss_does_not_spin(home, checkpoint, monkeypatch):
     async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
         submit, turns = Hop._submit, Turns()
@@ -513,6 +517,7 @@ def slow_down(node, seconds):
     node.engine.runner = Slowed(node.engine.runner, seconds)
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_a_slow_hop_is_replaced_when_that_pays(home, checkpoint, whole):
     async with at_work(home, checkpoint, [*THIRDS, *THIRDS]) as (swarm, session):
         peer = session.ring.route[1].address.peer
@@ -528,6 +533,7 @@ async def test_a_slow_hop_is_replaced_when_that_pays(home, checkpoint, whole):
         assert swarm.nodes[index_of(swarm, peer)].server.sessions == 0
 
 
+@pytest.mark.usefixtures("step_by_step")
 async def test_a_slow_hop_that_nobody_can_replace_is_kept(home, checkpoint, whole):
     async with at_work(home, checkpoint, THIRDS) as (swarm, session):
 

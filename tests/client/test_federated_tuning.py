@@ -62,7 +62,7 @@ async def test_members_with_other_data_end_with_one_adapter_that_knows_both(tmp_
     """Two runs, one by updates and one by DeMo, in a swarm without any node that trains; somebody looks at
     them from outside.
     """
-    async with memory_swarm(tmp_path / "home", fish, [Span(0, 6)]) as swarm:
+    async with memory_swarm(tmp_path / "home", fish, [Span(0, 6)], format="int8") as swarm:
         with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 for run in (RUN, DEMO):

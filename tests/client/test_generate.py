@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from shoal.client.sampling import Sampler, Sampling
 from shoal.client.stop_filter import StopFilter
 from shoal.errors import UsageError
-from shoal.testing.swarm import memory_swarm
 
-from .conftest import PROMPT, THIRDS
+from .conftest import PROMPT, THIRDS, memory_swarm
 
 
 async def collect(answer):

@@ -13,12 +13,11 @@ from shoal.errors import Busy, RemoteProtocolError
 from shoal.net.channel import Channel
 from shoal.node import kept_caches, server
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
 from shoal.types import PeerId, Span
 from shoal.wire.cache_names import CACHE_STRIDE, MAX_CACHE_NAMES, Beginning, cache_keys, names_for
 from shoal.wire.messages import NEWEST_VERSION
 
-from .conftest import PROMPT, THIRDS
+from .conftest import PROMPT, THIRDS, memory_swarm
 
 TOKENS = [3 + number * 7 % 90 for number in range(3 * CACHE_STRIDE + 5)]
 KEYS = cache_keys(b"ours", TOKENS)

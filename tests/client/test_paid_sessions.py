@@ -21,17 +21,17 @@ from shoal.node import hop
 from shoal.node.paying import payee_desk
 from shoal.node.paying.payee_desk import PayeeDesk
 from shoal.testing.escrow import PretendedChain
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, Span
+from tests.one_process import FORMAT
 
-from .conftest import PROMPT
+from .conftest import PROMPT, memory_swarm
 
 PRICE = 10**12
 TOKEN_BLOCK = PRICE // MICRO
 WINDOW_TOKENS = 48
 FRONT, BACK = Span(0, 3), Span(3, 6)
 BUDGET = 10**12
-FP32 = Numerics("fp32", "auto", "modules")
+NUMERICS = Numerics(FORMAT, "auto", "rows")
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ async def test_a_payee_may_ask_for_no_more_than_its_blocks_are_worth_beyond_what
     async with market(tmp_path, checkpoint, []) as there:
         await there.node(Span(0, 6), Greedy)
         client = await there.client(there.payer())
-        route = client.rings.finder.find(there.swarm.model.shape, FP32, 64, set(), span=Span(0, 6))
+        route = client.rings.finder.find(there.swarm.model.shape, NUMERICS, 64, set(), span=Span(0, 6))
         assert [hop.price.window for hop in route] == [4096 * 6 * TOKEN_BLOCK]
 
 

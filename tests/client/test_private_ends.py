@@ -17,10 +17,9 @@ from shoal.client.speculation.drafters import NgramDrafter
 from shoal.errors import Busy, NoCoverage, OutOfResources, StepFailed, UsageError
 from shoal.executor.engine import Engine
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 
-from .conftest import PROMPT, Whole
+from .conftest import PROMPT, Whole, memory_swarm
 
 GREEDY = Sampler(Sampling())
 ENDS = ["2:2", "1:0", "0:1", "4:1"]
@@ -219,7 +218,7 @@ async def test_where_a_cache_of_the_clients_cannot_go_back_it_is_built_again(hom
     checkpoint = write_checkpoint(tmp_path / family, family)
     whole = Whole(checkpoint)
     async with (
-        private(home, checkpoint, "2:2", [Span(0, 6)]) as (_, client),
+        private(home, checkpoint, "2:2", [Span(0, 6)], format="fp32") as (_, client),
         client.session(str(checkpoint), tokens=64) as session,
     ):
         whole.step(PROMPT)

@@ -22,13 +22,13 @@ from shoal.net.identity import verify
 from shoal.node.hop import Hop
 from shoal.node.receipts import ReceiptDesk
 from shoal.routing.reputation import Reputation
-from shoal.testing.swarm import MemorySwarm, memory_swarm
+from shoal.testing.swarm import MemorySwarm
 from shoal.trust.answer import check_answer, read_kept_answer
 from shoal.trust.rows import HASH, windows
 from shoal.types import Format, PeerId
 from shoal.wire.messages import Step
 
-from .conftest import THIRDS
+from .conftest import THIRDS, memory_swarm
 
 PROMPT = [5, 9, 2, 31, 8, 77, 3] * 6
 COUNT = 40
@@ -94,7 +94,7 @@ async def test_every_hop_signs_what_it_has_done_and_all_of_it_fits(
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize(("format", "uncompared"), [("int8", False), ("fp32", True)])
+@pytest.mark.parametrize(("format", "uncompared"), [("int8", False), ("bf16", True)])
 async def test_after_a_loss_all_receipts_hold(
     home: Path, checkpoint: Path, place: int, format: Format, uncompared: bool
 ) -> None:

@@ -15,15 +15,15 @@ from shoal.client.ring.rings import NEWCOMER_OPENS_S
 from shoal.errors import NoCoverage, OutdatedPeer
 from shoal.executor.codecs import decode, encode
 from shoal.node.hop import Hop
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, PeerId, Span
 from shoal.wire.cache_names import CACHE_STRIDE, Beginning
 from shoal.wire.messages import Reroute, Rerouted
+from tests.one_process import FORMAT
 
-from .conftest import THIRDS
+from .conftest import THIRDS, memory_swarm
 
 ROWS = 3
-FP32 = Numerics("fp32", "auto", "modules")
+NUMERICS = Numerics(FORMAT, "auto", "rows")
 
 
 async def through(ring: Ring, hidden: np.ndarray) -> np.ndarray:
@@ -37,8 +37,8 @@ async def test_rings_over_the_parts_of_a_model_together_give_what_the_whole_give
     async with memory_swarm(tmp_path / "home", checkpoint, THIRDS) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
         hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
-        whole = await rings.open(shape, FP32, 16)
-        parts = [await rings.open(shape, FP32, 16, span=Span(*ends)) for ends in ((0, 1), (1, 5), (5, 6))]
+        whole = await rings.open(shape, NUMERICS, 16)
+        parts = [await rings.open(shape, NUMERICS, 16, span=Span(*ends)) for ends in ((0, 1), (1, 5), (5, 6))]
         assert whole.span == Span(0, 6)
         assert [hop.span for hop in parts[1].route] == [Span(1, 2), Span(2, 3), Span(3, 5)]
         expected, found = await through(whole, hidden), hidden
@@ -53,7 +53,7 @@ async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), Span(0, 3), Span(3, 6)]) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
         hidden = np.random.default_rng(0).standard_normal((ROWS, shape.hidden_size), np.float32)
-        ring = await rings.open(shape, FP32, 16, span=Span(1, 5))
+        ring = await rings.open(shape, NUMERICS, 16, span=Span(1, 5))
         expected = await through(ring, hidden)
         dead = ring.route[0].address.peer
         swarm.world.kill(dead)
@@ -74,9 +74,9 @@ async def test_a_lost_hop_of_such_a_ring_is_replaced_for_its_own_blocks(tmp_path
 async def test_only_the_blocks_that_the_hops_are_to_run_need_somebody(tmp_path, checkpoint):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(1, 5)]) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
-        await rings.close(await rings.open(shape, FP32, 16, span=Span(1, 5)))
+        await rings.close(await rings.open(shape, NUMERICS, 16, span=Span(1, 5)))
         with pytest.raises(NoCoverage) as caught:
-            await rings.open(shape, FP32, 16)
+            await rings.open(shape, NUMERICS, 16)
         assert caught.value.missing == (Span(0, 1), Span(5, 6))
 
 
@@ -110,7 +110,7 @@ async def test_a_hop_that_was_lost_takes_its_own_place_again_only_where_there_is
         ring = SimpleNamespace(
             route=[RouteHop(lost, Span(0, 3), 0.0, True), RouteHop(kept, Span(3, 6), 0.0, True)],
             lost=[0],
-            numerics=FP32,
+            numerics=NUMERICS,
             rules=SimpleNamespace(tokens=16),
             span=Span(0, 6),
         )
@@ -132,9 +132,9 @@ async def test_one_that_was_silent_a_moment_ago_goes_before_one_that_is_distrust
         finder.reputation.failed(liar, trio.current_time())
         finder.suspect(silent)
         await trio.sleep(0.1)
-        (hop,) = finder.find(shape, FP32, 16, set(), span=Span(0, 6))
+        (hop,) = finder.find(shape, NUMERICS, 16, set(), span=Span(0, 6))
         assert hop.address.peer == silent
-        (hop,) = finder.find(shape, FP32, 16, {silent}, span=Span(0, 6))
+        (hop,) = finder.find(shape, NUMERICS, 16, {silent}, span=Span(0, 6))
         assert hop.address.peer == liar
 
 
@@ -148,7 +148,7 @@ async def test_what_hops_did_is_settled_once_however_often_a_ring_is_closed(
             settled.append(given)
 
         monkeypatch.setattr(rings._accounts, "settle", settle)
-        ring = await rings.open(swarm.model.shape, FP32, 16)
+        ring = await rings.open(swarm.model.shape, NUMERICS, 16)
         for _ in range(3):  # a session whose recovery failed closes it again
             await rings.close(ring)
         assert len(settled) == 1
@@ -167,7 +167,7 @@ async def test_who_begins_as_others_did_tries_newcomers_too(tmp_path, checkpoint
             return find(*args, **options)
 
         monkeypatch.setattr(rings.finder, "find", noted)
-        await rings.close(await rings.open(swarm.model.shape, FP32, 16, begins=begins))
+        await rings.close(await rings.open(swarm.model.shape, NUMERICS, 16, begins=begins))
         assert asked == [(True, b"") if share else (False, begins.affinity)]
 
 
@@ -176,7 +176,7 @@ async def test_a_first_hop_whose_release_does_not_know_a_step_is_lost_as_one_tha
 ):
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
-        ring = await rings.open(shape, FP32, 16)
+        ring = await rings.open(shape, NUMERICS, 16)
         ring.first.version = 8  # rows that see each other came with 9
         hidden = np.zeros((ROWS, shape.hidden_size), np.float32)
         with pytest.raises(HopLost, match="does not know"):
@@ -192,7 +192,7 @@ async def test_what_a_new_next_hop_does_not_know_is_not_kept_for_it(tmp_path, ch
     monkeypatch.setattr(Hop, "reroute", outdated)
     async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 3), Span(3, 6)]) as swarm:
         rings, shape = swarm.client.rings, swarm.model.shape
-        ring = await rings.open(shape, FP32, 16)
+        ring = await rings.open(shape, NUMERICS, 16)
         reply = await ring.places.hops[0].ask(Reroute(ring.session, 0, None, None), 5.0)
         assert reply == Rerouted(ring.session, kept=False)
         assert all(node.server.sessions == 1 for node in swarm.nodes)

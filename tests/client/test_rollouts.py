@@ -16,11 +16,10 @@ from shoal.client.rollouts.samples import read_samples
 from shoal.client.sampling import Sampling, sample_seed
 from shoal.errors import Busy, NoCoverage, UsageError
 from shoal.node.sessions import Sessions
-from shoal.testing.swarm import memory_swarm
 from shoal.trust.answer import read_kept_answer
 from shoal.types import Span
 
-from .conftest import PROMPT, THIRDS
+from .conftest import PROMPT, THIRDS, memory_swarm
 
 OPTIONS = RolloutOptions(samples=4, max_tokens=4, seed=7)
 PROMPTS = [{"prompt": "Hello", "id": "first"}, {"token_ids": PROMPT}, {"prompt": "The sea"}]

@@ -88,8 +88,8 @@ def test_tokens_that_occurred_are_penalised_as_transformers_does(penalty: float)
 def test_tokens_come_as_often_as_they_are_probable() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(Sampling(temperature=1.0, seed=1))
-    counts = np.bincount([sampler.choose(logits, range(position)) for position in range(20_000)], minlength=4)
-    np.testing.assert_allclose(counts / 20_000, [0.5, 0.3, 0.15, 0.05], atol=0.01)
+    counts = np.bincount([sampler.choose(logits, range(position)) for position in range(8_000)], minlength=4)
+    np.testing.assert_allclose(counts / 8_000, [0.5, 0.3, 0.15, 0.05], atol=0.015)
 
 
 def test_a_seed_gives_the_same_tokens_and_another_gives_others() -> None:

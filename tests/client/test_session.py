@@ -12,10 +12,10 @@ from shoal.models.store.store import ModelStore
 from shoal.net.channel import Channel
 from shoal.node.speed import Speed
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
+from tests.one_process import FORMAT
 
-from .conftest import PROMPT, THIRDS, Whole
+from .conftest import PROMPT, THIRDS, Whole, memory_swarm
 
 
 @pytest.fixture
@@ -31,9 +31,19 @@ async def idle(swarm):
     return [node.engine.tokens - node.engine.tokens_free for node in swarm.nodes]
 
 
-async def test_prefill_and_decode_equal_the_whole_model(home, checkpoint, whole):
+def of_family(family, folder, checkpoint, whole):
+    """A checkpoint, the whole model, and its format: of another family than Llama, as its modules run it."""
+    if family == "llama":
+        return checkpoint, whole, FORMAT
+    written = write_checkpoint(folder / family, family)
+    return written, Whole(written), "fp32"
+
+
+@pytest.mark.parametrize("format", ["fp32", FORMAT])
+async def test_prefill_and_decode_equal_the_whole_model(home, checkpoint, whole, format):
+    whole = Whole(checkpoint) if format == "fp32" else whole
     async with (
-        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        memory_swarm(home, checkpoint, THIRDS, format=format) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
         expected = whole.step(PROMPT)
@@ -77,12 +87,11 @@ async def test_a_session_of_no_tokens_is_refused(home, checkpoint, tokens):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
-async def test_a_roll_back_forgets_and_goes_on(home, tmp_path, family):
+async def test_a_roll_back_forgets_and_goes_on(home, tmp_path, checkpoint, whole, family):
     """Where a cache cannot go back (a sliding window, a state), the client replays; the bits are the same."""
-    checkpoint = write_checkpoint(tmp_path / family, family)
-    whole = Whole(checkpoint)
+    checkpoint, whole, format = of_family(family, tmp_path, checkpoint, whole)
     async with (
-        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        memory_swarm(home, checkpoint, THIRDS, format=format) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
         whole.step(PROMPT)
@@ -321,13 +330,14 @@ async def test_a_session_takes_no_more_than_it_reserved(home, checkpoint, whole)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
-async def test_a_token_sent_ahead_changes_nothing_whatever_comes_instead(home, tmp_path, family):
+async def test_a_token_sent_ahead_changes_nothing_whatever_comes_instead(
+    home, tmp_path, checkpoint, whole, family
+):
     """``more`` sends the chosen token before the caller asks for it: that one, another, or a roll-back."""
-    checkpoint = write_checkpoint(tmp_path / family, family)
-    whole = Whole(checkpoint)
+    checkpoint, whole, format = of_family(family, tmp_path, checkpoint, whole)
     sampler = Sampler(Sampling())
     async with (
-        memory_swarm(home, checkpoint, THIRDS) as swarm,
+        memory_swarm(home, checkpoint, THIRDS, format=format) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
         chosen = (await session.advance(PROMPT, sampler, more=True)).token

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pytest
 import torch
 import trio
@@ -23,10 +25,14 @@ HOPS = [Span(0, 4), Span(4, 8), Span(8, 10), Span(10, 12)]
 TOKENS = 12
 
 
+@lru_cache(1)
+def whole(folder):
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 @torch.inference_mode()
 def expected(folder, ids, tokens=TOKENS):
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=tokens, do_sample=False)
+    found = whole(folder).generate(input_ids=torch.tensor([ids]), max_new_tokens=tokens, do_sample=False)
     return found[0].tolist()[1:]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.testing.swarm import memory_swarm
-from tests.client.conftest import PROMPT, THIRDS
+from tests.client.conftest import PROMPT, THIRDS, memory_swarm
 
 
 async def test_each_step_says_where_its_time_went(tmp_path, checkpoint):

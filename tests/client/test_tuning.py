@@ -24,7 +24,6 @@ from .conftest import PROMPT, THIRDS, Whole
 
 FAMILIES = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "qwen3": ["q_proj", "v_proj", "up_proj"],
     "gemma3": ["q_proj", "o_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
 }

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from shoal.client.sampling import Sampler, Sampling
 from shoal.errors import Busy
@@ -13,10 +14,9 @@ from shoal.node.figures import pages
 from shoal.node.owner import watch, yielding
 from shoal.node.owner.watch import LOWERED_SHARE
 from shoal.testing.machine import PretendMachine
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 
-from .conftest import PROMPT, THIRDS
+from .conftest import PROMPT, THIRDS, memory_swarm
 
 GREEDY = Sampler(Sampling())
 SOON_S = 15.0
@@ -137,15 +137,16 @@ async def test_a_step_that_is_under_way_at_that_moment_is_not_lost(home, checkpo
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
         chosen = Chosen(session)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(chosen.until, COUNT)
-            for count in (3, 9, 15):
-                while len(chosen.tokens) < count:  # noqa: ASYNC110 - nobody tells
-                    await trio.sleep(0.01)
+        for count in (3, 9, 15):
+            await chosen.until(count)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(chosen.until, count + 1)
+                await wait_all_tasks_blocked()
                 peer = session.ring.route[1].address.peer
                 node = next(n for n in swarm.nodes if n.member.network.peer == peer)
                 for held in node.server.held():
                     node.server.hand_over(held.session, "the test says so")
+        await chosen.until(COUNT)
         assert chosen.tokens == whole.greedy(PROMPT, COUNT)
         assert len(session.reroutes) == 3
 

@@ -19,6 +19,7 @@ import pytest
 from shoal.swarm import membership
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.encoders import write_pooling
+from tests.one_process import OneProcess
 from tests.packages import installed, npm_ci
 from tests.processes.conftest import Processes, processes
 
@@ -42,6 +43,10 @@ class Served:
     @property
     def model(self) -> str:
         return self.checkpoint.name
+
+    def one_process(self) -> OneProcess:
+        """The same model in this process, by what the nodes run."""
+        return OneProcess(self.swarm.home, self.checkpoint)
 
     def environ(self, home: Path) -> dict[str, str]:
         """What a program of others is run in: it knows the gateway, and has a home of its own."""
@@ -74,28 +79,21 @@ class Served:
 @pytest.fixture(scope="package")
 def served(tmp_path_factory):
     """One swarm and one gateway for all the clients."""
-    # Nothing of it needs torch, which takes five seconds to import, in each of its processes.
-    with gateway_before_nodes(tmp_path_factory.mktemp("home"), "int8") as found:
-        yield found
-
-
-@pytest.fixture(scope="package")
-def exact(tmp_path_factory):
-    """Another swarm and gateway, which compute as transformers does."""
-    with gateway_before_nodes(tmp_path_factory.mktemp("exact"), "fp32") as found:
+    with gateway_before_nodes(tmp_path_factory.mktemp("home")) as found:
         yield found
 
 
 @contextmanager
-def gateway_before_nodes(home: Path, format: str) -> Generator[Served]:
-    """Three nodes that serve a small model in this format, and a gateway before them."""
+def gateway_before_nodes(home: Path) -> Generator[Served]:
+    """Three nodes that serve a small model, and a gateway before them, with nothing rounded on the way."""
     checkpoint = write_checkpoint(home / "fish", "llama", max_position_embeddings=4096)
     write_pooling(checkpoint, "lasttoken", normalize=True)  # it gives embeddings, too
-    with processes(home, str(checkpoint), BLOCKS, format=format) as swarm:
+    with processes(home, str(checkpoint), BLOCKS) as swarm:
         membership.save(home / "swarms", swarm.local.membership)
         command = [sys.executable, "-m", "shoal.cli", "gateway", "--gateway-port", "0", "--json"]
         command += ["--model", str(checkpoint), "--swarm", swarm.local.membership.name]
         environ = os.environ | {"SHOAL_HOME": str(home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+        environ["SHOAL_WIRE"] = "float32"
         with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:

@@ -1,4 +1,4 @@
-"""lm-eval through the swarm gives the score of the whole model in transformers, and the same likelihoods."""
+"""lm-eval through the swarm gives the score of the model in one process, and the same likelihoods."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import shutil
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+
+from shoal.client.scores import log_softmax
 
 from .conftest import HERE, Served, python_with
 
@@ -17,7 +18,7 @@ QUESTIONS = [json.loads(line) for line in (HERE / "tasks/fish.jsonl").read_text(
 
 
 @pytest.fixture(scope="module")
-def evaluated(exact: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def evaluated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What lm-eval found through the gateway: its ``results``, and the ``samples`` by question."""
     python = python_with("clients-lm-eval", "requirements-eval.txt")
     folder = tmp_path_factory.mktemp("eval")
@@ -25,16 +26,16 @@ def evaluated(exact: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     task = (HERE / "tasks/fish.yaml").read_text().replace("FISH_JSONL", str(folder / "fish.jsonl"))
     (folder / "fish.yaml").write_text(task)
     model = {
-        "base_url": f"{exact.url}/v1/completions",
-        "model": exact.model,
-        "tokenizer": exact.checkpoint,
+        "base_url": f"{served.url}/v1/completions",
+        "model": served.model,
+        "tokenizer": served.checkpoint,
         "num_concurrent": 2,
         "max_retries": 1,
     }
     command = [str(python), "-m", "lm_eval", "--model", "local-completions", "--tasks", "fish"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in model.items())]
     command += ["--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
-    exact.run(folder, command, HF_DATASETS_OFFLINE="1")
+    served.run(folder, command, HF_DATASETS_OFFLINE="1")
     (results,) = (folder / "out").rglob("results_*.json")
     (samples,) = (folder / "out").rglob("samples_fish_*.jsonl")
     return {
@@ -47,25 +48,24 @@ def evaluated(exact: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture(scope="module")
-def reference(exact: Served) -> list[list[float]]:
-    """For each question, the log-likelihood of each of its answers, by transformers on the whole model."""
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(exact.checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(exact.checkpoint, dtype=torch.float32).eval()
+def reference(served: Served) -> list[list[float]]:
+    """For each question, the log-likelihood of each of its answers, by the whole model in this process."""
+    tokenizer = AutoTokenizer.from_pretrained(served.checkpoint)
+    model = served.one_process()
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    @torch.inference_mode()
     def likelihood(question: str, answer: str) -> float:
         whole, begins = ids(f"{question} {answer}"), len(ids(question))
-        scores = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-        return sum(scores[place - 1, whole[place]].item() for place in range(begins, len(whole)))
+        model.restart()
+        scores = log_softmax(model.step(whole))
+        return sum(float(scores[place - 1, whole[place]]) for place in range(begins, len(whole)))
 
     return [[likelihood(q["question"], answer) for answer in q["choices"]] for q in QUESTIONS]
 
 
-def test_every_answer_is_as_likely_as_in_the_whole_model(
+def test_every_answer_is_as_likely_as_in_one_process(
     evaluated: dict[str, Any], reference: list[list[float]]
 ) -> None:
     assert len(evaluated["samples"]) == len(QUESTIONS)
@@ -73,7 +73,7 @@ def test_every_answer_is_as_likely_as_in_the_whole_model(
         assert evaluated["samples"][number] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_score_is_the_whole_models(evaluated: dict[str, Any], reference: list[list[float]]) -> None:
+def test_the_score_is_that_of_one_process(evaluated: dict[str, Any], reference: list[list[float]]) -> None:
     by_sum = [max(range(3), key=lambda n, row=row: row[n]) for row in reference]
     lengths = [[len(answer) for answer in question["choices"]] for question in QUESTIONS]
     by_letter = [

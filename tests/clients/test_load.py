@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-import torch
 import trio
-from transformers import AutoModelForCausalLM
+
+from shoal.client.scores import log_softmax
 
 from .conftest import Served
 
 pytestmark = [pytest.mark.swarm, pytest.mark.alone]
 STREAMS = 200
 TOKENS = 8
+END = 2
 GROWS_AT_MOST = 1.1
 """Times the memory that a process had after a wave as large."""
 
@@ -29,20 +29,15 @@ def prompts(wave: int) -> list[Prompt]:
     return [(40, wave, number + 5) for number in range(STREAMS)]
 
 
-def references(checkpoint: Path, asked: list[Prompt]) -> dict[Prompt, list[float]]:
-    """How likely the whole model finds the tokens of its answer: no two answers are alike."""
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    ids = torch.tensor(asked)
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
-    chosen = whole[:, ids.shape[1] :]
-    with torch.inference_mode():
-        scores = model(whole).logits[:, ids.shape[1] - 1 : -1].log_softmax(-1)
-    likely = scores.gather(2, chosen[:, :, None])[:, :, 0]
-    end = model.generation_config.eos_token_id
-    found: dict[Prompt, list[float]] = {}
-    for prompt, tokens, row in zip(asked, chosen.tolist(), likely.tolist(), strict=True):
-        found[prompt] = row[: tokens.index(end) + 1] if end in tokens else row
+def references(served: Served, asked: list[Prompt]) -> dict[Prompt, list[float]]:
+    """How likely the model in one process finds the tokens of its answer: no two answers are alike."""
+    model, found = served.one_process(), dict[Prompt, list[float]]()
+    for prompt in asked:
+        tokens = model.greedy(prompt, TOKENS)
+        model.restart()
+        scores = log_softmax(model.step([*prompt, *tokens[:-1]])[len(prompt) - 1 :])
+        row = [float(scores[place, token]) for place, token in enumerate(tokens)]
+        found[prompt] = row[: tokens.index(END) + 1] if END in tokens else row
     return found
 
 
@@ -79,17 +74,17 @@ def memory(served: Served) -> dict[int, int]:
     return {pid: psutil.Process(pid).memory_info().rss for pid in pids}
 
 
-async def test_two_hundred_streams_are_neither_lost_nor_mixed_up_and_leave_no_memory(exact: Served) -> None:
-    found = await all_at_once(exact, prompts(1))
-    for prompt, expected in references(exact.checkpoint, prompts(1)).items():
+async def test_two_hundred_streams_are_neither_lost_nor_mixed_up_and_leave_no_memory(served: Served) -> None:
+    found = await all_at_once(served, prompts(1))
+    for prompt, expected in references(served, prompts(1)).items():
         assert found[prompt] == pytest.approx(expected, abs=1e-4), prompt
     assert len({tuple(scores) for scores in found.values()}) == STREAMS
-    before = memory(exact)
-    assert len(await all_at_once(exact, prompts(2))) == STREAMS
-    after = memory(exact)
+    before = memory(served)
+    assert len(await all_at_once(served, prompts(2))) == STREAMS
+    after = memory(served)
     assert len(after) == 4
     for pid, held in after.items():
         assert held < GROWS_AT_MOST * before[pid]
-    async with httpx.AsyncClient(base_url=exact.url) as client:
+    async with httpx.AsyncClient(base_url=served.url) as client:
         figures = (await client.get("/metrics")).text
     assert "num_requests_running 0.0" in figures

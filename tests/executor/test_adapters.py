@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,7 @@ def rows(n, seed=0):
 def adapted(families, tmp_path_factory):
     """A family's model, and two adapters of it."""
 
+    @cache
     def make(family):
         model, folder = families(family), tmp_path_factory.mktemp(family)
         layers = MERGED if family == "phi3" else LAYERS
@@ -38,6 +41,22 @@ def adapted(families, tmp_path_factory):
         first = write_adapter(folder / "first", model.path, layers, seed=1, rank=5)
         second = write_adapter(folder / "second", model.path, some, seed=2, rank=64, size=0.05)
         return model, [read_adapter(first), read_adapter(second)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def by_modules(adapted):
+    """What a family's modules make of 30 rows with each of its adapters."""
+
+    @cache
+    def make(family):
+        model, adapters = adapted(family)
+        modules = load_modules(model, WHOLE, "fp32", kv="auto", threads=1)
+        modules.load_adapters(adapters)
+        pool = modules.make_pool(1024)
+        states = [modules.open(WHOLE, pool.promise(64), adapter.digest) for adapter in adapters]
+        return [run(modules, state, rows(30), (10, 1, 1, 18)) for state in states]
 
     return make
 
@@ -71,17 +90,13 @@ def run(runner, state, hidden, pieces):
     ],
 )
 def test_each_family_gives_what_its_modules_give_with_the_adapter(
-    adapted, tmp_path, family, kernels, format, bound
+    adapted, by_modules, tmp_path, family, kernels, format, bound
 ):
     model, adapters = adapted(family)
     hidden, pieces = rows(30), (10, 1, 1, 18)
-    modules = load_modules(model, WHOLE, "fp32", kv="auto", threads=1)
-    modules.load_adapters(adapters)
-    pool = modules.make_pool(1024)
     runner, opened = loaded(model, adapters, tmp_path, format, kernels)
     plain = run(runner, opened(), hidden, pieces)
-    for adapter in adapters:
-        expected = run(modules, modules.open(WHOLE, pool.promise(64), adapter.digest), hidden, pieces)
+    for adapter, expected in zip(adapters, by_modules(family), strict=True):
         found = run(runner, opened(adapter), hidden, pieces)
         scale = np.linalg.norm(expected - hidden)
         assert np.linalg.norm(found - expected) / scale < bound

@@ -27,7 +27,7 @@ widths = st.one_of(st.integers(1, 200), st.sampled_from([255, 256, 257, 341, 342
 shapes = st.tuples(st.integers(1, 5), widths)
 values = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 arrays = shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=values))
-untimed = settings(deadline=None)
+untimed = settings(deadline=None, max_examples=40)
 
 
 @pytest.fixture(autouse=True, scope="module", params=["kernels", "numpy"])

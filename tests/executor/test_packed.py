@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shoal.errors import BadWeights, UnsupportedModel
 from shoal.executor.device.products import find_products
@@ -27,6 +29,10 @@ REFUSED = ("recurrent_gemma", "gemma3n", "zamba2")
 """Those whose blocks cannot be served apart, in whatever format."""
 FAMILY = [name for name in FAMILIES if name not in REFUSED]
 SPAN = Span(1, 5)
+NEAR: tuple[tuple[Format, float], ...] = (("int8", 3e-2), ("bf16", 1e-2), ("w8a8", 6e-2))
+"""Formats, and how far from float32 they may be."""
+DIFFERENT = ("llama", "gpt2", "mixtral", "gpt_oss", "deepseek_v3", "falcon", "mamba", "qwen3_next", "bamba")
+"""Families that differ in what is packed: turned weights, biases, experts, and recurrent layers."""
 
 Local = Callable[[str], LocalModel]
 
@@ -53,15 +59,15 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("family", FAMILY)
 def test_the_output_is_near_float32(family: str, local: Local) -> None:
-    exact = load_span_module(local(family), SPAN)
-    for format, bound in (("bf16", 1e-2), ("int8", 3e-2), ("w8a8", 6e-2)):
+    """Of every family its layers are found and packed; what a format does to them is the same in all."""
+    exact = outputs(load_span_module(local(family), SPAN))
+    for format, bound in NEAR if family in DIFFERENT else NEAR[:1]:
         packed = load_packed(local(family), SPAN, format, team=team())
         assert packed.dtype == torch.float32
-        assert difference(outputs(packed), outputs(exact)) < bound
+        assert difference(outputs(packed), exact) < bound
 
 
-@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("family", ["olmo", "nanochat"])
+@pytest.mark.parametrize(("family", "format"), [("olmo", "bf16"), ("nanochat", "int8"), ("olmo", "int4")])
 def test_a_model_whose_norms_have_no_weights_has_no_parameter_left(
     family: str, format: Format, local: Local
 ) -> None:
@@ -73,15 +79,15 @@ def test_a_model_whose_norms_have_no_weights_has_no_parameter_left(
     )
 
 
-@pytest.mark.parametrize(
-    ("format", "share"), [("bf16", 0.52), ("int8", 0.30), ("int4", 0.20)], ids=["bf16", "int8", "int4"]
-)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt_oss", "falcon", "bamba"])
-def test_it_takes_a_fraction_of_the_memory(family: str, format: Format, share: float, local: Local) -> None:
+def test_it_takes_a_fraction_of_the_memory(family: str, local: Local) -> None:
     """Scales count, and so do norms and biases, which stay float32; the last part of a real model's bytes."""
-    packed = load_packed(local(family), SPAN, format, team=team())
-    assert packed.tensor_bytes < share * load_span_module(local(family), SPAN).tensor_bytes
-    assert outputs(packed).isfinite().all()
+    exact = load_span_module(local(family), SPAN).tensor_bytes
+    shares: tuple[tuple[Format, float], ...] = (("int4", 0.20), ("int8", 0.30), ("bf16", 0.52))
+    for format, share in shares if family in ("gpt2", "gpt_oss") else shares[:1]:
+        packed = load_packed(local(family), SPAN, format, team=team())
+        assert packed.tensor_bytes < share * exact
+        assert outputs(packed).isfinite().all()
 
 
 def test_what_decides_much_stays_float32(local: Local) -> None:
@@ -126,8 +132,13 @@ def test_without_the_kernels_torch_computes_the_same(
     assert taken
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gpt_oss", "falcon", "qwen3_next", "mamba"])
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("family", "format"),
+    [
+        *((family, "int8") for family in ("gpt2", "gpt_oss", "qwen3_next")),
+        *((family, "int4") for family in ("gpt2", "mixtral", "falcon", "mamba")),
+    ],
+)
 def test_on_a_device_torch_computes_the_linear_layers_there(
     family: str, format: Format, local: Local
 ) -> None:
@@ -174,27 +185,31 @@ from shoal.types import Span
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
-store = ModelStore(pathlib.Path(sys.argv[1]))
+store, small, *larger = ModelStore(pathlib.Path(sys.argv[1])), *sys.argv[2:]
 team = None if library() is None else ThreadTeam(1)
-load_packed(store.resolve(sys.argv[3]), Span(0, 6), "int8", team=team)  # what is imported and allocated once
-before = status("VmRSS")
-module = load_packed(store.resolve(sys.argv[2]), Span(0, 12), "int8", team=team)
-print(json.dumps({"grown": status("VmHWM") - before, "packed": module.tensor_bytes}))
+load_packed(store.resolve(small), Span(0, 6), "int8", team=team)  # what is imported and allocated once
+kept = []
+for folder in larger:
+    before = status("VmRSS")
+    kept.append(load_packed(store.resolve(folder), Span(0, 12), "int8", team=team))
+    # The peak is the whole process: the load before leaves less of its own than the bound allows.
+    print(json.dumps({"grown": status("VmHWM") - before, "packed": kept[-1].tensor_bytes}))
 """
 
 
 @pytest.mark.models
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_loading_peaks_near_the_packed_size(stored: str, tmp_path: Path) -> None:
+def test_loading_peaks_near_the_packed_size(tmp_path: Path) -> None:
     """12 blocks of 13 MB each in float32: a copy of them all, or of the file's pages, would be seen."""
-    folder = write_checkpoint(tmp_path / "larger", "gpt2", n_layer=12, n_embd=512, n_head=8)
-    if stored == "bfloat16":
-        from transformers import AutoModelForCausalLM
-
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     small = write_checkpoint(tmp_path / "small", "gpt2")
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(folder), str(small)]
-    found = json.loads(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL))
-    assert found["packed"] > 35e6
-    assert found["grown"] < 1.6 * found["packed"], found
+    larger = write_checkpoint(tmp_path / "larger", "gpt2", n_layer=12, n_embd=512, n_head=8)
+    halves = shutil.copytree(larger, tmp_path / "halves")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(larger / "model.safetensors").items()}
+    save_file(tensors, halves / "model.safetensors", {"format": "pt"})
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), *map(str, (small, larger, halves))]
+    lines = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        found = json.loads(line)
+        assert found["packed"] > 35e6
+        assert found["grown"] < 1.6 * found["packed"], found

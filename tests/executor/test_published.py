@@ -79,32 +79,32 @@ def logits(model: LocalModel, format: Format, cache: Path, kernels: Kernels = "a
     return np.concatenate([spans.logits(piece) for piece in pieces])
 
 
-@pytest.fixture(scope="module", params=["llama", "llama_untied", "gemma3", "phi3"])
-def published(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[LocalModel, LocalModel]:
-    """A model out of a GGUF file, and its float32 copy."""
-    folder = tmp_path_factory.mktemp(request.param)
-    write_family(folder / "m.gguf", folder / "hf", request.param)
-    model = ModelStore(folder / "store").resolve(str(folder / "m.gguf"))
-    return model, dequantised(model, folder / "copy")
-
-
-@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("family", "formats"),
+    [
+        ("llama", ("bf16", "int4")),
+        ("llama_untied", ("fp32", "int8")),
+        ("gemma3", ("fp32", "int4")),
+        ("phi3", ("int8",)),
+    ],
+)
 def test_a_gguf_file_read_in_place_gives_the_bits_of_its_float32_copy(
-    published: tuple[LocalModel, LocalModel], format: Format, tmp_path: Path
+    family: str, formats: tuple[Format, ...], tmp_path: Path
 ) -> None:
-    model, copy = published
+    write_family(tmp_path / "m.gguf", tmp_path / "hf", family)
+    model = ModelStore(tmp_path / "store").resolve(str(tmp_path / "m.gguf"))
+    copy = dequantised(model, tmp_path / "copy")
     assert model.dtype == "Q4_1"
     assert model.digest != copy.digest
-    found = logits(model, format, tmp_path / "cache")
-    expected = logits(copy, format, tmp_path / "cache")
-    if format == "fp32":  # torch's: the last bit depends on where in memory a matrix begins
-        assert np.abs(found - expected).max() < 1e-5
-    else:
-        assert np.array_equal(found, expected)
-    assert np.isfinite(found).all()
-    assert torch.from_numpy(found).std() > 0
+    for format in formats:
+        found = logits(model, format, tmp_path / "cache")
+        expected = logits(copy, format, tmp_path / "cache")
+        if format == "fp32":  # torch's: the last bit depends on where in memory a matrix begins
+            assert np.abs(found - expected).max() < 1e-5
+        else:
+            assert np.array_equal(found, expected)
+        assert np.isfinite(found).all()
+        assert torch.from_numpy(found).std() > 0
 
 
 # ---- the integers as they are ----

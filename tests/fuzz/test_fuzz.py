@@ -39,7 +39,7 @@ ODD = st.one_of(
 
 CORPUS = Path(__file__).parent / "corpus"
 KEPT = sorted(file for file in CORPUS.glob("*/*") if file.is_file())
-LONGEST_S = 1.0
+LONGEST_S = 0.4
 """For one target here; tests.fuzz.run is for more."""
 
 
@@ -49,7 +49,7 @@ def test_what_was_found_once_stays_mended(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_second_of_changed_input_is_refused_and_nothing_else(name: str) -> None:
+def test_changed_input_is_refused_and_nothing_else(name: str) -> None:
     """Always the same inputs in the same order, and as many of them as there is time for."""
     chance = random.Random(name)
     count = 0
@@ -77,7 +77,7 @@ def test_the_corpus_begins_with_what_is_let_in(name: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_message_with_fields_that_are_off_is_read_or_refused(data: st.DataObject) -> None:
     message = data.draw(st.sampled_from(HONEST))
     fields = msgspec.msgpack.decode(encode(message))
@@ -93,7 +93,7 @@ def test_a_message_with_fields_that_are_off_is_read_or_refused(data: st.DataObje
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_frames_with_bits_flipped_never_hold_more_than_came(data: st.DataObject) -> None:
     header = encode(a_step(64, S))
     body = struct.pack(">II", len(header), 512) + header + rows(64)

@@ -16,8 +16,9 @@ from shoal.trust.attestation.measurements import Measurements
 from shoal.trust.attestation.verify import Roots
 from shoal.types import Span
 from tests.client.test_transcribe import SHORT, sound, wav
+from tests.one_process import KERNELS
 
-from .conftest import kept_in, served, user
+from .conftest import MODULES, kept_in, served, user
 
 
 async def test_a_key_for_attested_peers_alone_is_answered_by_those(tmp_path, checkpoint, monkeypatch):
@@ -39,7 +40,7 @@ async def test_a_key_for_attested_peers_alone_is_answered_by_those(tmp_path, che
         assert "list of measurements" in refused.json()["error"]["message"]
         assert (await gateway.post("/v1/completions", headers=plain, prompt="hello")).status_code == 200
 
-        node = await gateway.swarm.add_node(Span(0, 6), attesting=attesting_on(chip))
+        node = await gateway.swarm.add_node(Span(0, 6), attesting=attesting_on(chip), **KERNELS)
         while len(client.announcements()) < 2:
             await client.member.wait_changed()
         answered = await gateway.post("/v1/completions", headers=strict, prompt="hello")
@@ -79,8 +80,9 @@ AUDITED = {"x-shoal-protect": "audited"}
 class Strict:
     """A gateway with a key for attested peers alone; a node that shows nothing serves the whole model."""
 
-    def __init__(self, gateway, key, audited):
+    def __init__(self, gateway, key, audited, nodes):
         self.gateway = gateway
+        self.nodes = nodes
         self.headers = {"authorization": f"Bearer {key}"}
         self.audited = {"authorization": f"Bearer {audited}"}
         self._chip = FakeChip(datetime.fromtimestamp(time.time(), UTC) - timedelta(days=1))
@@ -90,7 +92,7 @@ class Strict:
 
     async def add_attested(self, span):
         client, known = self.gateway.swarm.client, len(self.gateway.swarm.nodes)
-        await self.gateway.swarm.add_node(span, attesting=attesting_on(self._chip))
+        await self.gateway.swarm.add_node(span, attesting=attesting_on(self._chip), **self.nodes)
         while len(client.announcements()) < known + 1:
             await client.member.wait_changed()
 
@@ -105,16 +107,16 @@ class Strict:
 
 
 @asynccontextmanager
-async def strict(home, folder, blocks, monkeypatch):
+async def strict(home, folder, blocks, monkeypatch, nodes=MODULES):
     monkeypatch.setattr(route_finder, "HEAR_WITHIN_S", 0.05)
     key, _ = create(kept_in(home), "strict", KeyLimits(), admin=False, attested_only=True)
     audited, _ = create(kept_in(home), "audited", KeyLimits(), admin=False, protect="audited")
-    async with served(home, folder, [Span(0, blocks)]) as gateway:
-        yield Strict(gateway, key, audited)
+    async with served(home, folder, [Span(0, blocks)], nodes=nodes) as gateway:
+        yield Strict(gateway, key, audited, nodes)
 
 
 async def test_no_route_of_text_goes_over_other_peers(tmp_path, checkpoint, monkeypatch):
-    async with strict(tmp_path, checkpoint, 6, monkeypatch) as found:
+    async with strict(tmp_path, checkpoint, 6, monkeypatch, KERNELS) as found:
         for path, body in TEXT.items():
             answer = await found.gateway.post(path, found.headers, **body)
             assert (answer.status_code, "list of measurements" in answer.text) == (503, True), path

@@ -17,7 +17,7 @@ from tests.client.test_text_to_text import TEXT
 from tests.client.test_text_to_text import expected as written_by_t5
 from tests.client.test_transcribe import SHORT, expected, sound, wav
 
-from .conftest import served, user
+from .conftest import MODULES, served, user
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def hearing(tmp_path_factory, whisper):
     spans, home = [Span(0, 6), Span(6, 8)], tmp_path_factory.mktemp("hearing")
     with (
         start_blocking_portal("trio") as portal,
-        portal.wrap_async_context_manager(served(home, whisper, spans)) as found,
+        portal.wrap_async_context_manager(served(home, whisper, spans, nodes=MODULES)) as found,
     ):
         yield found
 
@@ -43,7 +43,7 @@ def reading(tmp_path_factory):
     spans, home = [Span(0, 8), Span(8, 12)], tmp_path_factory.mktemp("reading")
     with (
         start_blocking_portal("trio") as portal,
-        portal.wrap_async_context_manager(served(home, folder, spans)) as found,
+        portal.wrap_async_context_manager(served(home, folder, spans, nodes=MODULES)) as found,
     ):
         yield found, folder
 

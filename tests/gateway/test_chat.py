@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from shoal.client.sampling import Sampling
 from shoal.gateway import prefixes
@@ -15,6 +14,7 @@ from shoal.gateway.schema.chat import ChatRequest
 from shoal.models.store.local_model import SamplingDefaults
 from shoal.net.identity import verify
 from shoal.trust.answer import check_answer, read_kept_answer
+from tests.one_process import OneProcess
 
 from .conftest import THIRDS, served, user
 
@@ -40,23 +40,25 @@ PERSON = {
 
 
 class Reference:
-    """The whole model in transformers, greedy."""
+    """The whole model in one process, greedy; its tokenizer and template as transformers has them."""
 
-    def __init__(self, folder):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, home, folder):
+        self.model = OneProcess(home, folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def chat(self, text, count):
         ids = self.tokenizer.apply_chat_template(
             [user(text)], add_generation_prompt=True, tokenize=True, return_dict=False
         )
-        out = self.model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False, pad_token_id=0)
-        return len(ids), self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        out = self.model.greedy(ids, count)
+        if self.tokenizer.eos_token_id in out:
+            del out[out.index(self.tokenizer.eos_token_id) :]
+        return len(ids), self.tokenizer.decode(out, skip_special_tokens=True)
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint):
-    return Reference(checkpoint)
+def reference(tmp_path_factory, checkpoint):
+    return Reference(tmp_path_factory.mktemp("whole"), checkpoint)
 
 
 def events(text):

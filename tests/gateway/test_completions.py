@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+
+from tests.one_process import OneProcess
 
 from .conftest import user
 from .test_chat import events
@@ -13,11 +14,10 @@ PROMPT = [5, 9, 60, 61, 62, 70]
 
 
 @pytest.fixture(scope="module")
-def logprobs(checkpoint):
+def logprobs(tmp_path_factory, checkpoint):
     """Log probabilities after each token of PROMPT, from the whole model."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0], -1)
+    (logits,) = OneProcess(tmp_path_factory.mktemp("whole"), checkpoint).logits([PROMPT])
+    return torch.log_softmax(torch.from_numpy(logits), -1)
 
 
 async def test_a_prompt_of_token_ids_is_scored_as_the_whole_model_scores_it(shared, logprobs):

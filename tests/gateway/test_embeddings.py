@@ -21,7 +21,7 @@ from shoal.errors import Busy
 from shoal.gateway.access.keys import KeyLimits, create
 from shoal.testing.encoders import write_encoder, write_pooling
 
-from .conftest import kept_in, served, user
+from .conftest import MODULES, kept_in, served, user
 
 TEXTS = ["hello world", "the sea is wide", "w"]
 
@@ -38,7 +38,9 @@ def embedder(tmp_path_factory, bert):
     """A gateway before three nodes that serve an encoder, in a thread of its own."""
     with (
         start_blocking_portal("trio") as portal,
-        portal.wrap_async_context_manager(served(tmp_path_factory.mktemp("embedder"), bert)) as found,
+        portal.wrap_async_context_manager(
+            served(tmp_path_factory.mktemp("embedder"), bert, nodes=MODULES)
+        ) as found,
     ):
         yield found
 
@@ -187,7 +189,7 @@ async def test_a_key_and_its_limits_count_and_a_decoder_gives_nothing(tmp_path, 
 
 
 async def test_a_client_that_goes_away_frees_every_hop(tmp_path, bert):
-    async with served(tmp_path, bert) as gateway:
+    async with served(tmp_path, bert, nodes=MODULES) as gateway:
         with trio.move_on_after(0.05):
             await gateway.post("/v1/embeddings", input=TEXTS * 200)
         await gateway.idle()

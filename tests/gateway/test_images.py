@@ -16,7 +16,7 @@ from shoal.models.checkpoint.manifest import PICTURE_FILES
 from shoal.testing.seeing import ROW, picture, whole_answer, write_seeing
 from shoal.types import Span
 
-from .conftest import served, user
+from .conftest import MODULES, served, user
 
 IMAGE = base64.b64encode(picture(1)).decode()
 OTHER = base64.b64encode(picture(2)).decode()
@@ -46,7 +46,7 @@ async def test_every_api_shows_the_image_and_answers_alike(tmp_path, seeing, kin
         )
         return whole, again, other
 
-    async with served(tmp_path, seeing, [Span(0, 3), Span(3, 6)]) as gateway:
+    async with served(tmp_path, seeing, [Span(0, 3), Span(3, 6)], nodes=MODULES) as gateway:
 
         def run():
             with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
@@ -96,7 +96,7 @@ async def test_every_api_shows_the_image_and_answers_alike(tmp_path, seeing, kin
 
 
 async def test_what_is_no_image_is_named_by_its_field(tmp_path, seeing):
-    async with served(tmp_path, seeing, [Span(0, 6)]) as gateway:
+    async with served(tmp_path, seeing, [Span(0, 6)], nodes=MODULES) as gateway:
         for url, told in [
             (
                 "https://example.org/cat.png",
@@ -138,7 +138,7 @@ async def test_a_tower_of_which_no_file_says_how_it_looks_is_no_fault_of_the_swa
     shutil.copytree(seeing, copy)
     for file in PICTURE_FILES:
         (copy / file).unlink(missing_ok=True)
-    async with served(tmp_path, copy, [Span(0, 6)]) as gateway:
+    async with served(tmp_path, copy, [Span(0, 6)], nodes=MODULES) as gateway:
         image = await gateway.post("/v1/chat/completions", messages=[shown()])
         text = await gateway.post("/v1/chat/completions", messages=[user("a")], max_tokens=1)
         show = await gateway.post("/api/show")
@@ -154,7 +154,7 @@ async def test_nor_is_a_file_that_says_what_cannot_be(tmp_path, seeing):
     shutil.copytree(seeing, copy)
     file = next(copy / name for name in PICTURE_FILES if (copy / name).exists())
     file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": 1 << 30, "width": 8}}))
-    async with served(tmp_path, copy, [Span(0, 6)]) as gateway:
+    async with served(tmp_path, copy, [Span(0, 6)], nodes=MODULES) as gateway:
         image = await gateway.post("/v1/chat/completions", messages=[shown()])
     assert (image.status_code, image.json()["error"]["param"]) == (400, "messages.0.content.0")
     assert "pictures whose size is" in image.json()["error"]["message"]

@@ -14,6 +14,7 @@ from shoal.swarm import member
 from shoal.swarm.taking_part import speaker
 from shoal.trust.operator import state
 from shoal.types import Span
+from tests.one_process import KERNELS
 
 from .conftest import served, user
 
@@ -41,7 +42,7 @@ async def test_everything_comes_at_once_and_then_what_changes(gateway):
         assert token["route"] == [peer["peer"] for peer in swarm["peers"]]
         (request,) = await told(lines, "requests")
         assert request["id"] == token["request"]
-        await gateway.swarm.add_node(Span(0, 6))
+        await gateway.swarm.add_node(Span(0, 6), **KERNELS)
         while len(swarm["peers"]) < 4:
             swarm = await told(lines, "swarm")
         assert swarm["models"][0]["runs"] == [[0, 6, 2]]

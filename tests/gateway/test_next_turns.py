@@ -17,6 +17,8 @@ from shoal.gateway.database.cache_secret import read_cache_secret, secret_of
 from shoal.gateway.serve import serve
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
+from tests.one_process import KERNELS
+from tests.shared_codecs import share_codec
 
 from .conftest import ELSEWHERE, THIRDS, Served, kept_in, user
 
@@ -24,9 +26,11 @@ LONG = [user(" ".join(f"fish {number} swims in the sea" for number in range(20))
 
 
 @asynccontextmanager
-async def another(swarm, checkpoint, database, **options):
-    """A gateway of its own client before a swarm that is there."""
-    client = await swarm.add_client(**options)
+async def another(swarm, checkpoint, database, *, fresh=False, **options):
+    """A gateway of its own client before a swarm that is there; a ``fresh`` one's codec is its own, too."""
+    client = await swarm.add_client(**KERNELS | options)
+    if not fresh:
+        await share_codec(client, swarm.model)
     async with trio.open_nursery() as nursery:
         settings = Options(
             model=str(checkpoint), database=database, swarm="home", invite=lambda: ELSEWHERE, health=list
@@ -58,7 +62,7 @@ def next_turn(text):
 async def test_the_next_turn_at_another_gateway_begins_where_hops_have_kept_it(tmp_path, checkpoint):
     database = kept_in(tmp_path)
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
         another(swarm, checkpoint, database) as one,
         another(swarm, checkpoint, database) as other,
     ):
@@ -81,7 +85,7 @@ async def test_hops_keep_it_although_the_database_went_away_before_the_first_tur
 ):
     database = kept_in(tmp_path)
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
         another(swarm, checkpoint, database) as one,
         another(swarm, checkpoint, database) as other,
     ):
@@ -100,7 +104,7 @@ async def test_of_nodes_that_are_alike_each_gateway_finds_those_that_have_kept_i
     monkeypatch.setattr(route_finder, "TRIALS", 0)
     database = kept_in(tmp_path)
     async with (
-        memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 3) as swarm,
+        memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 3, **KERNELS) as swarm,
         another(swarm, checkpoint, database) as one,
         another(swarm, checkpoint, database) as other,
     ):
@@ -110,7 +114,7 @@ async def test_of_nodes_that_are_alike_each_gateway_finds_those_that_have_kept_i
 
 
 async def test_the_next_turn_after_a_restart_begins_where_hops_have_kept_it(tmp_path, checkpoint):
-    async with memory_swarm(tmp_path, checkpoint, THIRDS) as swarm:
+    async with memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm:
         async with another(swarm, checkpoint, kept_in(tmp_path)) as gateway:
             text, prompt, _ = await asked(gateway, LONG)
         async with another(swarm, checkpoint, kept_in(tmp_path)) as gateway:
@@ -119,8 +123,8 @@ async def test_the_next_turn_after_a_restart_begins_where_hops_have_kept_it(tmp_
 
 async def test_a_gateway_that_nobody_has_asked_yet_is_ready_to_answer(tmp_path, checkpoint):
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
-        another(swarm, checkpoint, kept_in(tmp_path)) as gateway,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
+        another(swarm, checkpoint, kept_in(tmp_path), fresh=True) as gateway,
     ):
         local = await gateway.gateway.swarm.resolve(str(checkpoint))
         with trio.fail_after(10):
@@ -134,7 +138,7 @@ async def test_what_hops_have_kept_is_for_the_same_key_and_salt_alone(tmp_path, 
     database = kept_in(tmp_path)
     mine, yours = [keys.create(database, name, KeyLimits(), admin=False)[0] for name in ("a", "b")]
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
         another(swarm, checkpoint, database) as one,
         another(swarm, checkpoint, database) as other,
     ):
@@ -147,7 +151,7 @@ async def test_what_hops_have_kept_is_for_the_same_key_and_salt_alone(tmp_path, 
 async def test_what_is_audited_takes_nothing_that_hops_have_kept(tmp_path, checkpoint):
     database = kept_in(tmp_path)
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
         another(swarm, checkpoint, database) as one,
         another(swarm, checkpoint, database) as other,
     ):
@@ -158,7 +162,7 @@ async def test_what_is_audited_takes_nothing_that_hops_have_kept(tmp_path, check
 
 async def test_what_a_liar_had_a_part_in_is_not_gone_on_with(tmp_path, checkpoint):
     async with (
-        memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 2) as swarm,
+        memory_swarm(tmp_path, checkpoint, [Span(0, 6)] * 2, **KERNELS) as swarm,
         another(swarm, checkpoint, kept_in(tmp_path)) as gateway,
     ):
         text, _, _ = await asked(gateway, LONG)

@@ -18,6 +18,9 @@ from shoal.gateway.app import Gateway
 from shoal.gateway.models import Models
 from shoal.gateway.page import feed
 from shoal.gateway.stored.batches.runner import BatchRunner
+from shoal.models.text.codec import TextCodec
+from shoal.testing.swarm import memory_swarm
+from tests.one_process import KERNELS
 
 from .conftest import kept_in, served, user
 from .test_live import told
@@ -61,6 +64,19 @@ async def test_it_is_not_well_before_it_has_loaded(tmp_path, checkpoint, monkeyp
         with trio.fail_after(10):
             while (await gateway.http.get("/health")).status_code != 200:  # noqa: ASYNC110
                 await trio.sleep(0.05)
+
+
+async def test_a_models_tokenizer_is_loaded_once_however_many_ask_for_it_at_once(
+    tmp_path, checkpoint, monkeypatch
+):
+    """It takes two processes, and a large one half a gigabyte."""
+    async with memory_swarm(tmp_path, checkpoint, [], **KERNELS) as swarm:
+        loads, load = [], TextCodec.load
+        monkeypatch.setattr(TextCodec, "load", lambda path: loads.append(path) or load(path))
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(swarm.client.codec, swarm.model)
+        assert loads == [swarm.model.path]
 
 
 async def test_a_defect_is_one_answer_that_tells_nothing_of_our_insides(gateway, monkeypatch, caplog):

@@ -219,11 +219,11 @@ def terms_tuple(terms: Any) -> Any:
     return (*map(show_address, addresses), terms.delay_s, terms.salt)
 
 
-async def test_an_unmodified_client_pays_for_100_streams_over_one_channel_and_balances_add_up(market):
+async def test_an_unmodified_client_pays_for_many_streams_over_one_channel_and_balances_add_up(market):
     agent, before = Agent(market, budget=10_000), market.has(PAYEE)
     tokens = 0
     async with agent.http(market.gateway.url) as http:
-        for _ in range(100):
+        for _ in range(30):
             answer = await http.post("/v1/chat/completions", json=question(market))
             assert answer.status_code == 200, answer.text
             tokens += used(answer)

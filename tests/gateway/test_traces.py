@@ -30,6 +30,7 @@ from shoal.models.embedding.settings import EmbeddingSettings
 from shoal.node.tracing.hop_turn import HopTurn
 from shoal.testing.swarm import memory_swarm
 from shoal.wire.messages import Step
+from tests.one_process import KERNELS
 from tests.web_server import WebServer
 
 from .conftest import THIRDS, served
@@ -144,7 +145,7 @@ async def test_texts_that_are_embedded_and_prompts_that_are_scored_are_traced_to
     found: list[TraceSpan] = []
     settings = EmbeddingSettings(encoder=False, pooling="last", normalized=True, max_tokens=64)
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
         with tracing.exporting_to(found.append):
@@ -164,7 +165,7 @@ async def test_texts_that_are_embedded_and_prompts_that_are_scored_are_traced_to
 async def test_after_a_replay_the_new_hops_are_in_the_trace_too(tmp_path, checkpoint) -> None:
     found: list[TraceSpan] = []
     async with (
-        memory_swarm(tmp_path, checkpoint, THIRDS) as swarm,
+        memory_swarm(tmp_path, checkpoint, THIRDS, **KERNELS) as swarm,
         swarm.client.session(str(checkpoint), tokens=64) as session,
     ):
         with tracing.exporting_to(found.append):

@@ -81,7 +81,7 @@ def test_a_large_graph_is_cut_in_a_moment() -> None:
     assert len(cuts) == 63
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(graphs())
 def test_segments_in_order_compute_what_the_graph_does(case: tuple[Chain, list[str], dict[str, int]]) -> None:
     nodes, outputs, travels = case
@@ -100,7 +100,7 @@ def test_segments_in_order_compute_what_the_graph_does(case: tuple[Chain, list[s
     assert [segment.first for segment in segments] == [0, *cuts]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(graphs())
 def test_what_crosses_between_segments_can_travel(case: tuple[Chain, list[str], dict[str, int]]) -> None:
     nodes, outputs, travels = case

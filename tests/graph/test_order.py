@@ -129,7 +129,7 @@ def test_an_order_that_is_as_good_stays_the_files_own() -> None:
     assert choose_order(nodes, ["v0"], ["v40"], sizes) == list(range(40))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(graphs())
 def test_whatever_the_graph_each_node_comes_after_those_that_it_needs(
     case: tuple[Nodes, list[str], dict[str, int]],

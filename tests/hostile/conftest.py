@@ -1,7 +1,7 @@
 """What every test of this folder promises after what it does to a swarm, and how that is looked at.
 
 After each attack: the process lives; another client, in the middle of an answer, gets its tokens; memory,
-descriptors, tasks and pages are back; and the next honest request gives what the whole model gives.
+descriptors, tasks and pages are back; and the next honest request gives what the whole model gives, in int8.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import Span
 from shoal.wire.messages import Open, Step
+from tests.one_process import KERNELS, OneProcess
 
 PROMPT = list(range(5, 30))
+ALIKE = {"format": KERNELS["format"], "numerics": "n1/int8/auto/rows"}
+"""Fields of an ``Open`` by which a node here computes."""
 BLOCKS, WIDTH = 6, 64
 RSS_NOISE = 48 << 20
 """Bytes by which memory may differ before and after: allocators keep some."""
@@ -85,7 +88,7 @@ def resident() -> int:
 
 
 class Reference:
-    """The whole model in transformers: what every honest request must give, bit for bit."""
+    """The whole model in transformers: what every honest request to nodes in fp32 must give, bit for bit."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -114,16 +117,16 @@ PIECES: list[list[int]] = [PROMPT, *([token] for token in (7, 200, 41, 3, 299, 1
 """What an honest client appends, whatever comes out."""
 
 
-async def honest(session: Session, pieces: Sequence[Sequence[int]], expected: Sequence[torch.Tensor]) -> None:
+async def honest(session: Session, pieces: Sequence[Sequence[int]], expected: Sequence[Any]) -> None:
     """Append ``pieces``, each of which must give what the whole model gives."""
     for piece, logits in zip(pieces, expected, strict=True):
         assert np.array_equal(await session.step(piece), logits), "an honest client's answer has changed"
 
 
 @asynccontextmanager
-async def unharmed(swarm: AnySwarm, checkpoint: Path, reference: Reference) -> AsyncGenerator[None]:
+async def unharmed(swarm: AnySwarm, checkpoint: Path, whole: OneProcess) -> AsyncGenerator[None]:
     """An attack in this block harms nobody: see the top of this file."""
-    expected = reference.logits(PIECES)
+    expected = whole.logits(PIECES)
     async with swarm.client.session(str(checkpoint), tokens=64) as first:
         await honest(first, PIECES, expected)
     async with swarm.client.session(str(checkpoint), tokens=64) as other:
@@ -155,6 +158,12 @@ def reference(checkpoint: Path) -> Reference:
     return Reference(checkpoint)
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> OneProcess:
+    """What every honest request to the nodes in this process must give, bit for bit."""
+    return OneProcess(tmp_path_factory.mktemp("whole"), checkpoint)
+
+
 @dataclass(frozen=True)
 class Attack:
     """A swarm of one node that serves everything, and what an attacker needs."""
@@ -172,7 +181,7 @@ class Attack:
 
     def open(self, **changes: Any) -> Open:
         """A request for a session at the first node."""
-        return byhand.an_open(self.swarm.model.digest, BLOCKS, **changes)
+        return byhand.an_open(self.swarm.model.digest, BLOCKS, **ALIKE | changes)
 
     def step(self, **changes: Any) -> Step:
         """A step of two tokens."""
@@ -181,11 +190,11 @@ class Attack:
 
 @pytest.fixture
 async def attack(
-    tmp_path: Path, checkpoint: Path, reference: Reference, nursery: trio.Nursery
+    tmp_path: Path, checkpoint: Path, whole: OneProcess, nursery: trio.Nursery
 ) -> AsyncGenerator[Attack]:
     """A swarm under attack, of which nothing may be left behind."""
     async with (
-        memory_swarm(tmp_path / "home", checkpoint, [Span(0, BLOCKS)]) as swarm,
-        unharmed(swarm, checkpoint, reference),
+        memory_swarm(tmp_path / "home", checkpoint, [Span(0, BLOCKS)], **KERNELS) as swarm,
+        unharmed(swarm, checkpoint, whole),
     ):
         yield Attack(swarm, checkpoint)

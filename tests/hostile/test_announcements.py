@@ -16,7 +16,8 @@ from shoal.swarm.taking_part.speaker import TOPIC
 from shoal.testing.memory import MemoryNetwork
 from shoal.testing.swarm import MemorySwarm, memory_swarm
 from shoal.types import PeerId, Span
-from tests.hostile.conftest import PIECES, Attack, Reference, honest
+from tests.hostile.conftest import PIECES, Attack, honest
+from tests.one_process import KERNELS, OneProcess
 
 
 def word_of(swarm: MemorySwarm, index: int = 0) -> tuple[Announcement, bytes]:
@@ -74,7 +75,9 @@ async def test_16_an_older_word_of_a_node_does_not_come_back(attack: Attack) -> 
     del swarm.world.peers[evil.peer]
 
 
-async def test_16_who_announces_what_it_does_not_serve_costs_a_detour(attack: Attack) -> None:
+async def test_16_who_announces_what_it_does_not_serve_costs_a_detour(
+    attack: Attack, whole: OneProcess
+) -> None:
     """A peer that says it is infinitely fast and does not answer is passed over; the tokens are the same."""
     swarm = attack.swarm
     evil = swarm.world.network()
@@ -89,24 +92,23 @@ async def test_16_who_announces_what_it_does_not_serve_costs_a_detour(attack: At
     assert swarm.client.member.directory.get(PeerId(evil.peer)) is not None  # nothing shows that it lies
     del swarm.world.peers[evil.peer]  # nobody answers there
     async with swarm.client.session(str(attack.checkpoint), tokens=64) as session:
-        expected = Reference(attack.checkpoint).logits(PIECES)
-        await honest(session, PIECES, expected)
+        await honest(session, PIECES, whole.logits(PIECES))
         assert [hop.address.peer for hop in session.ring.route] == [swarm.networks[0].peer]
 
 
 @pytest.mark.parametrize("blind", ["client", "hop"])
 async def test_18_peers_that_only_some_can_see_are_gone_round(
-    tmp_path: Path, checkpoint: Path, reference: Reference, blind: str
+    tmp_path: Path, checkpoint: Path, whole: OneProcess, blind: str
 ) -> None:
     """A node that the client cannot reach, or that the hop before it cannot, though others can."""
     spans = [Span(0, 3), Span(3, 6), Span(3, 6)]
-    async with memory_swarm(tmp_path / "home", checkpoint, spans, open_timeout_s=3) as swarm:
+    async with memory_swarm(tmp_path / "home", checkpoint, spans, open_timeout_s=3, **KERNELS) as swarm:
         first, unseen = swarm.networks[0].peer, swarm.networks[1].peer
         one = swarm.client.network.peer if blind == "client" else first
         swarm.world.cut.add(frozenset((one, unseen)))
         for _ in range(3):
             async with swarm.client.session(str(checkpoint), tokens=64) as session:
-                await honest(session, PIECES, reference.logits(PIECES))
+                await honest(session, PIECES, whole.logits(PIECES))
                 assert session.ring.route[1].address.peer == swarm.networks[2].peer
 
 
@@ -128,10 +130,10 @@ async def test_18_a_node_says_when_another_process_announces_itself_with_its_ide
 
 
 async def test_18_two_nodes_with_one_identity_do_not_mix_sessions(
-    tmp_path: Path, checkpoint: Path, reference: Reference
+    tmp_path: Path, checkpoint: Path, whole: OneProcess
 ) -> None:
     """A copied key: the later word counts, and an answer is right or an error, never a mixture."""
-    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm:
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], **KERNELS) as swarm:
         twin = MemoryNetwork(swarm.world, swarm.networks[0]._identity)
         announcement, _ = word_of(swarm)
         lie = msgspec.structs.replace(
@@ -146,4 +148,4 @@ async def test_18_two_nodes_with_one_identity_do_not_mix_sessions(
         await swarm.nodes[0].member.announce()  # the real one goes on speaking
         await trio.sleep(0.02)
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
-            await honest(session, PIECES, reference.logits(PIECES))
+            await honest(session, PIECES, whole.logits(PIECES))

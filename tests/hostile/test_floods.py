@@ -127,7 +127,8 @@ async def flooded(tmp_path: Path, checkpoint: Path, nursery: trio.Nursery) -> As
     elsewhere = create(
         "home", ["/ip4/192.0.2.1/tcp/4001/p2p/12D3KooWNXj7WD9xwGQ7gcLCKLa3u3Tm1a5pDVtPQ3uoomATR7M6"]
     )
-    async with memory_swarm(tmp_path / "home", checkpoint, SPANS, announce_s=1.0, expiry_s=30.0) as swarm:
+    settings = {"format": "int8", "announce_s": 1.0, "expiry_s": 30.0}
+    async with memory_swarm(tmp_path / "home", checkpoint, SPANS, **settings) as swarm:
         options = Options(
             str(checkpoint), database_at("", tmp_path / "gateway.db"), "home", lambda: elsewhere, list
         )

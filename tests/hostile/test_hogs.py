@@ -39,7 +39,7 @@ ANSWERED_WITHIN_S = 5.0
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Generator[Processes]:
     """Two nodes with little KV and few places, for all tests here."""
-    options = {"kv_tokens": KV, "max_sessions": PLACES, "announce_s": 1.0}
+    options = {"format": "fp32", "kv_tokens": KV, "max_sessions": PLACES, "announce_s": 1.0}
     with processes(tmp_path_factory.mktemp("home"), str(checkpoint), BLOCKS, NODES, **options) as booted:
         yield booted
 

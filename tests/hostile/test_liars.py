@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -22,6 +23,8 @@ from shoal.testing import liar as lies
 from shoal.testing.liar import lying
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
+from tests.one_process import KERNELS
+from tests.shared_codecs import share_codec
 
 from .conftest import BLOCKS, PROMPT
 
@@ -61,7 +64,8 @@ def alike(monkeypatch):
 
 @pytest.fixture
 async def swarm(tmp_path, checkpoint):
-    async with memory_swarm(tmp_path / "home", checkpoint, HALVES) as swarm:
+    async with memory_swarm(tmp_path / "home", checkpoint, HALVES, **KERNELS) as swarm:
+        await share_codec(swarm.client, swarm.model)
         yield swarm
 
 
@@ -86,24 +90,24 @@ async def heard(client, peers):
             await trio.sleep(0.02)
 
 
-async def answered(client: Swarm, checkpoint, reference, within_s):
+async def answered(client: Swarm, checkpoint, whole, within_s):
     """An answer, which must be right, and be whole in time."""
     answer = client.generate(str(checkpoint), PROMPT, max_tokens=TOKENS)
     with trio.fail_after(within_s):
         async for _ in answer:
             pass
-    assert answer.token_ids == reference.greedy(TOKENS)
+    assert answer.token_ids == whole.greedy(PROMPT, TOKENS)
     return answer
 
 
-async def let_them_lie(client, checkpoint, reference, lying_ones, *, first_s=SECONDS, sessions=2):
+async def let_them_lie(client, checkpoint, whole, lying_ones, *, first_s=SECONDS, sessions=2):
     """Answers while they lie; after so many sessions none of them is asked."""
-    await answered(client, checkpoint, reference, first_s)
+    await answered(client, checkpoint, whole, first_s)
     for _ in range(sessions - 1):
-        await answered(client, checkpoint, reference, first_s)
+        await answered(client, checkpoint, whole, first_s)
     before = [liar.heard["Open"] for liar in lying_ones]
     for _ in range(3):
-        await answered(client, checkpoint, reference, SECONDS)
+        await answered(client, checkpoint, whole, SECONDS)
     assert [liar.heard["Open"] for liar in lying_ones] == before
     return before
 
@@ -127,17 +131,17 @@ async def let_them_lie(client, checkpoint, reference, lying_ones, *, first_s=SEC
         lies.recodes("bfloat16"),
     ],
 )
-async def test_a_first_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, reference, does):
+async def test_a_first_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, whole, does):
     async with liars(swarm, (does, FIRST)) as lying_ones:
-        await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+        await let_them_lie(swarm.client, checkpoint, whole, lying_ones)
 
 
 @pytest.mark.parametrize("does", [lies.refuses, lies.opens, lies.passes_on(position=1)])
 async def test_one_that_announces_the_whole_model_and_lies_is_out_after_two_sessions(
-    swarm, checkpoint, reference, does
+    swarm, checkpoint, whole, does
 ):
     async with liars(swarm, (does, WHOLE)) as lying_ones:
-        before = await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+        before = await let_them_lie(swarm.client, checkpoint, whole, lying_ones)
         assert before[0] >= 1, "it was never asked: nothing was tested"
 
 
@@ -153,24 +157,24 @@ async def test_one_that_announces_the_whole_model_and_lies_is_out_after_two_sess
         lies.opens_after(6.0),
     ],
 )
-async def test_a_last_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, reference, does):
+async def test_a_last_hop_that_lies_is_out_after_two_sessions(swarm, checkpoint, whole, does):
     async with liars(swarm, (does, SECOND)) as lying_ones:
-        await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+        await let_them_lie(swarm.client, checkpoint, whole, lying_ones)
 
 
 @pytest.mark.parametrize("does", [lies.opens, lies.passes_on(number=1 << 40)])
-async def test_two_liars_together_are_out_too(swarm, checkpoint, reference, does):
+async def test_two_liars_together_are_out_too(swarm, checkpoint, whole, does):
     async with liars(swarm, (does, FIRST), (lies.opens, SECOND)) as lying_ones:
-        await let_them_lie(swarm.client, checkpoint, reference, lying_ones, first_s=2 * SECONDS)
+        await let_them_lie(swarm.client, checkpoint, whole, lying_ones, first_s=2 * SECONDS)
 
 
-async def test_peers_that_have_answered_go_before_what_anybody_announces(swarm, checkpoint, reference, alike):
+async def test_peers_that_have_answered_go_before_what_anybody_announces(swarm, checkpoint, whole, alike):
     for _ in range(2):
-        await answered(swarm.client, checkpoint, reference, SECONDS)
+        await answered(swarm.client, checkpoint, whole, SECONDS)
     better = [(lies.opens, WHOLE), (lies.opens, WHOLE, {"format": "bf16"}), (lies.opens, FIRST)]
     async with liars(swarm, *better) as lying_ones:
         for _ in range(4):
-            await answered(swarm.client, checkpoint, reference, SECONDS)
+            await answered(swarm.client, checkpoint, whole, SECONDS)
         assert [liar.heard["Open"] for liar in lying_ones] == [0, 0, 0]
 
 
@@ -185,10 +189,10 @@ async def test_a_more_exact_format_that_one_peer_announces_takes_nobody(tmp_path
 
 
 async def test_many_that_announce_no_bits_take_nobody_where_hops_are_alike(swarm, checkpoint):
-    crowd = [(lies.opens, WHOLE, {"numerics": "n1/fp32/auto/any"})] * 4
+    crowd = [(lies.opens, WHOLE, {"numerics": "n1/int8/auto/any"})] * 4
     async with liars(swarm, *crowd) as lying_ones:
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
-            assert str(session.ring.numerics) == "n1/fp32/auto/modules"
+            assert str(session.ring.numerics) == "n1/int8/auto/rows"
         assert sum(liar.heard["Open"] for liar in lying_ones) == 0
 
 
@@ -204,9 +208,9 @@ async def test_a_format_whose_peers_all_refuse_gives_way_to_the_next_within_one_
         assert sum(liar.heard["Open"] for liar in lying_ones) == 4
 
 
-async def test_a_client_that_has_only_heard_of_a_liar_waits_for_others(tmp_path, checkpoint, reference):
+async def test_a_client_that_has_only_heard_of_a_liar_waits_for_others(tmp_path, checkpoint, whole):
     async with (
-        memory_swarm(tmp_path / "home", checkpoint, [FIRST]) as swarm,
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST], **KERNELS) as swarm,
         liars(swarm, (lies.refuses, WHOLE)) as (liar,),
         trio.open_nursery() as nursery,
     ):
@@ -214,28 +218,28 @@ async def test_a_client_that_has_only_heard_of_a_liar_waits_for_others(tmp_path,
         async def come_when_it_has_refused():
             while not liar.heard["Open"]:  # noqa: ASYNC110
                 await trio.sleep(0.02)
-            await swarm.add_node(SECOND)
+            await swarm.add_node(SECOND, **KERNELS)
 
         nursery.start_soon(come_when_it_has_refused)
-        await answered(swarm.client, checkpoint, reference, SECONDS)
+        await answered(swarm.client, checkpoint, whole, SECONDS)
 
 
 async def test_one_whose_numerics_nobody_knows_keeps_no_client_from_hearing_of_others(
-    tmp_path, checkpoint, reference
+    tmp_path, checkpoint, whole
 ):
     async with (
-        memory_swarm(tmp_path / "home", checkpoint, [FIRST]) as swarm,
-        liars(swarm, (lies.opens, WHOLE, {"numerics": "n2/fp32/auto/modules"})) as (liar,),
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST], **KERNELS) as swarm,
+        liars(swarm, (lies.opens, WHOLE, {"numerics": "n2/int8/auto/rows"})) as (liar,),
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(swarm.add_node, SECOND)
-        await answered(swarm.client, checkpoint, reference, SECONDS)
+        nursery.start_soon(partial(swarm.add_node, SECOND, **KERNELS))
+        await answered(swarm.client, checkpoint, whole, SECONDS)
         assert liar.heard["Open"] == 0
 
 
 async def test_a_client_that_only_a_liar_answers_is_told_so_within_seconds(tmp_path, checkpoint):
     async with (
-        memory_swarm(tmp_path / "home", checkpoint, [FIRST]) as swarm,
+        memory_swarm(tmp_path / "home", checkpoint, [FIRST], **KERNELS) as swarm,
         liars(swarm, (lies.refuses, WHOLE)),
     ):
         with trio.fail_after(SECONDS), pytest.raises(Busy):
@@ -244,30 +248,30 @@ async def test_a_client_that_only_a_liar_answers_is_told_so_within_seconds(tmp_p
 
 
 async def test_many_that_refuse_delay_the_first_answer_by_little_and_the_next_by_nothing(
-    swarm, checkpoint, reference
+    swarm, checkpoint, whole
 ):
     async with liars(swarm, *[(lies.refuses, WHOLE)] * 10) as lying_ones:
-        await let_them_lie(swarm.client, checkpoint, reference, lying_ones)
+        await let_them_lie(swarm.client, checkpoint, whole, lying_ones)
 
 
 async def test_a_share_of_the_sessions_tries_newcomers_who_then_are_proven(
-    swarm, checkpoint, reference, alike, monkeypatch
+    swarm, checkpoint, whole, alike, monkeypatch
 ):
     for _ in range(2):
-        await answered(swarm.client, checkpoint, reference, SECONDS)
-    await swarm.add_node(WHOLE)
+        await answered(swarm.client, checkpoint, whole, SECONDS)
+    await swarm.add_node(WHOLE, **KERNELS)
     newcomer = swarm.networks[-1].peer
     await heard(swarm.client, {newcomer})
-    assert len((await answered(swarm.client, checkpoint, reference, SECONDS)).route) == 2
+    assert len((await answered(swarm.client, checkpoint, whole, SECONDS)).route) == 2
     monkeypatch.setattr("shoal.client.ring.route_finder.TRIALS", 1.0)
     for _ in range(reputation.PROVEN):
-        await answered(swarm.client, checkpoint, reference, SECONDS)
+        await answered(swarm.client, checkpoint, whole, SECONDS)
     assert swarm.client.rings.finder.reputation.proven(newcomer)
 
 
-async def test_an_honest_hop_that_is_called_gone_stays_in_the_session(swarm, checkpoint, reference):
+async def test_an_honest_hop_that_is_called_gone_stays_in_the_session(swarm, checkpoint, whole):
     for _ in range(2):
-        await answered(swarm.client, checkpoint, reference, SECONDS)
+        await answered(swarm.client, checkpoint, whole, SECONDS)
     async with liars(swarm, (lies.calls_next_gone, FIRST)):
-        answer = await answered(swarm.client, checkpoint, reference, SECONDS)
+        answer = await answered(swarm.client, checkpoint, whole, SECONDS)
         assert {hop.peer for hop in answer.route} == {network.peer for network in swarm.networks}

@@ -23,16 +23,19 @@ from shoal.testing.checkpoints import write_checkpoint
 from shoal.testing.memory import World
 from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
-from tests.hostile.conftest import PIECES, Reference, honest
+from tests.hostile.conftest import PIECES, honest
+from tests.one_process import KERNELS, OneProcess
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0, -1_700_000_000.0])
 async def test_20_a_clock_that_jumps_loses_nobody_and_makes_no_ghost(
-    tmp_path: Path, checkpoint: Path, reference: Reference, jump_s: float
+    tmp_path: Path, checkpoint: Path, whole: OneProcess, jump_s: float
 ) -> None:
     spans = [Span(0, 3), Span(3, 6), Span(0, 6)]
-    async with memory_swarm(tmp_path / "home", checkpoint, spans, announce_s=0.4, expiry_s=1.5) as swarm:
-        expected = reference.logits(PIECES)
+    async with memory_swarm(
+        tmp_path / "home", checkpoint, spans, announce_s=0.4, expiry_s=1.5, **KERNELS
+    ) as swarm:
+        expected = whole.logits(PIECES)
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
             await honest(session, PIECES[:3], expected[:3])
             clock = swarm.client.member.clock

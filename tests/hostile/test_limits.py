@@ -34,7 +34,8 @@ from shoal.wire.messages import (
     Step,
     encode,
 )
-from tests.hostile.conftest import BLOCKS, PIECES, PROMPT, WIDTH, Attack, Reference, honest
+from tests.hostile.conftest import BLOCKS, PIECES, PROMPT, WIDTH, Attack, honest
+from tests.one_process import KERNELS, OneProcess
 
 HELLO = fragment(
     1, len(encode(Hello(NEWEST_VERSION))).to_bytes(4, "big") + bytes(4) + encode(Hello(NEWEST_VERSION))
@@ -129,16 +130,16 @@ async def test_a_session_that_was_only_asked_for_holds_nothing(attack: Attack) -
 
 
 async def test_who_fills_a_node_makes_room_for_the_next_and_is_told(
-    tmp_path: Path, checkpoint: Path, reference: Reference
+    tmp_path: Path, checkpoint: Path, whole: OneProcess
 ) -> None:
-    async with memory_swarm(tmp_path, checkpoint, [Span(0, BLOCKS)], kv_tokens=1024) as swarm:
+    async with memory_swarm(tmp_path, checkpoint, [Span(0, BLOCKS)], kv_tokens=1024, **KERNELS) as swarm:
         attack, node = Attack(swarm, checkpoint), swarm.nodes[0]
         async with attack.stranger() as hog:
             await hog.ask(attack.open(tokens=1024))
             await hog.ask(attack.step(tokens=1024, rows=1024), rows(WIDTH, 1024))
             assert node.engine.tokens_free == 0
             async with swarm.client.session(str(checkpoint), tokens=64) as session:
-                await honest(session, PIECES, reference.logits(PIECES))
+                await honest(session, PIECES, whole.logits(PIECES))
                 assert not session.reroutes
             failed, _ = await hog.receive()
             assert isinstance(failed, Failed)
@@ -147,13 +148,13 @@ async def test_who_fills_a_node_makes_room_for_the_next_and_is_told(
 
 
 async def test_a_session_that_had_to_make_room_goes_on_with_the_same_tokens(
-    tmp_path: Path, checkpoint: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkpoint: Path, whole: OneProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the same node, when there is room again: its client fills another cache."""
     pieces = [PROMPT, PROMPT, PROMPT, [7]]
-    expected = reference.logits(pieces)
-    async with memory_swarm(tmp_path, checkpoint, [Span(0, BLOCKS)], kv_tokens=128) as swarm:
-        other = await swarm.add_client()
+    expected = whole.logits(pieces)
+    async with memory_swarm(tmp_path, checkpoint, [Span(0, BLOCKS)], kv_tokens=128, **KERNELS) as swarm:
+        other = await swarm.add_client(**KERNELS)
         async with swarm.client.session(str(checkpoint), tokens=80) as session:
             await honest(session, pieces[:3], expected[:3])
             server = swarm.nodes[0].server

@@ -37,10 +37,12 @@ from shoal.swarm import membership
 from shoal.swarm.join import join_swarm
 from shoal.swarm.membership import Membership
 from shoal.testing.byhand import a_step, an_open, begun, by_hand, framed, rows
+from shoal.testing.swarm import measured_once
 from shoal.types import PeerAddress, Span
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import NEWEST_VERSION, Hello, Opened, Refused, encode
-from tests.hostile.conftest import BLOCKS, WIDTH, Reference, unharmed
+from tests.hostile.conftest import ALIKE, BLOCKS, WIDTH, unharmed
+from tests.one_process import KERNELS, OneProcess
 
 GARBAGE = [
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -76,13 +78,13 @@ class RealSwarm:
 
 @asynccontextmanager
 async def real_swarm(home: Path, checkpoint: Path, **options: Any) -> AsyncGenerator[RealSwarm]:
-    given = {"threads": 1, "mdns": False, "host": "127.0.0.1", "format": "fp32"} | options
+    given = {"threads": 1, "mdns": False, "host": "127.0.0.1"} | KERNELS | options
     settings = config.load(given, {"SHOAL_HOME": str(home)})
     swarm = membership.create("hostile")
     model = await trio.to_thread.run_sync(ModelStore(settings.paths.models).resolve, str(checkpoint))
     async with (
         join_swarm(settings, swarm, Identity.ephemeral(), listen=True) as (network, member),
-        start_node(network, member, model, Span(0, BLOCKS), settings) as node,
+        start_node(network, member, model, Span(0, BLOCKS), settings, measure=measured_once) as node,
     ):
         bootstrap = tuple(f"{address}/p2p/{network.peer}" for address in network.address.libp2p)
         async with open_swarm(settings, replace(swarm, bootstrap=bootstrap)) as client:
@@ -93,7 +95,7 @@ async def real_swarm(home: Path, checkpoint: Path, **options: Any) -> AsyncGener
 async def victim(
     tmp_path: Path,
     checkpoint: Path,
-    reference: Reference,
+    whole: OneProcess,
     monkeypatch: pytest.MonkeyPatch,
     nursery: trio.Nursery,
 ) -> AsyncGenerator[RealSwarm]:
@@ -103,7 +105,7 @@ async def victim(
     monkeypatch.setattr(channel_module, "SENT_WITHIN_S", 1.0)
     async with (
         real_swarm(tmp_path / "home", checkpoint) as swarm,
-        unharmed(swarm, checkpoint, reference),
+        unharmed(swarm, checkpoint, whole),
     ):
         yield swarm
         await trio.sleep(0.7)  # what is half open is given up by now
@@ -130,7 +132,7 @@ async def test_14_a_hundred_who_say_nothing_hold_no_door(victim: RealSwarm) -> N
     silent = [await trio.open_tcp_stream("127.0.0.1", port) for port in victim.ports for _ in range(100)]
     await trio.sleep(0.8)
     async with victim.member() as honest, by_hand(honest, victim.network.address) as peer:
-        opened, _ = await peer.ask(an_open(victim.nodes[0].model.digest, BLOCKS))
+        opened, _ = await peer.ask(an_open(victim.nodes[0].model.digest, BLOCKS, **ALIKE))
         assert isinstance(opened, Opened)
     for stream in silent:
         await trio.aclose_forcefully(stream)
@@ -153,7 +155,7 @@ async def test_14_a_reader_that_never_reads_is_hung_up_on(
     victim: RealSwarm, nursery: trio.Nursery, direct: bool
 ) -> None:
     node = victim.nodes[0]
-    opened = an_open(node.model.digest, BLOCKS, tokens=512)
+    opened = an_open(node.model.digest, BLOCKS, tokens=512, **ALIKE)
     step = a_step(WIDTH, tokens=200, rows=200, wanted=200)  # fits one fragment
     async with victim.member() as evil:
         address = victim.network.address
@@ -235,7 +237,9 @@ async def test_17_a_client_cannot_make_a_node_knock_at_its_own_machine(
                 )
             async with by_hand(client, PeerAddress(swarm.network.peer)) as peer:
                 onward = NextHop(Identity.ephemeral().peer, hosts, hosts)
-                refused, _ = await peer.ask(an_open(swarm.nodes[0].model.digest, BLOCKS, next=onward))
+                refused, _ = await peer.ask(
+                    an_open(swarm.nodes[0].model.digest, BLOCKS, next=onward, **ALIKE)
+                )
                 assert isinstance(refused, Refused)
                 assert refused.code == "channel_closed"
         with trio.move_on_after(0.2) as nobody:

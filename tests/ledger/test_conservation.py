@@ -24,7 +24,7 @@ from shoal.ledger.vouchers.keys import ChainKey
 from shoal.ledger.vouchers.typed_data import hash_typed, keccak256, word
 from shoal.ledger.vouchers.voucher import PaymentTerms, escrow_domain, sign_voucher
 
-STEPS = int(os.environ.get("SHOAL_FUZZ_STEPS", "1000"))
+STEPS = int(os.environ.get("SHOAL_FUZZ_STEPS", "600"))
 STEPS_A_RUN = 50
 KEYS = [ChainKey.from_secret(bytes([n]) * 32) for n in range(1, 5)]
 GIVEN = 10**20

@@ -169,7 +169,7 @@ STREAMS = 8
 SESSION_S = 20.0
 PAUSE_S = 10.0
 UNITS = 32 * 1024
-END_S = 900.0
+END_S = 500.0
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ PROMPT = torch.randint(3, VOCAB, (20,), generator=torch.Generator().manual_seed(
 # Those that the issue names; the others run with the marker.
 NAMED = ("llama", "qwen3", "gpt2", "gemma3", "mixtral", "deepseek_v3")
 REFUSED = ("recurrent_gemma", "gemma3n", "zamba2")
+CHUNKED = (*NAMED, "mistral", "qwen3_next", "llama4", "bloom")
 FAMILY = [
     pytest.param(family, marks=() if family in NAMED else pytest.mark.models)
     for family in FAMILIES
@@ -54,17 +55,15 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 def test_prefill_and_decode_equal_the_whole_model(
     family: str, folder_of: Callable[[str], Path], local: Local
 ) -> None:
-    """Three spans, the first of one block: a prompt, then 8 tokens one by one, past every sliding window."""
-    pieces = [PROMPT[:11], *([token] for token in PROMPT[:8])]
-    assert_same(chained(local(family), [1, 4], pieces), Whole(folder_of(family)).logits(pieces))
+    """Two spans, the first of one block: a prompt, then tokens one by one, past every sliding window.
 
-
-@pytest.mark.parametrize("family", [*NAMED, "mistral", "qwen3_next", "llama4", "bloom"])
-def test_chunked_prefill_equals_the_same_chunks_of_the_whole_model(
-    family: str, folder_of: Callable[[str], Path], local: Local
-) -> None:
-    pieces = [PROMPT[:7], PROMPT[7:8], PROMPT[8:], [5], [6]]
-    assert_same(chained(local(family), [3, 5], pieces), Whole(folder_of(family)).logits(pieces))
+    Some families in three spans, with a prompt in chunks, the first within the window.
+    """
+    if family in CHUNKED:
+        cuts, pieces = [1, 4], [PROMPT[:7], PROMPT[7:8], PROMPT[8:], [5], [6]]
+    else:
+        cuts, pieces = [1], [PROMPT[:11], PROMPT[11:12], [5], [6]]
+    assert_same(chained(local(family), cuts, pieces), Whole(folder_of(family)).logits(pieces))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +86,13 @@ def test_a_recurrent_state_goes_on_with_a_piece_as_with_single_tokens(
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("cuts", [[], [2], [1, 2, 3, 4, 5]], ids=str)
-@pytest.mark.parametrize("family", ["gemma3", "qwen3_next", "gpt2"])
-def test_wherever_it_is_cut(
-    family: str, cuts: list[int], folder_of: Callable[[str], Path], local: Local
-) -> None:
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_next", "gpt2_by_index"])
+def test_wherever_it_is_cut(family: str, folder_of: Callable[[str], Path], local: Local) -> None:
+    """Nowhere, and behind every block."""
     pieces = [PROMPT[:11], [7], [8]]
-    assert_same(chained(local(family), cuts, pieces), Whole(folder_of(family)).logits(pieces))
+    expected = Whole(folder_of(family)).logits(pieces)
+    for cuts in ([], [1, 2, 3, 4, 5]):
+        assert_same(chained(local(family), cuts, pieces), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2_by_index", "jamba", "qwen3_moe", "deepseek_v3"])
@@ -102,7 +101,7 @@ def test_a_part_of_a_span_is_that_span(family: str, local: Local) -> None:
     model = local(family)
     whole = load_span_module(model, Span(1, 6))
     hidden = torch.randn(1, 14, 64, generator=torch.Generator().manual_seed(3))
-    for span in (Span(2, 5), Span(5, 6), Span(1, 3)):
+    for span in (Span(2, 5), Span(5, 6)):
         part, alone = whole.part(span), load_span_module(model, span)
         assert {p.data_ptr() for p in part.model.parameters()} <= {
             p.data_ptr() for p in whole.model.parameters()

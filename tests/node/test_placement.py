@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,20 +18,31 @@ from shoal.node.placing.choice import PlacedModel, reservation, serving_peers
 from shoal.node.placing.placement import keep_place, pick_span
 from shoal.node.speed import Speed, measure_speed
 from shoal.swarm.announcement import LEAST_BYTES_S, ROW_ELEMENT_BYTES, Announcement
+from shoal.testing import swarm as testing
 from shoal.testing.checkpoints import write_checkpoint
-from shoal.testing.swarm import memory_swarm
 from shoal.types import Numerics, Span
-from tests.client.conftest import PROMPT, Whole
+from tests.one_process import KERNELS, OneProcess
 
 LEFT, RIGHT = Span(0, 3), Span(3, 6)
-FP32 = Numerics("fp32", "auto", "any")
+PROMPT = list(range(5, 30))
+INT8 = Numerics("int8", "auto", "any")
 SOON = {"look_every_s": 0.1, "settle_s": 0.3, "rest_s": 60.0}
+
+
+def memory_swarm(home, checkpoint, spans):
+    """A swarm that gives what one process gives."""
+    return testing.memory_swarm(home, checkpoint, spans, **KERNELS)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.set_num_threads(1)
     return write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, checkpoint):
+    return OneProcess(tmp_path_factory.mktemp("whole"), checkpoint)
 
 
 @pytest.fixture(autouse=True)
@@ -52,33 +64,30 @@ async def a_move(nursery, node):
         await done.wait()
 
 
-async def test_a_node_moves_and_its_sessions_go_on_bit_for_bit(home, checkpoint):
-    whole = Whole(checkpoint)
+async def test_a_node_moves_and_its_sessions_go_on_bit_for_bit(home, checkpoint, whole):
+    expected = whole.logits([PROMPT, *([token] for token in whole.greedy(PROMPT, 5))])
     async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm, trio.open_nursery() as nursery:
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
             first = session.ring.route[0].address.peer
             node = next(n for n in swarm.nodes if n.member.network.peer == first)
-            expected = whole.step(PROMPT)
-            assert np.array_equal(await session.step(PROMPT), expected)
+            assert np.array_equal(await session.step(PROMPT), expected[0])
             old = node.engine
             await a_move(nursery, node)
             assert node.span != LEFT
             assert old.sessions == 1
-            for _ in range(5):
-                token = int(expected[-1].argmax())
-                expected = whole.step([token])
-                assert np.array_equal(await session.step([token]), expected)
+            for before, after in pairwise(expected):
+                assert np.array_equal(await session.step([int(before[-1].argmax())]), after)
             assert session.ring.route[0].address.peer == first
             assert not session.ring.lost
         with trio.fail_after(25):
             await node.server.wait_unused(old)
         assert old.tokens_free == old.tokens
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
-            assert np.array_equal(await session.step(PROMPT), Whole(checkpoint).step(PROMPT))
+            assert np.array_equal(await session.step(PROMPT), expected[0])
         nursery.cancel_scope.cancel()
 
 
-async def test_blocks_that_nobody_serves_get_a_node_and_just_one(home, checkpoint):
+async def test_blocks_that_nobody_serves_get_a_node_and_just_one(home, checkpoint, whole):
     async with memory_swarm(home, checkpoint, [LEFT, LEFT]) as swarm, trio.open_nursery() as nursery:
         for node in swarm.nodes:
             nursery.start_soon(lambda node=node: keep_place(node, lambda _: None, **SOON))
@@ -88,7 +97,7 @@ async def test_blocks_that_nobody_serves_get_a_node_and_just_one(home, checkpoin
         await trio.sleep(1)
         assert sorted(node.span for node in swarm.nodes) == [LEFT, RIGHT]
         async with swarm.client.session(str(checkpoint), tokens=64) as session:
-            assert np.array_equal(await session.step(PROMPT), Whole(checkpoint).step(PROMPT))
+            assert np.array_equal(await session.step(PROMPT), whole.logits([PROMPT])[0])
         nursery.cancel_scope.cancel()
 
 
@@ -168,7 +177,7 @@ async def test_a_client_takes_no_blocks_for_served_that_are_only_going_to_be(hom
 def hear_of_reservation(swarm, member, span):
     """The member hears of one that loads its first span."""
     peer, wall = swarm.world.network().peer, member.clock.wall()
-    served = reservation(PlacedModel(swarm.model.shape, FP32, ()), span)
+    served = reservation(PlacedModel(swarm.model.shape, INT8, ()), span)
     word = Announcement(peer, 1, wall, wall + 30, ("/memory/x",), (), served, "")
     member.directory.take(word, b"", member.now(), wall)
 
@@ -207,15 +216,15 @@ async def test_a_joining_node_takes_the_weakest_blocks(home, checkpoint):
     async with memory_swarm(home, checkpoint, [LEFT, LEFT, RIGHT]) as swarm:
         member = swarm.client.member
         per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
-        assert pick_span(swarm.model, FP32, round(3.1 * per_block / 0.75), member) == RIGHT
+        assert pick_span(swarm.model, INT8, round(3.1 * per_block / 0.75), member) == RIGHT
         with pytest.raises(OutOfResources):
-            pick_span(swarm.model, FP32, 1, member)
+            pick_span(swarm.model, INT8, 1, member)
 
 
 async def test_what_a_peer_says_of_its_link_counts_where_nodes_are_placed(home, checkpoint):
     async with memory_swarm(home, checkpoint, [LEFT]) as swarm:
         member, peer = swarm.client.member, swarm.world.network().peer
-        placed, wall = PlacedModel(swarm.model.shape, FP32, ()), member.clock.wall()
+        placed, wall = PlacedModel(swarm.model.shape, INT8, ()), member.clock.wall()
         row_bytes = ROW_ELEMENT_BYTES * swarm.model.shape.hidden_size
         cases = [(0.0, math.inf), (1e6, 1e6 / row_bytes), (1e-9, LEAST_BYTES_S / row_bytes)]
         for number, (link, tokens_s) in enumerate(cases):
@@ -243,9 +252,9 @@ async def test_who_lies_about_how_many_blocks_there_are_places_nobody(home, chec
             lie = structs.replace(served, n_blocks=16384, start=start, end=end, next_end=9)
             word = Announcement(liar, number, wall, wall + 30, ("/memory/liar",), (), lie, "")
             member.directory.take(word, b"", member.now(), wall)
-            assert pick_span(swarm.model, FP32, 1 << 30, member) == Span(0, 6)
+            assert pick_span(swarm.model, INT8, 1 << 30, member) == Span(0, 6)
             per_block = swarm.nodes[0].engine.runner.tensor_bytes // 3
-            assert pick_span(swarm.model, FP32, round(3.1 * per_block / 0.75), member) == RIGHT
+            assert pick_span(swarm.model, INT8, round(3.1 * per_block / 0.75), member) == RIGHT
 
 
 async def test_a_node_that_cannot_load_the_span_it_wanted_says_that_it_stays(home, checkpoint, monkeypatch):

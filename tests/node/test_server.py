@@ -20,6 +20,7 @@ from shoal.testing.swarm import memory_swarm
 from shoal.types import Span
 from shoal.wire.fields import NextHop
 from shoal.wire.messages import Close, Failed, Opened, Refused, Reroute
+from tests.one_process import KERNELS
 
 WIDTH = 64
 
@@ -36,7 +37,8 @@ def peer(swarm, node=0):
 
 
 def an_open(swarm, session=MINE, **changes):
-    return byhand.an_open(swarm.model.digest, 6, session=session, **changes)
+    alike = {"format": "int8", "numerics": "n1/int8/auto/rows"}
+    return byhand.an_open(swarm.model.digest, 6, session=session, **alike | changes)
 
 
 a_step, payload = partial(byhand.a_step, WIDTH), partial(byhand.rows, WIDTH)
@@ -44,7 +46,7 @@ a_step, payload = partial(byhand.a_step, WIDTH), partial(byhand.rows, WIDTH)
 
 @asynccontextmanager
 async def one_node(tmp_path, checkpoint, **options):
-    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], **options) as swarm:
+    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], **KERNELS | options) as swarm:
         yield swarm
         # After everything that was done to it, the node has its KV back and serves the next honest session.
         with trio.fail_after(25):
@@ -292,7 +294,10 @@ async def test_a_step_that_is_held_may_be_superseded_by_one_that_finds_room(
 
 
 async def test_a_node_that_drains_takes_nothing_new_and_lets_the_rest_end(tmp_path, checkpoint):
-    async with memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)]) as swarm, peer(swarm) as me:
+    async with (
+        memory_swarm(tmp_path / "home", checkpoint, [Span(0, 6)], **KERNELS) as swarm,
+        peer(swarm) as me,
+    ):
         node = swarm.nodes[0]
         await me.ask(an_open(swarm))
         async with trio.open_nursery() as nursery:

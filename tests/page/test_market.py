@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from .conftest import Looking, pretending
-from .test_page import AXE
+from .test_page import looked_at
 
 pytestmark = pytest.mark.swarm
 
@@ -41,7 +41,7 @@ def test_offers_are_listed_sorted_and_exported_and_earnings_are_drawn(
         file = tmp_path / "market.csv"
         download.value.save_as(file)
         assert len(file.read_text().splitlines()) == 16
-        found = page.evaluate(f"{AXE.read_text()}; axe.run(document)")
+        found = looked_at(page)
         wrong = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
         assert wrong == [], json.dumps(wrong, indent=1)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from shoal.testing.seeing import picture, write_seeing
 from shoal.types import Span
-from tests.gateway.conftest import served
+from tests.gateway.conftest import MODULES, served
 
 from .conftest import Looking
 from .test_page import answered, ask, clean
@@ -25,7 +25,7 @@ def sighted(browser: Browser, tmp_path: Path) -> Iterator[Looking]:
     model = write_seeing(tmp_path / "looks", "llava")
     with (
         start_blocking_portal("trio") as portal,
-        portal.wrap_async_context_manager(served(tmp_path, model, [Span(0, 6)])) as gateway,
+        portal.wrap_async_context_manager(served(tmp_path, model, [Span(0, 6)], nodes=MODULES)) as gateway,
     ):
         context = browser.new_context(viewport={"width": 1280, "height": 820})
         seen = Looking(context.new_page())

@@ -96,7 +96,7 @@ def layouts(draw: st.DrawFn) -> Plain:
     return Plain(draw(st.lists(nodes, min_size=1, max_size=4)), *figures, crossing, groups)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts())
 def test_no_other_placement_has_a_shorter_way_or_a_quicker_slowest_stage(layout: Plain) -> None:
     every = list(every_placement(layout))

@@ -169,7 +169,7 @@ def ours(boxes: list[Box], n_blocks: int, rng: Random) -> list[ServingPeer]:
 
 def test_moves_come_to_an_end():
     rng = Random(3)
-    for _ in range(5):
+    for _ in range(3):
         boxes = [Box(rng.randint(4, 8), rng.lognormvariate(3, 1)) for _ in range(6)]
         placed = ours(boxes, 12, rng)
         assert settled(placed, 12, rounds=1) == placed
@@ -179,7 +179,7 @@ def test_small_swarms_come_close_to_the_best_placement_there_is():
     """Within 5%, but where three had to move at once, or a block be uncovered meanwhile: nobody does that."""
     rng = Random(1)
     reached: list[float] = []
-    while len(reached) < 40:
+    while len(reached) < 20:
         n_blocks = rng.randint(4, 6)
         boxes = [
             Box(rng.randint(1, 4), rng.choice([1.0, 2.0, 3.0, 5.0, 8.0])) for _ in range(rng.randint(2, 4))
@@ -188,7 +188,7 @@ def test_small_swarms_come_close_to_the_best_placement_there_is():
         if best == 0:
             continue
         reached.append(throughput(ours(boxes, n_blocks, rng), n_blocks) / best)
-    assert sum(share >= 0.95 for share in reached) >= 38
+    assert sum(share >= 0.95 for share in reached) >= 19
     assert mean(reached) > 0.99
 
 
@@ -207,14 +207,14 @@ def _best(boxes: list[Box], n_blocks: int) -> float:
 
 
 def test_large_swarms_carry_more_than_by_the_rules_of_petals_and_parallax():
-    """On the median of 40 random ones, in shares of what the machines would do if memory bound none.
+    """On the median of 15 random ones, in shares of what the machines would do if memory bound none.
 
     Larger ones take too long here. With 24 blocks the medians were 0.948, 0.884 and 0.684; with 32 blocks and
     up to 24 machines 0.981, 0.949 and 0.826.
     """
     rng = Random(2023)
     shares: list[tuple[float, float, float]] = []
-    while len(shares) < 40:
+    while len(shares) < 15:
         n_blocks, kinds = 16, (2, 3, 4, 5, 8)
         boxes = [Box(rng.choice(kinds), rng.lognormvariate(3, 0.8)) for _ in range(rng.randint(8, 12))]
         most = sum(box.speed for box in boxes) / n_blocks

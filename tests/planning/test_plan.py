@@ -176,7 +176,7 @@ machines = st.builds(
 blocks = st.sampled_from([BLOCK, replace(BLOCK, weights=900), replace(BLOCK, state=500)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(machines, min_size=1, max_size=4),
     st.lists(blocks, min_size=1, max_size=6),

@@ -31,6 +31,7 @@ from shoal.swarm.invite import write_invite
 from shoal.testing.checkpoints import write_checkpoint
 from shoal.trust.operator import OperatorFile, state
 from shoal.types import Span
+from tests.one_process import FORMAT, OneProcess
 
 OPERATOR = Identity.from_seed(bytes(32))
 """Whose the nodes are that :func:`processes_of` boots."""
@@ -49,14 +50,15 @@ class Processes:
         return write_invite(self.local.membership)
 
     def connect(self, **options) -> shoal.Connection:
-        """A client of them, with a home of its own."""
+        """A client of them, with a home of its own, that has nothing rounded on the way."""
+        options = {"wire": "float32"} | options
         return shoal.connect(invite=self.invite, host="127.0.0.1", mdns=False, **options)
 
 
 @contextmanager
 def processes(home: Path, model: str, n_blocks: int, nodes: int = 3, **options):
-    """Boot nodes, in float32 to be compared with the whole model, and end them with the block."""
-    wanted = {"model": model, "mdns": False, "threads": 1, "format": "fp32"} | options
+    """Boot nodes, and end them with the block."""
+    wanted = {"model": model, "mdns": False, "threads": 1, "format": FORMAT} | options
     settings = config.load(wanted, {"SHOAL_HOME": str(home)})
     with (
         start_blocking_portal("trio") as portal,
@@ -119,6 +121,12 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama")
+
+
+@pytest.fixture(scope="package")
+def one_process(home, checkpoint):
+    """The model of :func:`swarm` in this process."""
+    return OneProcess(home, checkpoint)
 
 
 @pytest.fixture(scope="package")

@@ -21,7 +21,7 @@ TOKENS = 24
 @pytest.fixture(scope="module")
 def by_torch(home, checkpoint):
     """Two nodes that serve on the CPU by torch."""
-    with processes(home, str(checkpoint), 6, nodes=2, device="cpu", kernels="torch") as swarm:
+    with processes(home, str(checkpoint), 6, nodes=2, format="fp32", device="cpu", kernels="torch") as swarm:
         yield swarm
 
 

@@ -1,4 +1,5 @@
-"""Remote equals local, bitwise in float32: through three processes, for families that differ most."""
+"""Remote equals local, bitwise, through node processes: in float32 the whole model in transformers, by the
+kernels the model in one process."""
 
 from __future__ import annotations
 
@@ -17,13 +18,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import shoal
 from shoal import config
-from shoal.models.gguf.splits import read_gguf
-from shoal.models.gguf.through_transformers import convert
 from shoal.models.seam.model import cache_argument
-from shoal.models.store.store import ModelStore
-from shoal.progress import silent
 from shoal.testing.checkpoints import write_checkpoint
-from tests.models.published import PUBLISHED, publish
+from tests.one_process import OneProcess
 
 from .conftest import processes
 
@@ -50,13 +47,8 @@ class Whole:
         return self.model(torch.tensor([tokens]), **cache, use_cache=True).logits[0].numpy()
 
 
-def check(swarm, whole):
-    """Prefill, decode, a chunked prefill and a roll-back give the whole model's logits, bit for bit."""
-    with swarm.connect() as connected:
-        compare(connected, swarm.model, whole)
-
-
 def compare(connected, model, whole):
+    """Prefill, decode, a chunked prefill and a roll-back give the whole model's logits, bit for bit."""
     with connected.session(model, tokens=96) as session:
         expected = whole.step(PROMPT)
         assert np.array_equal(session.step(PROMPT), expected)
@@ -74,44 +66,28 @@ def compare(connected, model, whole):
         assert np.array_equal(session.step(PROMPT, chunk=8), chunks)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "deepseek_v3"])
-def test_three_hops_equal_the_whole_model(home, tmp_path, family):
-    checkpoint = write_checkpoint(tmp_path / family, family)
-    with processes(home, str(checkpoint), 6) as swarm:
-        check(swarm, Whole(checkpoint))
+def test_hops_of_a_models_own_modules_equal_the_whole_model(home, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "deepseek", "deepseek_v3")  # the least like Llama
+    with processes(home, str(checkpoint), 6, nodes=2, format="fp32") as swarm, swarm.connect() as connected:
+        compare(connected, swarm.model, Whole(checkpoint))
 
 
-def test_three_hops_equal_what_a_quantised_checkpoint_means(home, tmp_path):
-    """But for the last bits: its plain tensors begin elsewhere in the file."""
-    published, plain = publish(tmp_path, PUBLISHED["gptq4-act"])
-    whole = Whole(plain)
-    with (
-        processes(home, str(published), 6) as swarm,
-        swarm.connect() as connected,
-        connected.session(swarm.model, tokens=96) as session,
-    ):
-        for tokens in (PROMPT, [3], [4, 5, 6]):
-            np.testing.assert_allclose(session.step(tokens), whole.step(tokens), rtol=1e-4, atol=1e-5)
+def test_three_hops_on_the_kernels_equal_one_process(swarm, one_process):
+    one_process.restart()
+    with swarm.connect() as connected:
+        compare(connected, swarm.model, one_process)
 
 
-def test_the_demo_equals_transformers_stays_up_and_takes_its_nodes_along(home, tmp_path):
+def test_the_demo_equals_one_process_stays_up_and_takes_its_nodes_along(home):
     """`shoal demo`, as `make demo` starts it: the default model over three nodes that stay up."""
-    model = ModelStore(config.load({}, {"SHOAL_HOME": str(home)}).paths.models).resolve(config.DEFAULT_MODEL)
-    convert(read_gguf(model.path / "model.gguf"), tmp_path / "whole", silent)  # as transformers reads it
-    whole = Whole(tmp_path / "whole")
-    for weights in whole.model.parameters():  # the last bit of a product can depend on where they begin
-        weights.data = weights.data.clone()
-    command = [sys.executable, "-m", "shoal.cli", "demo", "--json", "--max-tokens", "24", "--format", "fp32"]
+    command = [sys.executable, "-m", "shoal.cli", "demo", "--json", "--max-tokens", "24"]
     command += ["--prompt", QUESTION]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    environ = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_THREADS": "1"}
+    environ = {**os.environ, "SHOAL_HOME": str(home), "SHOAL_THREADS": "1", "SHOAL_WIRE": "float32"}
     with ExitStack() as ends:
         demo = ends.enter_context(subprocess.Popen(command, env=environ, text=True, **pipes))
         ends.callback(demo.kill)
         said = json.loads(demo.stdout.readline())
-        prompt = torch.tensor([said["prompt_token_ids"]])
-        out = whole.model.generate(prompt, max_new_tokens=24, do_sample=False)
-        assert said["token_ids"] == out[0, prompt.shape[1] :].tolist()
         hops = [(hop["start"], hop["end"], hop["carrier"]) for hop in said["route"]]
         assert hops == [(0, 10, "direct"), (10, 20, "direct"), (20, 30, "direct")]
         assert said["tokens_per_s"] > 0
@@ -120,7 +96,11 @@ def test_the_demo_equals_transformers_stays_up_and_takes_its_nodes_along(home, t
         with urllib.request.urlopen(f"{page}/api/invite", timeout=10) as answer:
             invite = json.load(answer)
         assert invite["here_only"]
-        with shoal.connect(invite=invite["code"], host="127.0.0.1", mdns=False) as connected:
+        with shoal.connect(invite=invite["code"], host="127.0.0.1", mdns=False, wire="float32") as connected:
+            (format,) = {one.served.format for one in connected.announcements()}
+            whole = OneProcess(home, config.DEFAULT_MODEL, format)
+            assert said["token_ids"] == whole.greedy(said["prompt_token_ids"], 24)
+            whole.restart()
             compare(connected, config.DEFAULT_MODEL, whole)
         demo.stdin.write(f"{QUESTION}\n")
         demo.stdin.close()

@@ -22,7 +22,7 @@ def test_two_nodes_of_two_processes(home, tmp_path):
     whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     tokens = torch.tensor([PROMPT])
     expected = whole.generate(tokens, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
-    with processes(home, str(checkpoint), 6, nodes=2, threads=2, parallel=2) as swarm:
+    with processes(home, str(checkpoint), 6, nodes=2, format="fp32", threads=2, parallel=2) as swarm:
         first, second = (psutil.Process(node["pid"]) for node in swarm.local.nodes)
         (beside_first,), (beside_second,) = first.children(), second.children()
         with swarm.connect() as connected:

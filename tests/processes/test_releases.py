@@ -48,6 +48,8 @@ BEFORE = "861b8d6f4630"
 REPOSITORY = Path(__file__).parents[2]
 NOT_IN_GIT = ("net/vendored", "gateway/page/built")
 """What setting up makes beside the sources."""
+KERNELS = "torch"
+"""Of the release before no C kernels are compiled; and nobody need import transformers, as modules do."""
 HALVES = (Span(0, 3), Span(3, 6))
 PROMPT = list(range(5, 25))
 COUNT = 12
@@ -108,7 +110,7 @@ class Mixed:
 
     def __init__(self, home: Path, checkpoint: Path, source: Path, portal: BlockingPortal) -> None:
         settings = config.load(
-            {"model": str(checkpoint), "mdns": False, "threads": 1, "format": "fp32", "kernels": "torch"},
+            {"model": str(checkpoint), "mdns": False, "threads": 1, "format": "fp32", "kernels": KERNELS},
             {"SHOAL_HOME": str(home)},
         )
         self.portal = portal
@@ -222,7 +224,8 @@ class Mixed:
 
     def _environ(self, old: bool, home: Path) -> dict[str, str]:
         path = {"PYTHONPATH": str(self._source)} if old else {}
-        return {**os.environ, **path, "SHOAL_HOME": str(home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+        ours = {"SHOAL_HOME": str(home), "SHOAL_HOST": "127.0.0.1", "SHOAL_MDNS": "0"}
+        return {**os.environ, **path, **ours, "SHOAL_KERNELS": KERNELS}
 
     @property
     def _gateway_home(self) -> Path:

@@ -13,9 +13,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-import torch
 import trio
-from transformers import AutoModelForCausalLM
 
 import shoal
 from shoal import config
@@ -25,21 +23,14 @@ from shoal.swarm import membership
 from shoal.swarm.invite import write_invite
 from shoal.trust.answer import check_answer, read_kept_answer
 
-from .test_exact import Whole, check
-
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoint):
-    """Greedy tokens of the whole model in transformers."""
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    out = model.generate(
-        torch.tensor([PROMPT]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    return out[0, len(PROMPT) :].tolist()
+def expected(one_process):
+    """Greedy tokens of the model in one process."""
+    return one_process.greedy(PROMPT, 16)
 
 
 def cut(tokens, end_tokens=(2,)):
@@ -57,7 +48,7 @@ def run(swarm, *argv, **options):
     )
 
 
-def test_a_synchronous_caller_gets_the_whole_models_tokens(swarm, expected):
+def test_a_synchronous_caller_gets_the_tokens_of_one_process(swarm, expected):
     with swarm.connect() as connected:
         answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
         deltas = list(answer)
@@ -66,20 +57,15 @@ def test_a_synchronous_caller_gets_the_whole_models_tokens(swarm, expected):
     assert {stage.carrier for stage in answer.answer.route} == {"direct"}
 
 
-def test_a_synchronous_session_gives_logits_and_rolls_back(swarm, checkpoint):
-    whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        reference = whole(torch.tensor([PROMPT])).logits[0]
+def test_a_synchronous_session_gives_logits_and_rolls_back(swarm, one_process):
+    one_process.restart()
+    reference = one_process.step(PROMPT)
     with swarm.connect() as connected, connected.session(swarm.model, tokens=64) as session:
         logits = session.step(PROMPT)
         session.roll_back(0)
         again = session.step(PROMPT)
     assert np.array_equal(logits, reference)
     assert np.array_equal(again, reference)
-
-
-def test_three_hops_equal_the_whole_model_bit_for_bit(swarm, checkpoint):
-    check(swarm, Whole(checkpoint))
 
 
 def opened_at(node):
@@ -141,8 +127,7 @@ def tokens_free(connected):
     return sorted(a.served.tokens_free for a in connected.announcements())
 
 
-def test_ten_clients_at_once_each_get_their_own_tokens_and_leave_nothing(swarm, checkpoint):
-    whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+def test_ten_clients_at_once_each_get_their_own_tokens_and_leave_nothing(swarm, one_process):
     answers = {}
 
     async def one(connected, number):
@@ -158,13 +143,7 @@ def test_ten_clients_at_once_each_get_their_own_tokens_and_leave_nothing(swarm, 
 
     trio.run(go)
     for number, tokens in answers.items():
-        out = whole.generate(
-            torch.tensor([[number + 3, 7, 2 * number + 5]]),
-            max_new_tokens=10,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        assert tokens == cut(out[0, 3:].tolist())
+        assert tokens == cut(one_process.greedy([number + 3, 7, 2 * number + 5], 10))
     assert_idle(swarm)
 
 

@@ -23,9 +23,7 @@ from shoal.local.processes import (
     Process,
     address_of,
     ended_with_us,
-    enter_local_swarm,
     free_ports,
-    local_swarm,
     on_this_machine,
     start,
 )
@@ -37,11 +35,10 @@ from shoal.models.store.store import ModelStore
 from shoal.swarm import membership
 from shoal.testing.graphs import write_mlp
 from shoal.types import Span
+from tests.one_process import FORMAT, OneProcess
 
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
-FORMAT = "int8"
-"""The same bits in any cut, of processes that start soon, being without torch."""
 
 
 def home_of(folder: Path) -> Paths:
@@ -52,18 +49,6 @@ def here_of(folder: Path) -> set[str]:
     """The tensors of a model that have come."""
     tensors = open_checkpoint(folder).tensors
     return {name for name, entry in tensors.items() if not missing_parts([entry])}
-
-
-@pytest.fixture
-async def expected(checkpoint: Path, tmp_path: Path) -> tuple[int, ...]:
-    """What a node that has the whole model answers."""
-    wanted = {"model": str(checkpoint), "threads": 1, "format": FORMAT}
-    settings = config.load(wanted, {"SHOAL_HOME": str(tmp_path / "whole")})
-    async with local_swarm(settings, 6, 1) as local, enter_local_swarm(local) as client:
-        answer = client.generate(str(checkpoint), PROMPT, max_tokens=8)
-        async for _ in answer:
-            pass
-    return tuple(answer.token_ids)
 
 
 @asynccontextmanager
@@ -120,7 +105,7 @@ async def shoal(home: Path, *arguments: str) -> dict[str, Any]:
 
 
 async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answers(
-    checkpoint: Path, tmp_path: Path, expected: tuple[int, ...]
+    checkpoint: Path, tmp_path: Path, one_process: OneProcess
 ) -> None:
     async with one_and_two(checkpoint, tmp_path) as (nodes, served, swarm):
         assert [(node["start"], node["end"]) for node in served] == [(0, 2), (2, 4), (4, 6)]
@@ -139,7 +124,7 @@ async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answe
             answer = client.generate(checkpoint.name, PROMPT, max_tokens=8)
             async for _ in answer:
                 pass
-        assert tuple(answer.token_ids) == expected
+        assert list(answer.token_ids) == one_process.greedy(PROMPT, 8)
         (model,) = ModelStore(settings.paths.models).list()
         assert not any(name.startswith("model.layers.") for name in here_of(model.path)), "the ends alone"
         nodes[0].signal(signal.SIGKILL)

@@ -37,10 +37,10 @@ async def test_a_simulated_route_gives_the_tokens_of_the_model(clock: SimClock):
 
 
 def test_half_a_minute_of_churn_leaves_no_trace():
-    outcome = churn(ChurnPlan(nodes=16, minutes=0.5, sessions=8, every_s=2.0, seed=11, vanish=0.0))
+    outcome = churn(ChurnPlan(nodes=10, minutes=0.5, sessions=8, every_s=2.0, seed=11, vanish=0.0))
     assert outcome.good, outcome.details
     assert outcome.kills > 3
-    assert outcome.answers > 8
+    assert outcome.answers > 6
 
 
 def test_what_was_taken_from_the_search_for_garbage_before_stays_so():

@@ -49,6 +49,7 @@ from shoal.errors import BadWeights, PromptTooLong, UsageError
 from shoal.executor.arrays import Array
 from shoal.executor.ends import EndsEngine
 from shoal.executor.thread import ComputeThread
+from shoal.keyed_locks import KeyedLocks
 from shoal.models.adapters.names import split_name
 from shoal.models.checkpoint.checkpoint import read_encoder_decoder
 from shoal.models.checkpoint.encoder_decoders import EncoderDecoder
@@ -104,6 +105,7 @@ class Swarm:
         self.graphs = GraphClient(network, member, settings, GraphStore(settings.paths.graphs))
         self._ends: dict[tuple[Digest, Format], EndsEngine] = {}
         self._codecs: dict[Digest, TextCodec] = {}
+        self._reading = KeyedLocks[Digest]()
         self._embeddings: dict[Digest, EmbeddingSettings] = {}
         self._encoders: dict[Digest, bool] = {}
         self._both: dict[Digest, EncoderDecoder | None] = {}
@@ -455,8 +457,7 @@ class Swarm:
     async def encoder_decoder(self, local: LocalModel) -> EncoderDecoder | None:
         """The sides of a model with an encoder and a decoder; ``None`` for all others. Raises as above."""
         if local.digest not in self._both:
-            read = partial(read_encoder_decoder, local.path)
-            self._both[local.digest] = await trio.to_thread.run_sync(read)
+            self._both[local.digest] = await trio.to_thread.run_sync(read_encoder_decoder, local.path)
         return self._both[local.digest]
 
     async def _resolve_draft(self, name: str) -> LocalModel:
@@ -470,14 +471,15 @@ class Swarm:
         Raises:
             BadWeights: one is needed, and there is none.
         """
-        if local.digest not in self._codecs:
-            try:
-                self._codecs[local.digest] = await trio.to_thread.run_sync(TextCodec.load, local.path)
-            except BadWeights:
-                if needed:
-                    raise
-                return None
-        return self._codecs[local.digest]
+        async with self._reading.held(local.digest):
+            if local.digest not in self._codecs:
+                try:
+                    self._codecs[local.digest] = await trio.to_thread.run_sync(TextCodec.load, local.path)
+                except BadWeights:
+                    if needed:
+                        raise
+                    return None
+            return self._codecs[local.digest]
 
     def routed(self, shape: ModelShape) -> Span:
         """The blocks of a model that others are to run.

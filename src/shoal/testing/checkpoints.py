@@ -218,6 +218,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 """A config of every family, by a short name."""
 
 
+_written: dict[tuple[str, ...], dict[str, bytes]] = {}
+"""The files of small checkpoints that this process has written, by how: the same again takes a tenth."""
+_MOST_WRITTEN = 32
+_MOST_BYTES = 2 << 20
+
+
 def write_checkpoint(
     folder: Path, family: str = "llama", *, seed: int = 0, shard: str = "5GB", **changes: Any
 ) -> Path:
@@ -227,6 +233,22 @@ def write_checkpoint(
         shard: largest size of one safetensors file, for example ``"100KB"``.
         changes: fields of the config to set.
     """
+    how = (family, str(seed), shard, repr(sorted(changes.items())))
+    fresh = not folder.exists()
+    if fresh and how in _written:
+        folder.mkdir(parents=True)
+        for name, data in _written[how].items():
+            (folder / name).write_bytes(data)
+        return folder
+    _write(folder, family, seed, shard, changes)
+    if fresh and len(_written) < _MOST_WRITTEN:
+        files = list(folder.iterdir())
+        if sum(file.stat().st_size for file in files) <= _MOST_BYTES:
+            _written[how] = {file.name: file.read_bytes() for file in files}
+    return folder
+
+
+def _write(folder: Path, family: str, seed: int, shard: str, changes: dict[str, Any]) -> None:
     config = FAMILIES[family]()
     for name, value in changes.items():
         setattr(config, name, value)
@@ -239,7 +261,6 @@ def write_checkpoint(
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder, max_shard_size=shard)
     write_test_tokenizer(folder)
-    return folder
 
 
 def write_test_tokenizer(folder: Path) -> None:

@@ -130,10 +130,15 @@ class MemoryRun:
         self.begun = trio.Event()
         for learner in learners:
             self.add(learner, **options)
+        await self.begin()
+
+    async def begin(self) -> None:
+        """Let the members here begin once they know of each other; ``begun`` was set before they came."""
         until = trio.current_time() + 60
         for member in self.members:
             if not await member.peers.wait(until, partial(self._knows_all, member)):
                 raise trio.TooSlowError("the members do not find each other")
+        assert self.begun is not None
         self.begun.set()
 
     def _knows_all(self, member: Participant) -> bool:

@@ -73,13 +73,13 @@ class MemoryPeers(Generic[NodeT]):
         accounts: Callable[[PeerId], HopAccounts] | None = None,
         **options: Any,
     ) -> Swarm:
-        """One more client, with a home of its own if one is given.
+        """One more client, with a home of its own if one is given, and the swarm's format and codec.
 
         Args:
             accounts: by which it pays, of the peer that it is; by default as the options say.
         """
         network = self.world.network()
-        settings = memory_settings(home or self.settings.paths.data, **options)
+        settings = self._settings(home, options)
         store = ModelStore(settings.paths.models)
         peer, member = network.peer, await self._member(network)
         found = await accounts_for(peer, settings) if accounts is None else accounts(peer)
@@ -119,7 +119,7 @@ class MemoryPeers(Generic[NodeT]):
             network.save_identity(home / "identity.key")
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
-            settings = memory_settings(home or self.settings.paths.data, **options)
+            settings = self._settings(home, options)
             async with start(network, member, settings) as node:
                 started.append(node)
                 task_status.started()
@@ -129,6 +129,11 @@ class MemoryPeers(Generic[NodeT]):
         self.nodes.append(started[0])
         self.networks.append(network)
         return started[0]
+
+    def _settings(self, home: Path | None, options: Mapping[str, Any]) -> Settings:
+        """Of one more peer, which computes and sends as the others do unless it is told otherwise."""
+        usual = {"format": self.settings.format, "wire": self.settings.wire}
+        return memory_settings(home or self.settings.paths.data, **(usual | dict(options)))
 
     async def _member(self, network: MemoryNetwork, operator: Identity | None = None) -> Member:
         """A running membership; it joins through the first peer of the world."""
@@ -208,7 +213,7 @@ async def memory_swarm(
         options: fields of :class:`shoal.config.Settings`.
     """
     settings = memory_settings(home, **options)
-    model = await trio.to_thread.run_sync(_resolve, settings.paths.models, checkpoint)
+    model = await trio.to_thread.run_sync(resolve_once, settings.paths.models, checkpoint)
     with one_error():
         async with trio.open_nursery() as nursery:
             swarm = MemorySwarm(World(), settings, nursery, model)
@@ -219,8 +224,11 @@ async def memory_swarm(
             nursery.cancel_scope.cancel()
 
 
-def _resolve(models: Path, checkpoint: Path) -> LocalModel:
-    # To describe a model starts two processes for its tokenizer and its template: longer than all else here.
+def resolve_once(models: Path, checkpoint: Path) -> LocalModel:
+    """A checkpoint as the store in ``models`` knows it, described when the first of them asks.
+
+    To describe a model starts two processes for its tokenizer and its template: longer than all else here.
+    """
     known, fresh = checkpoint.with_name(f"{checkpoint.name}.known"), not models.exists()
     if fresh and known.is_dir():
         shutil.copytree(known, models)

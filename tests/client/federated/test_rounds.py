@@ -237,10 +237,11 @@ async def test_a_member_goes_on_from_what_it_kept(autojump_clock):
         kept["at"] = round, state
 
     async with memory_run(terms(rounds=12)) as run:
-        made = learners(3)
+        made, run.begun = learners(3), trio.Event()
         run.add(made[0])
         run.add(made[1])
         run.add(made[2], save=save)
+        await run.begin()
         await run.reached(2, 2, 300)
         run.kill(2)
         await run.reached(0, 5, 300)

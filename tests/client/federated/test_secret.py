@@ -40,18 +40,18 @@ def without_threads(monkeypatch):
 
 async def test_who_drops_out_of_a_secret_sum_does_not_spoil_it(autojump_clock, without_threads):
     async with memory_run(terms(rounds=4, **SECRET)) as run:
-        await run.together(learners(8, step_s=0.0))
-        first, second = convening(run, 1, range(8))[-1], convening(run, 2, range(8))[-1]
+        await run.together(learners(6, step_s=0.0))
+        first, second = convening(run, 1, range(6))[-1], convening(run, 2, range(6))[-1]
         run.kill_at(first, 1, "update", 2)  # in the midst of its masked parts
         if second != first:
             run.kill_at(second, 2, "mean", 0)  # when it is to give its mean
-        stay = [index for index in range(8) if index not in (first, second)]
+        stay = [index for index in range(6) if index not in (first, second)]
         await run.finished(stay, 90)
         assert same_adapter(run, stay)
         reports = run.reports[stay[0]]
         assert "dropped out" in reports[1].left_out[run.members[first].board.own]
         assert reports[3].missing == {}
-        whole, expected = central(8, 4, 5)
+        whole, expected = central(6, 4, 5)
         whole.flat = run.members[stay[0]].state.weights
         assert whole.loss(whole.inputs, whole.labels) <= 1.15 * expected
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from shoal import process_environ
+from shoal.cli import main
 from shoal.cli.doctor import checks
 from shoal.config import Settings
 from shoal.errors import IncompatibleLibrary
@@ -22,12 +21,6 @@ from shoal.models.seam.versions import SUPPORTED, check_version, installed_versi
 from shoal.testing.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-PROGRAM = """
-import sys, transformers
-transformers.__version__ = sys.argv.pop(1)
-from shoal.cli.main import main
-main()
-"""
 
 
 def test_the_package_asks_for_the_versions_that_the_code_supports() -> None:
@@ -74,18 +67,15 @@ def test_a_model_is_not_looked_at_with_another_version(
         read_model_config(checkpoint)
 
 
-def test_a_command_that_needs_a_model_ends_with_that_one_error(tmp_path: Path) -> None:
+def test_a_command_that_needs_a_model_ends_with_that_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_checkpoint(tmp_path / "model", "gpt2")
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "5.99.0", "models", "pull", str(folder), "--json"],
-        env=process_environ.child_environ(SHOAL_HOME=str(tmp_path / "home")),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ran.returncode == 1
-    error = json.loads(ran.stdout or ran.stderr)["error"]
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("transformers.__version__", "5.99.0")
+    assert main.run(["models", "pull", str(folder), "--json"]) == 1
+    said = capsys.readouterr()
+    error = json.loads(said.out or said.err)["error"]
     assert error["code"] == "incompatible_library"
     assert "5.99.0" in error["message"] and "cannot be split" not in error["message"]
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -236,6 +236,7 @@ def test_a_device_sends_us_to_no_other_host(location: str) -> None:
         upnp.read_description(wanted, "192.168.7.1", 5000)
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=200), st.integers(100, 599))
 def test_whatever_a_device_says_is_read_or_refused(text: str, status: int) -> None:
     for read in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 from shoal.errors import BadWeights
@@ -24,13 +23,9 @@ class FolderSource:
         path = Path(id)
         if path.is_dir():
             return Offer(name=path.name or "model", origin=f"folder:{path}")
-        from shoal.models.store.convert_apart import GgufConverter  # noqa: PLC0415 - only needed here
-
-        with closing(GgufConverter(path)) as converter:
-            needed = converter.size()
         stats = [shard.stat() for shard in shards(path)]
         size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-        return Offer(name=whole_name(path.name), origin=f"gguf:{path}:{size}:{changed}", disk=needed)
+        return Offer(name=whole_name(path.name), origin=f"gguf:{path}:{size}:{changed}")
 
     def fetch(self, offer: Offer, scratch: Path, progress: Progress) -> Path:
         return Path(origin_id(offer.origin))
