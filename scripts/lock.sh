@@ -48,10 +48,12 @@ compile runtime pyproject.toml --no-emit-package torch
         $(beside runtime build graph attest ledger postgres)
     compile encrypted pyproject.toml --extra encrypted --no-emit-package torch \
         $(beside runtime build graph attest ledger postgres otel)
-    compile development pyproject.toml --extra dev --no-emit-package torch \
+    compile iroh pyproject.toml --extra iroh --no-emit-package torch \
         $(beside runtime build graph attest ledger postgres otel encrypted)
+    compile development pyproject.toml --extra dev --no-emit-package torch \
+        $(beside runtime build graph attest ledger postgres otel encrypted iroh)
     compile fuzz pyproject.toml --extra fuzz --no-emit-package torch \
-        $(beside runtime build graph attest ledger postgres otel encrypted development)
+        $(beside runtime build graph attest ledger postgres otel encrypted iroh development)
     # Without pyproject.toml's word on what torch needs, so with CUDA where PyPI's build has it.
     project '[d for d in t["project"]["dependencies"] if d.startswith("torch")]' |
         compile torch - --no-config $(beside runtime)

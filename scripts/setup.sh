@@ -59,7 +59,7 @@ make_venv() {
 
 install() {
     say "installing Shoal and what it needs into .venv (a minute the first time)"
-    scripts/sync.sh .venv runtime torch build graph attest ledger postgres otel encrypted development
+    scripts/sync.sh .venv runtime torch build graph attest ledger postgres otel encrypted iroh development
     # Shoal itself, compiled by what is locked too.
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
         --reinstall-package shoal --editable . || stop "Shoal could not be built: the lines above say why"

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal import config, option_values, process_environ
-from shoal.config import OPTIONS, Settings, default_paths, load
+from shoal.config import OPTIONS, Settings, load
+from shoal.config_file import default_paths
 from shoal.errors import UsageError
 from shoal.option_values import parse_size
 
@@ -49,6 +50,8 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         "mdns": ("0", False),
         "relay": ("off", False),
         "port_map": ("off", False),
+        "iroh": ("on", True),
+        "iroh_relay": ("https://a.org http://1.2.3.4:3340", ("https://a.org", "http://1.2.3.4:3340")),
         "attest": ("on", True),
         "attested_only": ("yes", True),
         "fast": ("1", True),
@@ -103,6 +106,8 @@ def test_every_option_can_be_set_by_the_environment(option: str, tmp_path: Path)
         ("mdns", 1, "true or false"),
         ("swarm", 5, "text"),
         ("bootstrap", [1], "a list of texts"),
+        ("iroh_relay", ["relay.example.org"], "without a path"),
+        ("iroh_relay", ["https://relay.example.org"] * 5, "4 at most"),
         ("public_address", ["10.0.0.5"], "public IP address"),
         ("public_address", ["home.example.org"], "public IP address"),
         ("public_address", ["20.0.9.9:0"], "public IP address"),

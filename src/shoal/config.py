@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import platformdirs
-
-from shoal.config_file import read_config_file
+from shoal.config_file import default_paths, read_config_file
 from shoal.errors import UsageError
 from shoal.option_values import WORDS, check_values, option_value
 from shoal.types import (
@@ -75,6 +73,20 @@ class Settings:
     )
     port_map: bool = field(
         default=True, metadata=_about("Ask the router for a public port, by NAT-PMP, UPnP or PCP: on or off.")
+    )
+    iroh: bool = field(
+        default=False,
+        metadata=_about(
+            "Reach peers over iroh too, where no other way leads: on or off. Needs the extra iroh, here and "
+            "there. Its UDP port has the number of direct-port. iroh asks the router for it by itself."
+        ),
+    )
+    iroh_relay: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "URL of a relay of iroh to use, and no other; repeat the flag to give several. Peers meet at a "
+            "relay that both have named. With none, iroh reaches peers at their UDP ports alone."
+        ),
     )
     mdns: bool = field(default=True, metadata=_about("Find peers on the local network."))
     bootstrap: tuple[str, ...] = field(
@@ -432,19 +444,6 @@ class Settings:
     def own_blocks(self) -> PrivateEnds:
         """The blocks that a client runs itself."""
         return PrivateEnds.parse(self.private_ends)
-
-
-def default_paths(environ: Mapping[str, str]) -> Paths:
-    """The platform's folders, or one folder for all when ``SHOAL_HOME`` is set."""
-    home = environ.get("SHOAL_HOME")
-    if home:
-        root = Path(home).expanduser()
-        return Paths(root, root, root / "cache")
-    return Paths(
-        Path(platformdirs.user_config_dir("shoal", appauthor=False)),
-        Path(platformdirs.user_data_dir("shoal", appauthor=False)),
-        Path(platformdirs.user_cache_dir("shoal", appauthor=False)),
-    )
 
 
 def here() -> Paths:

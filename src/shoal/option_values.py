@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 from typing import Any, cast, get_args
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from shoal.errors import UsageError
 from shoal.types import PROTECTION_LEVELS, Codec, Format, Kernels, PrivateEnds, YieldMode
@@ -97,6 +97,30 @@ def parse_public_address(text: str) -> tuple[str, int]:
             "if that is another one: 203.0.114.9, 203.0.114.9:4002 or [2a10::9]:4002",
         )
     return host, port
+
+
+IROH_RELAYS_LIMIT = 4
+"""Relays of iroh that one machine uses."""
+
+
+def parse_iroh_relay(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of ``https://relay.example.org`` or ``http://192.0.2.1:3340``.
+
+    Raises:
+        UsageError: it is no address of a relay.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # a port that is none, or brackets that do not close
+        parts, host, port = urlsplit(""), "", None
+    plain = parts.scheme in ("https", "http") and parts.path in ("", "/") and "@" not in parts.netloc
+    if not plain or parts.query or parts.fragment or port == 0 or not _RELAY_HOST.fullmatch(host):
+        raise UsageError(
+            f"iroh_relay is {url[:64]!r}",
+            check="write the relay's URL, without a path: https://relay.example.org or http://192.0.2.1:3340",
+        )
+    return parts.scheme, host, port or (443 if parts.scheme == "https" else 80)
 
 
 def _is_public(host: str) -> bool:
@@ -220,6 +244,7 @@ _HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*", re.ASCII)
 """Of an address: what is behind a colon that is no port may be a password."""
 _BROKEN_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _PLACE = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([0-9.]+)):([0-9]{1,5})")
+_RELAY_HOST = re.compile(r"[0-9A-Za-z._-]{1,128}|[0-9A-Fa-f:.]{2,45}")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?")
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("port", "direct_port", "metrics_port", "gateway_port", "ollama_port"), (0, 65535)),
@@ -288,13 +313,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         if price_of(values[name]) > MAX_PRICE:
             raise UsageError(f"{name} is {values[name]}", check=f"set it to {show_coins(MAX_PRICE)} or less")
     price_of(values["pay_budget"])
-    for text in values["public_address"]:
-        parse_public_address(text)
-    if len(values["public_address"]) > PUBLIC_LIMIT:
-        raise UsageError(
-            f"public_address has {len(values['public_address'])} addresses",
-            check=f"give {PUBLIC_LIMIT} at most, one of each IP version",
-        )
+    _check_ways(values["public_address"], values["iroh_relay"])
     if values["database"]:
         database_parameters(values["database"])
     for name, words in WORDS.items():
@@ -305,3 +324,17 @@ def check_values(values: Mapping[str, Any]) -> None:
             f"expiry_s ({values['expiry_s']}) is not above announce_s ({values['announce_s']})",
             check="set expiry_s to about three times announce_s, or peers expire between announcements",
         )
+
+
+def _check_ways(public: tuple[str, ...], relays: tuple[str, ...]) -> None:
+    for text in public:
+        parse_public_address(text)
+    if len(public) > PUBLIC_LIMIT:
+        raise UsageError(
+            f"public_address has {len(public)} addresses",
+            check=f"give {PUBLIC_LIMIT} at most, one of each IP version",
+        )
+    for text in relays:
+        parse_iroh_relay(text)
+    if len(relays) > IROH_RELAYS_LIMIT:
+        raise UsageError(f"iroh_relay has {len(relays)} relays", check=f"give {IROH_RELAYS_LIMIT} at most")

@@ -118,16 +118,16 @@ TeeKind = Literal["tdx", "sgx", "snp", "nitro"]
 """Hardware that keeps what runs on it from the machine's owner, and signs what it is: Intel TDX and SGX, AMD
 SEV-SNP, AWS Nitro enclaves."""
 
-CarrierName = Literal["direct", "libp2p-stream", "relayed", "memory"]
+CarrierName = Literal["direct", "libp2p-stream", "relayed", "iroh", "memory"]
 """How a channel reaches its peer."""
 
 NatKind = Literal["none", "cone", "symmetric", "unknown"]
 """How a router maps our port: not at all, to the same address whoever is dialled (endpoint-independent, RFC
 4787), or to another for each; ``unknown`` until two observers have told."""
 
-Way = Literal["lan", "public", "mapped", "reversed", "punched", "relayed", "none"]
+Way = Literal["lan", "public", "mapped", "reversed", "punched", "relayed", "iroh", "none"]
 """Which way leads to a peer: a network that both are on, its public address, an address that its router maps
-to it, a connection that it makes to us, one that both make at once, a relay, or none."""
+to it, a connection that it makes to us, one that both make at once, a relay, iroh, or none."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -300,7 +300,8 @@ class PeerAddress:
     libp2p: tuple[str, ...] = ()
     """Addresses of its libp2p host (a relay's circuit address among them)."""
     direct: tuple[str, ...] = ()
-    """Addresses of its direct carrier; empty when it offers none."""
+    """Addresses of its direct carrier, its places at relays, and where it is reached over iroh; empty when it
+    offers none of them."""
 
 
 @dataclass(frozen=True, slots=True)

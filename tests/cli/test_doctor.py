@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +186,16 @@ def test_a_swarm_whose_addresses_are_silent(settings: Settings) -> None:
         save(settings.paths.swarms, create("home", [address]))
         assert network.swarms(settings).verdict == "ok"
     assert "no answer" in network.swarms(settings).detail
+
+
+def test_iroh_is_off_or_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert network.iroh(load()).detail == "off"
+    wanted = load({"iroh": True, "iroh_relay": ["https://relay.example.org"]})
+    assert "https://relay.example.org" in network.iroh(wanted).detail
+    monkeypatch.delitem(sys.modules, "shoal.net.iroh.library", raising=False)
+    monkeypatch.setitem(sys.modules, "iroh", None)
+    found = checks.run("iroh", wanted)
+    assert (found.verdict, found.fix) == ("fail", "pip install 'shoal[iroh]'")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ DECLARED = names(
     PROJECT["project"]["dependencies"]
     + [
         one
-        for extra in ("graph", "vision", "attest", "ledger", "postgres", "otel", "encrypted")
+        for extra in ("graph", "vision", "attest", "ledger", "postgres", "otel", "encrypted", "iroh")
         for one in EXTRAS[extra]
     ]
 )

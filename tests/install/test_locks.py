@@ -63,7 +63,7 @@ ASKED_FOR = [
     ),
     *(
         (requirement, [extra])
-        for extra in ("postgres", "encrypted", "fuzz")
+        for extra in ("postgres", "encrypted", "iroh", "fuzz")
         for requirement in PROJECT["project"]["optional-dependencies"][extra]
     ),
 ]

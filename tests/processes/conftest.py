@@ -132,6 +132,6 @@ def one_process(home, checkpoint):
 @pytest.fixture(scope="package")
 def swarm(home, checkpoint):
     """One for all tests that harm no node."""
-    with processes(home, str(checkpoint), 6) as booted:
+    with processes(home, str(checkpoint), 6, iroh=True) as booted:
         membership.save(home / "swarms", booted.local.membership)
         yield booted

@@ -123,6 +123,19 @@ def test_without_the_direct_carrier_the_libp2p_stream_is_taken(swarm, expected):
     assert {stage.carrier for stage in answer.answer.route} == {"libp2p-stream"}
 
 
+def test_where_no_other_way_leads_iroh_is_taken_and_the_command_line_names_it(swarm, expected, monkeypatch):
+    with swarm.connect(direct=False, iroh=True) as connected:
+        answer = connected.generate(swarm.model, PROMPT, max_tokens=16)
+        list(answer)
+    assert answer.answer.token_ids == cut(expected)
+    assert {stage.carrier for stage in answer.answer.route} == {"iroh"}
+    monkeypatch.setenv("SHOAL_DIRECT", "off")
+    monkeypatch.setenv("SHOAL_IROH", "on")
+    ping = run(swarm, "ping", "--swarm", "demo", "--json")
+    assert ping.returncode == 0, ping.stderr
+    assert {(peer["carrier"], peer["way"]) for peer in json.loads(ping.stdout)["peers"]} == {("iroh", "iroh")}
+
+
 def tokens_free(connected):
     return sorted(a.served.tokens_free for a in connected.announcements())
 

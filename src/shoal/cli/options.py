@@ -46,6 +46,8 @@ PublicAddressOption = Annotated[
 ]
 RelayOption = Annotated[str | None, flag("relay", metavar="on|off")]
 PortMapOption = Annotated[str | None, flag("port_map", metavar="on|off")]
+IrohOption = Annotated[str | None, flag("iroh", metavar="on|off")]
+IrohRelayOption = Annotated[list[str] | None, flag("iroh_relay", "--iroh-relay", metavar="URL")]
 GatewayHostOption = Annotated[str | None, flag("gateway_host")]
 GatewayPortOption = Annotated[int | None, flag("gateway_port")]
 DatabaseOption = Annotated[str | None, flag("database", metavar="URL")]

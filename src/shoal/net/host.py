@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from libp2p.abc import INetStream
@@ -22,7 +22,7 @@ from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from shoal.errors import DeadlineExceeded, PortInUse, ShoalError, UsageError
+from shoal.errors import ChannelClosed, DeadlineExceeded, PortInUse, ShoalError, UsageError
 from shoal.net.addresses import (
     ADDRESSES_LIMIT,
     EVERYWHERE,
@@ -48,6 +48,7 @@ from shoal.net.libp2p.providers import Providers
 from shoal.net.libp2p.tcp import GuardedTCP
 from shoal.net.mapping.port_mapper import NatPmp, Pcp, PortMapper, Upnp
 from shoal.net.network import PeerConnection, Pipe, ReachView, RequestHandler, Validator
+from shoal.net.reach.iroh_addresses import IrohTarget, iroh_target, relay_address
 from shoal.net.reach.ports import end_for, forwarded
 from shoal.net.reach.reachability import (
     ASKED_WITHIN_S,
@@ -60,6 +61,9 @@ from shoal.net.reach.ways import direct_targets, fit
 from shoal.tasks import ends_alone, one_error
 from shoal.types import PeerAddress, PeerId
 
+if TYPE_CHECKING:
+    from shoal.net.iroh.carrier import IrohCarrier
+
 PIPES_WAITING = 64
 PIPE_TAKEN_WITHIN_S = 10.0
 """How long a new pipe waits to be accepted; then it is closed."""
@@ -70,6 +74,8 @@ ANSWERS_PER_PEER = 8
 CLOSED_WITHIN_S = 3.0
 OWN_LIMIT = 64
 """Addresses of ours that we know when somebody sees us there; fewer are announced."""
+DIRECT_LIMIT = 16
+"""Addresses of the direct carrier, relays and iroh that an announcement has room for."""
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +105,10 @@ class NetworkSettings:
     """Ask the router for a public port that leads to the direct carrier's."""
     mdns: bool = False
     """Find peers on the local network, and be found by them."""
+    iroh: bool = False
+    """Offer and use iroh. Needs an extra."""
+    iroh_relays: tuple[str, ...] = ()
+    """URLs of the relays that iroh uses, and no others."""
 
 
 @asynccontextmanager
@@ -107,6 +117,7 @@ async def open_network(settings: NetworkSettings) -> AsyncGenerator[Libp2pNetwor
 
     Raises:
         PortInUse: a port was asked for and is taken.
+        IncompatibleLibrary: iroh is asked for, and is not installed.
     """
     _quiet()
     with one_error():
@@ -175,7 +186,9 @@ class Libp2pNetwork:
             self._direct if settings.direct else None,
             self._calls if settings.direct else None,
             self._open_stream,
+            self._dial_iroh,
         )
+        self._iroh = _iroh_carrier(settings, self._direct) if settings.iroh else None
         self._reach: Reachability | None = None
         self.relay = Relay(self._relays)
         """What this peer is for others that are behind routers."""
@@ -212,6 +225,8 @@ class Libp2pNetwork:
         self._transport.nearby = around(own, trusting=self._settings.secret is not None)
         if self._settings.direct:
             await self._be_reachable(nursery)
+        if self._iroh is not None:
+            await nursery.start(self._iroh.run, self._accept if self._settings.listen else None)
         if self._settings.mdns:
             from shoal.net.libp2p.lan import Lan  # noqa: PLC0415  brings zeroconf, which only this needs
 
@@ -261,9 +276,11 @@ class Libp2pNetwork:
 
     @property
     def address(self) -> PeerAddress:
-        if self._reach is None or not self._settings.listen:
+        if not self._settings.listen:
             return self._address
-        return replace(self._address, direct=self._reach.addresses())
+        direct = self._address.direct if self._reach is None else self._reach.addresses()
+        iroh = self._iroh.addresses if self._iroh else ()
+        return replace(self._address, direct=(*direct[: DIRECT_LIMIT - len(iroh)], *iroh))
 
     def reach(self) -> ReachView:
         return self._reach.view() if self._reach else ReachView("unknown", False, "", ())
@@ -307,8 +324,10 @@ class Libp2pNetwork:
             await self._connections.close_peer(ID.from_base58(peer))
 
     async def open_pipe(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
-        targets = direct_targets(address, self._transport.nearby, self._router())
-        return await self._dialer.open(self._fit(address), targets, deadline_s)
+        nearby, router = self._transport.nearby, self._router()
+        targets = direct_targets(address, nearby, router)
+        iroh = iroh_target(address, nearby, router, self._iroh.relays) if self._iroh else None
+        return await self._dialer.open(self._fit(address), targets, deadline_s, iroh)
 
     async def open_direct(self, address: PeerAddress, *, deadline_s: float) -> Pipe:
         targets = direct_targets(address, self._transport.nearby, self._router())
@@ -410,12 +429,25 @@ class Libp2pNetwork:
         stream = await self._peer_dialer.new_stream(address.peer, streams.PIPE_PROTOCOL)
         return streams.StreamPipe(stream, carrier_of(stream))
 
+    async def _dial_iroh(self, peer: PeerId, target: IrohTarget) -> DirectPipe:
+        if self._iroh is None:
+            raise ChannelClosed("iroh is off here")
+        return await self._iroh.dial(peer, target)
+
     async def _found(self, address: PeerAddress) -> None:
         """Connect to a peer that the local network showed us."""
         try:
             await self.approach(address, deadline_s=PIPE_TAKEN_WITHIN_S)
         except ShoalError as error:
             log.debug("%s was seen on the local network: %s", address.peer, error.message)
+
+
+def _iroh_carrier(settings: NetworkSettings, carrier: DirectCarrier) -> IrohCarrier:
+    from shoal.net.iroh.carrier import IrohCarrier  # noqa: PLC0415  an extra, which only this needs
+
+    relays = {relay_address(url): url for url in settings.iroh_relays}
+    port = settings.direct_port if settings.listen else 0
+    return IrohCarrier(settings.identity, carrier, listening_hosts(settings.host), port, relays)
 
 
 class _Guests:

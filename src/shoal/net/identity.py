@@ -39,7 +39,7 @@ class Identity:
         """The identity of a 32-byte private key."""
         public = Ed25519PrivateKey.from_private_bytes(seed).public_key()
         raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        return cls(seed, PeerId(base58.b58encode(_PUBLIC_PREFIX + raw).decode()))
+        return cls(seed, peer_of(raw))
 
     @classmethod
     def ephemeral(cls) -> Identity:
@@ -106,6 +106,11 @@ class Identity:
     def sign(self, data: bytes) -> bytes:
         """An ed25519 signature, 64 bytes."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(data)
+
+
+def peer_of(public: bytes) -> PeerId:
+    """The peer id of an ed25519 key, 32 bytes."""
+    return PeerId(base58.b58encode(_PUBLIC_PREFIX + public).decode())
 
 
 def public_key(peer: PeerId) -> bytes:

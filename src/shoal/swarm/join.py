@@ -101,6 +101,8 @@ async def enter_network(
         relay=settings.relay,
         port_map=settings.port_map,
         mdns=settings.mdns,
+        iroh=settings.iroh,
+        iroh_relays=settings.iroh_relay,
     )
     async with open_network(network_settings) as network:
         yield network

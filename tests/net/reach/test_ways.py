@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
-from shoal.net.carriers.dialer import MEET_ALONE_S, plan_ways
+from shoal.net.carriers.dialer import BEFORE_IROH_S, MEET_ALONE_S, plan_ways
 from shoal.net.dialable import LocalNetworks
+from shoal.net.reach.iroh_addresses import IrohTarget
 from shoal.net.reach.relay_session import RelayAddress
 from shoal.net.reach.ways import Target, direct_targets, fit, relays_of, router_host
 from shoal.types import PeerAddress, PeerId
@@ -123,3 +124,13 @@ def test_what_worked_lately_is_tried_sooner():
     relayed = plan_ways([ROUTED], called=True, nat="cone", worked="relayed")
     assert relayed[1][0] == "punched"
     assert relayed[1][1] < MEET_ALONE_S
+
+
+def test_iroh_is_the_last_way_and_begins_when_the_others_have_had_their_time():
+    iroh = IrohTarget(("9.9.9.9:4002",), ())
+    assert order(LAN, ROUTED, iroh=iroh) == [LAN, ROUTED, "punched", "relayed", iroh]
+    assert order(called=False, iroh=iroh) == [iroh]
+    alone = plan_ways([LAN], called=False, nat="cone", worked=None, iroh=iroh)
+    assert alone[0] == (LAN, BEFORE_IROH_S)
+    # Who looks for a way with nobody in the middle does not take it: it may go over a relay.
+    assert order(LAN, relay=False, iroh=iroh) == [LAN, "punched"]

@@ -28,6 +28,7 @@ CHECKS: dict[str, Check] = {
     "mdns": network.multicast,
     "hub": network.hub,
     "swarms": network.swarms,
+    "iroh": network.iroh,
     "router": network.router,
 }
 

@@ -6,6 +6,7 @@ import itertools
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -60,6 +61,15 @@ def multicast(settings: Settings) -> Finding:
             fix = "use an invite with addresses: shoal invite, on a machine that serves"
             return Finding("mdns", "note", f"no multicast here ({error.strerror})", fix)
     return Finding("mdns", "ok", "peers on the local network are found automatically")
+
+
+def iroh(settings: Settings) -> Finding:
+    if not settings.iroh:
+        return Finding("iroh", "ok", "off")
+    import_module("shoal.net.iroh.library")  # raises what is to be done where the extra is not here
+
+    relays = ", ".join(settings.iroh_relay) or "no relay: peers are dialled at their UDP ports alone"
+    return Finding("iroh", "ok", f"on; {relays}")
 
 
 def hub(_: Settings) -> Finding:

@@ -63,9 +63,10 @@ class DirectPipe:
         self.peer = peer
         self.noise_key = key
         self.way: Way = way
-        self.carrier: CarrierName = "relayed" if way == "relayed" else "direct"
-        # The other end of a circuit is the relay, which says nothing of where the peer is.
-        self.host = "" if way == "relayed" else host_of(stream.socket)
+        self.carrier: CarrierName = way if way in ("relayed", "iroh") else "direct"
+        # The other end of a circuit is the relay, and over iroh it is our own process: neither says where
+        # the peer is.
+        self.host = host_of(stream.socket) if self.carrier == "direct" else ""
         self.closed = trio.Event()
         self.traceless = False
         """Whether the end of its connection discards what the peer has not got yet, and a close waits for

@@ -144,4 +144,5 @@ async def _until_trouble(channel: Channel, look: trio.CancelScope) -> None:
 
 def could_be_better(channel: Channel) -> bool:
     """Whether somebody, or a slower carrier, is between us and the peer."""
-    return channel.carrier in ("relayed", "libp2p-stream") or channel.way == "relayed"
+    # Of iroh nobody tells us whether it goes over a relay at the moment.
+    return channel.carrier in ("relayed", "libp2p-stream", "iroh") or channel.way == "relayed"
