@@ -92,12 +92,12 @@ def test_programs_that_are_started_after_a_lab_are_in_the_network_of_this_proces
             found.append(done.stdout.decode().strip())
 
         async with trio.open_nursery() as nursery:
-            for _ in range(3):
+            for _ in range(8):
                 nursery.start_soon(start)
         return found
 
     own = str(Path("/proc/self/ns/net").readlink())
     with nat_lab(parse_sites("public")) as lab:
         inside = lab.host("a").namespace.call(partial(trio.run, network_of_programs))
-        assert own not in inside
-    assert trio.run(network_of_programs) == [own] * 3
+        assert set(inside) - {own}, "those threads that began there; older ones are not"
+    assert trio.run(network_of_programs) == [own] * 8
