@@ -308,8 +308,8 @@ class Settings:
     adapter: tuple[str, ...] = field(
         default=(),
         metadata=_about(
-            "Folder of a LoRA adapter, as PEFT writes it, that sessions may have: PATH or NAME=PATH. Repeat "
-            "the flag to give several. Clients ask for MODEL:NAME."
+            "LoRA adapter that sessions may have: PATH or NAME=PATH of its folder, as PEFT writes it, or "
+            "name or digest of one that peers serve. Repeat it to give several. Clients ask for MODEL:NAME."
         ),
     )
     soft_prompt: tuple[str, ...] = field(

@@ -346,6 +346,11 @@ class Paths:
         return self.data / "graphs"
 
     @property
+    def adapters(self) -> Path:
+        """Those that came from peers."""
+        return self.data / "adapters"
+
+    @property
     def chat_history(self) -> Path:
         """What was typed in conversations, mode 0600."""
         return self.data / "chat-history.jsonl"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from shoal.cli.models import models_table
+from shoal.models.adapters.kept import KeptAdapters
+from shoal.models.adapters.read import read_adapter
 from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
+from shoal.testing.adapters import write_adapter
 from shoal.types import Digest, ModelShape
 from tests.cli.conftest import Shoal
 
@@ -94,3 +99,20 @@ def test_a_name_cannot_drive_the_terminal() -> None:
         console.print(models_table([{"name": "[red]x\x1b[2J", "here": False, "download": 5}]))
     assert "[red]x" in captured.get()
     assert "\x1b[2J" not in captured.get()
+
+
+def test_an_adapter_from_peers_is_listed_and_removed_by_its_models_name(shoal: Shoal, tmp_path: Path) -> None:
+    shape = ModelShape("fish", DIGEST, 6, 64, 128, 100)
+    checkpoint = tmp_path / "fish"
+    checkpoint.mkdir()
+    save_file({"model.layers.1.mlp.up_proj.weight": np.zeros((8, 4), "f4")}, checkpoint / "model.safetensors")
+    (checkpoint / "config.json").write_text('{"model_type": "llama"}')
+    root = tmp_path / "home" / "adapters"
+    folder = write_adapter(root / "one", checkpoint, ["up_proj"])
+    KeptAdapters(root).keep(folder, read_adapter(folder).digest, "pirate", shape)
+    (listed, *_) = shoal("models", "list", "--json").data["models"]
+    assert (listed["name"], listed["kind"], listed["path"]) == ("fish:pirate", "adapter", str(folder))
+    assert "fish:pirate" in shoal("models", "list").out
+    assert shoal("models", "rm", "fish:pirate", "--json").data == {"removed": "fish:pirate"}
+    assert not folder.exists()
+    assert shoal("models", "rm", "fish:pirate").code == 1

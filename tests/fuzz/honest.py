@@ -419,7 +419,17 @@ SEEDS: dict[str, list[bytes]] = {
                 ManifestItem("tokenizer.json", 3, "ab" * 32),
                 ManifestItem("model.layers.3.w", 40, "cd" * 32, "Q4_1", (2, 32), 1, 1.0),
             ],
-        ).raw
+        ).raw,
+        json.dumps(
+            {
+                "adapter": f"sha256:{'ab' * 32}",
+                "files": [
+                    ["adapter_config.json", 300, "ab" * 32],
+                    ["adapter_model.safetensors", 9000, "cd" * 32],
+                ],
+                "version": 1,
+            }
+        ).encode(),
     ],
     "graph_manifest": [_graph(), _graph(LinearMap(3, 1, (("sigmoid",),)))],
     "ciphertext": _ciphertexts(),

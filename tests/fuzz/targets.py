@@ -26,6 +26,7 @@ from shoal.ledger.vouchers.voucher import escrow_domain
 from shoal.ledger.x402.messages import read_payment, terms_of
 from shoal.ledger.x402.refusals import PaymentNotTaken
 from shoal.models.adapters.adapter import MAX_RANK
+from shoal.models.adapters.files import MOST, read_adapter_manifest
 from shoal.models.adapters.peft_config import CONFIG as PEFT_CONFIG
 from shoal.models.adapters.peft_config import read_scale
 from shoal.models.adapters.read import WEIGHTS, read_adapter
@@ -216,10 +217,13 @@ def adapter_config(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """What a peer says that a model is made of."""
+    """What a peer says that a model, or an adapter, is made of."""
     with suppress(BadWeights):
         found = read_manifest(data)
         assert all("/" not in part.file and part.size < 1 << 62 for part in layout(found))
+    with suppress(BadWeights):
+        _, files = read_adapter_manifest(data)
+        assert all(item.name in MOST and 0 < item.size <= MOST[item.name] for item in files.items)
 
 
 def graph_manifest(data: bytes) -> None:

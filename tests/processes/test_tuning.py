@@ -140,6 +140,18 @@ def test_members_of_a_federated_run_end_with_the_same_adapter(example, tmp_path)
     assert len({line.rsplit(" ", 1)[1] for line in last}) == 1, last
 
 
+def test_a_model_is_trained_from_scratch_by_demo(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo_training.py", "20", "2"])
+    runpy.run_path(str(EXAMPLES / "demo_training.py"), run_name="__main__")
+    first, *_, last = capsys.readouterr().out.splitlines()
+    before, after = (
+        float(first.rsplit(" ", 1)[1]),
+        {float(loss) for loss in last.split("loss ")[1].split(", ")},
+    )
+    assert len(after) == 1, "all members have the same model"
+    assert after.pop() < before - 0.01
+
+
 def test_a_node_that_is_killed_in_a_step_is_replaced_and_the_adapter_is_the_same(nodes, tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [{"prompt": f"Say {i}: ", "completion": "yes " * (i + 1)} for i in range(9)]

@@ -1,4 +1,4 @@
-"""One machine has the model, two have nothing, nor has the client: weights come from peers, not a hub."""
+"""One machine has the model, two have nothing, nor has the client: weights and adapters come from peers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ import trio
 
 from shoal import config, process_environ
 from shoal.client.connect import open_swarm
+from shoal.client.swarm import Swarm
 from shoal.config import Paths
 from shoal.local.processes import (
     Process,
     address_of,
     ended_with_us,
+    enter_local_swarm,
     free_ports,
+    local_swarm,
     on_this_machine,
     start,
 )
@@ -33,9 +36,10 @@ from shoal.models.graph.graph_store import GraphStore
 from shoal.models.graph.items import missing_graph_items, span_items
 from shoal.models.store.store import ModelStore
 from shoal.swarm import membership
+from shoal.testing.adapters import write_adapter
 from shoal.testing.graphs import write_mlp
 from shoal.types import Span
-from tests.one_process import FORMAT, OneProcess
+from tests.one_process import FORMAT
 
 pytestmark = pytest.mark.swarm
 PROMPT = list(range(5, 25))
@@ -51,11 +55,43 @@ def here_of(folder: Path) -> set[str]:
     return {name for name, entry in tensors.items() if not missing_parts([entry])}
 
 
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "pirate", checkpoint, ["q_proj", "down_proj"], rank=16)
+
+
+async def answers(client: Swarm, model: str) -> list[tuple[int, ...]]:
+    """What a model answers, and what it does with the adapter."""
+    found: list[tuple[int, ...]] = []
+    for name in (model, f"{model}:pirate"):
+        answer = client.generate(name, PROMPT, max_tokens=8)
+        async for _ in answer:
+            pass
+        found.append(tuple(answer.token_ids))
+    return found
+
+
+@pytest.fixture
+async def expected(checkpoint: Path, adapter: Path, tmp_path: Path) -> list[tuple[int, ...]]:
+    """What a node that has the whole model answers, and with the adapter."""
+    wanted = {"model": str(checkpoint), "threads": 1, "format": FORMAT, "adapter": (str(adapter),)}
+    settings = config.load(wanted, {"SHOAL_HOME": str(tmp_path / "whole")})
+    async with local_swarm(settings, 6, 1) as local, enter_local_swarm(local) as client:
+        found = await answers(client, str(checkpoint))
+    assert found[0] != found[1]
+    return found
+
+
 @asynccontextmanager
 async def one_and_two(
-    checkpoint: Path, folder: Path
+    checkpoint: Path, adapter: Path, folder: Path
 ) -> AsyncGenerator[tuple[list[Process], list[dict[str, Any]], Any]]:
-    """Three nodes, of which the first alone has the model; what they said as they began; their swarm."""
+    """Three nodes, of which the first alone has the model, and the adapter's folder; what they said as they
+    began; their swarm."""
     wanted = {"model": str(checkpoint), "threads": 1, "format": FORMAT}
     settings = on_this_machine(config.load(wanted, {"SHOAL_HOME": str(folder)}), "home")
     swarm = membership.create("home")
@@ -70,6 +106,7 @@ async def one_and_two(
                 port=port,
                 paths=home_of(folder / f"models-{number}"),
                 model=str(checkpoint) if number == 0 else checkpoint.name,
+                adapter=(str(adapter) if number == 0 else "pirate",),
                 bootstrap=(first,) if number else (),
             )
             node = await start(own, swarm, Span(2 * number, 2 * number + 2), home, processes)
@@ -104,10 +141,10 @@ async def shoal(home: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answers(
-    checkpoint: Path, tmp_path: Path, one_process: OneProcess
+async def test_a_swarm_of_one_that_has_model_and_adapter_and_two_that_have_nothing_answers(
+    checkpoint: Path, adapter: Path, tmp_path: Path, expected: list[tuple[int, ...]]
 ) -> None:
-    async with one_and_two(checkpoint, tmp_path) as (nodes, served, swarm):
+    async with one_and_two(checkpoint, adapter, tmp_path) as (nodes, served, swarm):
         assert [(node["start"], node["end"]) for node in served] == [(0, 2), (2, 4), (4, 6)]
         whole = open_checkpoint(checkpoint)
         for number in (1, 2):
@@ -121,10 +158,7 @@ async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answe
         wanted = {"format": FORMAT, "threads": 1, "host": "127.0.0.1", "mdns": False}
         settings = config.load(wanted, {"SHOAL_HOME": str(empty)})
         async with open_swarm(settings, swarm) as client:
-            answer = client.generate(checkpoint.name, PROMPT, max_tokens=8)
-            async for _ in answer:
-                pass
-        assert list(answer.token_ids) == one_process.greedy(PROMPT, 8)
+            assert await answers(client, checkpoint.name) == expected
         (model,) = ModelStore(settings.paths.models).list()
         assert not any(name.startswith("model.layers.") for name in here_of(model.path)), "the ends alone"
         nodes[0].signal(signal.SIGKILL)
@@ -134,7 +168,17 @@ async def test_a_swarm_of_one_that_has_the_model_and_two_that_have_nothing_answe
             "model.layers.4.mlp.up_proj.weight",
         }
         assert pulled["fetched"]["received"] < 1.02 * pulled["fetched"]["bytes"] + 4096
-        assert set(pulled["fetched"]["by_peer"]) == {node["peer"] for node in served[1:]}, "each has a block"
+        others = {node["peer"] for node in served[1:]}
+        assert set(pulled["fetched"]["by_peer"]) == others, "each has a block"
+        # Nor have those who still have the adapter got it from a folder of their own.
+        lora = await shoal(empty, "models", "pull", f"{checkpoint.name}:pirate")
+        assert (lora["kind"], lora["base"], lora["name"]) == (
+            "adapter",
+            model.digest,
+            f"{checkpoint.name}:pirate",
+        )
+        assert set(lora["fetched"]["by_peer"]) <= others
+        assert bytes_of(adapter).items() <= bytes_of(Path(lora["path"])).items()
 
 
 async def test_a_model_is_shared_by_a_machine_that_serves_nothing(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models from peers and for peers: `shoal models pull sha256:…` and `shoal models share`."""
+"""Models from peers and for peers, and adapters from them: `shoal models pull sha256:…`, `models share`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from shoal.types import Digest, Span
 
 if TYPE_CHECKING:
     from shoal.cli.enter import Onlooker
+    from shoal.models.adapters.kept import KeptAdapter
     from shoal.models.graph.graph_store import LocalGraph
     from shoal.models.store.local_model import LocalModel
     from shoal.sharing.pull import PullReport
@@ -92,6 +93,30 @@ def pull_from_peers(
                 check_blocks_exist(found, span)
                 await models.weights.fetch_span(found, span, report)
         return found, models.report
+
+    return looking(settings, use)
+
+
+def pull_adapter(settings: Settings, model: str, adapter: str) -> tuple[KeptAdapter, PullReport]:
+    """Fetch an adapter from the peers that serve a model with it; the model need not be here.
+
+    Raises:
+        UnknownModel: nobody serves that model, or with that adapter.
+        As :meth:`PeerAdapters.get`.
+    """
+    from shoal.cli.enter import check_name, looking
+    from shoal.models.store.store import ModelStore
+
+    check_name(settings, model)
+
+    async def use(onlooker: Onlooker) -> tuple[KeptAdapter, PullReport]:
+        from shoal.sharing.peer_adapters import PeerAdapters
+
+        adapters = PeerAdapters(onlooker.member, settings)
+        with working(f"getting {model}:{adapter}") as report:
+            shape = await adapters.model_of(model, ModelStore(settings.paths.models))
+            kept = await adapters.get(adapter, "", shape, report)
+        return kept, adapters.report
 
     return looking(settings, use)
 

@@ -12,12 +12,14 @@ from shoal.cli import options
 from shoal.cli.output import emit, printable
 from shoal.cli.progress import working
 from shoal.cli.shell import names
+from shoal.errors import UsageError
 from shoal.executor.kernels.built import kernels_built
 from shoal.routing.formats import choose_format
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from shoal.models.adapters.kept import KeptAdapter, KeptAdapters
     from shoal.models.graph.graph_store import GraphStore, LocalGraph
     from shoal.models.store.local_model import LocalModel
     from shoal.models.store.store import ModelStore
@@ -42,6 +44,7 @@ def list_models(as_json: options.JsonOption = False) -> None:
 
     here = [{**model_fields(model), "here": True} for model in _store().list()]
     here += [{**graph_fields(graph), "here": True} for graph in _graphs().list()]
+    here += [{**adapter_fields(kept), "here": True} for kept in _adapters().list()]
     names = {fields["name"] for fields in here}
     others = [
         {"name": entry.name, "here": False, "about": entry.about, "download": entry.download}
@@ -69,18 +72,29 @@ def pull(
     bootstrap: options.BootstrapOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Fetch a model or graph, by its sha256: digest from peers. A local folder or snapshot is not copied."""
-    from shoal.cli.model_sharing import fetched_line, pull_from_peers
+    """Fetch a model or graph, by its sha256: digest from peers. A local folder or snapshot is not copied.
+
+    MODEL:ADAPTER fetches an adapter from the peers that serve the model with it."""
+    from shoal.cli.model_sharing import fetched_line, pull_adapter, pull_from_peers
     from shoal.cli.node.node import span_of
+    from shoal.models.adapters.names import split_name
     from shoal.models.graph.graph_store import LocalGraph
     from shoal.models.store.store import DIGEST
 
-    if span is None and swarm is None and not public and not DIGEST.fullmatch(model):
+    base, adapter = split_name(model)
+    if adapter is None and span is None and swarm is None and not public and not DIGEST.fullmatch(model):
         with working(f"getting {model}") as report:
             found = _store().pull(model, report)
         emit(model_fields(found), as_json, lambda: f"{found.name}: {found.path}")
         return
     settings = options.settings(swarm=swarm, public=public, bootstrap=bootstrap)
+    if adapter is not None:
+        if span is not None:
+            raise UsageError("--span: an adapter comes whole", check="leave it out")
+        kept, fetched = pull_adapter(settings, base, adapter)
+        fields, line = adapter_fields(kept), fetched_line(fetched)
+        emit(fields | {"fetched": fetched.shown()}, as_json, lambda: f"{kept.title}: {kept.folder}\n{line}")
+        return
     found, fetched = pull_from_peers(settings, model, span_of(span))
     name, path = found.name, found.path
     fields = graph_fields(found) if isinstance(found, LocalGraph) else model_fields(found)
@@ -109,9 +123,15 @@ def share(
 
 
 def rm(name: Installed, as_json: options.JsonOption = False) -> None:
-    """Remove a model. A folder used in place is not deleted."""
-    removed = _graphs().rm(name) or _store().rm(name)
-    emit({"removed": removed.name}, as_json, lambda: f"removed {removed.name}")
+    """Remove a model; by MODEL:ADAPTER, an adapter that came from peers. A folder used in place stays."""
+    from shoal.models.adapters.names import split_name
+
+    base, adapter = split_name(name)
+    if adapter is not None and (kept := _adapters().rm(adapter, base)) is not None:
+        removed = kept.title
+    else:
+        removed = (_graphs().rm(name) or _store().rm(name)).name
+    emit({"removed": removed}, as_json, lambda: f"removed {removed}")
 
 
 def show(name: Installed, as_json: options.JsonOption = False) -> None:
@@ -189,6 +209,18 @@ def graph_fields(graph: LocalGraph) -> dict[str, Any]:
     }
 
 
+def adapter_fields(kept: KeptAdapter) -> dict[str, Any]:
+    """An adapter that came from peers as ``--json`` shows it."""
+    return {
+        "name": kept.title,
+        "kind": "adapter",
+        "path": str(kept.folder),
+        "digest": kept.digest,
+        "base": kept.base,
+        "size": kept.size,
+    }
+
+
 def models_table(models: Sequence[dict[str, Any]]) -> Table:
     """One line a model; those that are not here say how to get them."""
     from rich.table import Table
@@ -203,7 +235,7 @@ def models_table(models: Sequence[dict[str, Any]]) -> Table:
         cells = ["-", "-", f"{fields.get('download', 0) / 1e6:.0f} MB", f"shoal models pull {fields['name']}"]
         if fields["here"]:
             cells = [
-                str(fields.get("blocks", fields.get("segments"))),
+                str(fields.get("blocks", fields.get("segments", "-"))),
                 str(fields.get("context", "-")),
                 f"{fields['size'] / 1e6:.0f} MB",
                 fields["path"],
@@ -216,6 +248,12 @@ def _store() -> ModelStore:
     from shoal.models.store.store import ModelStore
 
     return ModelStore(options.settings().paths.models)
+
+
+def _adapters() -> KeptAdapters:
+    from shoal.models.adapters.kept import KeptAdapters
+
+    return KeptAdapters(options.settings().paths.adapters)
 
 
 def _graphs() -> GraphStore:

@@ -26,7 +26,7 @@ from shoal.models.store.local_model import LocalModel
 from shoal.models.store.store import ModelStore
 from shoal.net.identity import verify
 from shoal.net.network import Network
-from shoal.node.adapters.read import read_adapters
+from shoal.node.adapters.read import read_adapters, shared_adapters
 from shoal.node.admission import DRAIN_S, drain
 from shoal.node.attestation.start import Attesting, attestation_desk, start_attesting
 from shoal.node.formats import pick_format
@@ -36,6 +36,7 @@ from shoal.node.paying.credit_desk import CreditDesk
 from shoal.node.paying.payment import PaymentDesk
 from shoal.node.server import SpanServer
 from shoal.node.speed import Measure, Speed, measure_speed
+from shoal.sharing.peer_adapters import PeerAdapters
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.sharing.share_pace import SharePace
 from shoal.sharing.shared_model import SharedModel
@@ -250,9 +251,14 @@ async def load_served_span(
 
 
 def _weight_server(
-    network: Network, server: SpanServer, store: ModelStore, model: LocalModel, settings: Settings
+    network: Network,
+    server: SpanServer,
+    store: ModelStore,
+    model: LocalModel,
+    adapters: Sequence[SharedModel],
+    settings: Settings,
 ) -> WeightServer:
-    """What answers who asks for the model's weights: with them, or that they are not shared."""
+    """What answers who asks for the model's weights, or adapters: with them, or that they are not shared."""
     weights = WeightServer(
         SharePace(settings.share_rate), steps_waiting=lambda: server.waiting, steps=lambda: server.load.steps
     )
@@ -263,6 +269,8 @@ def _weight_server(
             answer_address(network)
         except ModelError as error:  # it is served all the same
             log.warning("the weights of %s are not shared: %s", model.name, error.message)
+        for adapter in adapters:
+            weights.share(adapter)
     return weights
 
 
@@ -343,12 +351,17 @@ async def start_node(
         BadWeights, UnsupportedModel: it cannot be loaded.
         StepFailed: a process that computes the span with us is lost.
         DigestMismatch: an adapter was made for another model.
+        UnknownModel, NoCoverage: an adapter is no folder here, and no peer serves it, or gives it.
         IncompatibleLibrary, BadLedgerFile, ChainError: a price is set, and no wallet or chain is there.
         QuoteFailed: the machine's hardware is to show itself, and does not.
     """
     check_blocks_exist(model, span)
     desk = payments(network.peer) if payments is not None else await _payment_desk(network.peer, settings)
-    adapters = await trio.to_thread.run_sync(read_adapters, settings.adapter, model)
+    folders = await PeerAdapters(member, settings).folders(
+        settings.adapter, model.shape, lambda label, done, total: report(label)
+    )
+    adapters = await trio.to_thread.run_sync(read_adapters, folders, model)
+    shared = await trio.to_thread.run_sync(shared_adapters, adapters) if shares_weights(settings) else ()
     attesting = attesting or await start_attesting(settings)
     member.directory.know([model.shape])
     store = ModelStore(settings.paths.models)
@@ -372,7 +385,7 @@ async def start_node(
         async with watching, trio.open_nursery() as nursery:
             await nursery.start(attestation_desk(attesting, network, server).run)
             await nursery.start(server.run)
-            await nursery.start(_weight_server(network, server, store, model, settings).run)
+            await nursery.start(_weight_server(network, server, store, model, shared, settings).run)
             member.served = node.served
             await member.announce()
             nursery.start_soon(watch.run)

@@ -14,7 +14,7 @@ from shoal.models.store.disk import told_if_full
 from shoal.progress import Progress
 from shoal.sharing.peer_fetcher import PeerFetcher
 from shoal.sharing.peer_finder import PeerFinder
-from shoal.sharing.pull import Pull, PullReport
+from shoal.sharing.pull import FindPeers, Pull, PullReport
 from shoal.sharing.wrong_peers import WrongPeers
 from shoal.swarm.member import Member
 from shoal.swarm.membership import PUBLIC
@@ -40,13 +40,18 @@ class PeerPulls:
         self._wrong = WrongPeers(root)
 
     @asynccontextmanager
-    async def pulling(self, digest: Digest, name: str, progress: Progress) -> AsyncGenerator[Pull]:
-        """A pull, while no other process of this machine pulls the same model."""
+    async def pulling(
+        self, digest: Digest, name: str, progress: Progress, find: FindPeers | None = None
+    ) -> AsyncGenerator[Pull]:
+        """A pull, while no other process of this machine pulls the same model.
+
+        Args:
+            find: who may have it; by default whoever has a model.
+        """
         fetcher = PeerFetcher(self.member.network, digest)
-        finder = PeerFinder(self.member, digest, self._wrong)
         pull = Pull(
             fetcher,
-            finder.find,
+            find or PeerFinder(self.member, digest, self._wrong).find,
             blame=self._wrong.note,
             progress=progress,
             name=name,

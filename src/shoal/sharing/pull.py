@@ -48,6 +48,8 @@ WRITERS = 4
 
 FindPeers = Callable[[], Awaitable[Sequence[PeerAddress]]]
 """Who may have the model: as many as are known, in the order in which they are to be asked."""
+FitsManifest = Callable[[PeerId, bytes], bool]
+"""Whether what a peer has sent is a manifest of what it was asked for."""
 
 
 @dataclass
@@ -121,10 +123,13 @@ class Pull:
         """The manifest of a language model. Raises as :meth:`manifest_bytes`."""
         return read_manifest(await self.manifest_bytes(digest))
 
-    async def manifest_bytes(self, digest: Digest) -> bytes:
+    async def manifest_bytes(self, digest: Digest, fits: FitsManifest | None = None) -> bytes:
         """The manifest of a model or graph, from the first peer that sends the one of that digest.
 
         Peers are asked side by side, the next one a little later: one that is slow holds nobody up.
+
+        Args:
+            fits: whether what a peer has sent is a manifest of it, where that is no hash of the manifest.
 
         Raises:
             NoCoverage: nobody has it.
@@ -140,7 +145,8 @@ class Pull:
                 raw = await self._whole_manifest(address, of)
             if of.scope.cancelled_caught:
                 self._rest(address.peer, DeadlineExceeded("others were waiting"))
-            if raw is not None and digest_of(raw) == digest:
+            right = raw is not None and (fits(address.peer, raw) if fits else digest_of(raw) == digest)
+            if raw is not None and right:
                 found.append(raw)
                 nursery.cancel_scope.cancel()
             elif raw is not None:

@@ -1,12 +1,15 @@
-"""A model or graph of this machine as others may have it: its manifest, and where its items lie."""
+"""A model, graph or adapter of this machine as others may have it: its manifest, and where its items lie."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from shoal.errors import BadWeights, UnknownModel
+from shoal.models.adapters.adapter import Adapter
+from shoal.models.adapters.files import hash_adapter
 from shoal.models.checkpoint.checkpoint import open_checkpoint
 from shoal.models.checkpoint.headers import TensorEntry
 from shoal.models.checkpoint.manifest import CHUNK, HASH, Manifest, read_manifest
@@ -20,7 +23,7 @@ from shoal.wire.fetching import MAX_PIECE
 
 
 class SharedFiles(Protocol):
-    """A model or a graph of this machine."""
+    """A model, a graph or an adapter of this machine."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +41,8 @@ class SharedModel:
 
     model: SharedFiles
     manifest: Manifest
-    hashes: Path
+    hashes: Path | bytes
+    """Those of all chunks, or the file that has them."""
     entries: tuple[TensorEntry | None, ...]
     """Where each item that is a tensor lies, by its place in the manifest."""
 
@@ -80,6 +84,12 @@ class SharedModel:
                 entries[number] = TensorEntry(item.name, item.dtype, item.shape, file, begin, item.size)
         return cls(graph, manifest, graph.folder / CHUNKS, tuple(entries))
 
+    @classmethod
+    def of_adapter(cls, adapter: Adapter) -> SharedModel:
+        """An adapter as it lies in its folder. Raises BadWeights: its files cannot be read."""
+        files = hash_adapter(adapter)
+        return cls(files, files.manifest, files.hashes, (None,) * len(files.manifest.items))
+
     def offer(self) -> bytes:
         """Which items are here: a bit for each, the first one the lowest of its byte."""
         bits = bytearray(-(-len(self.entries) // 8))
@@ -97,21 +107,30 @@ class SharedModel:
         self._check(item)
         first, end = self.manifest.first_chunks[item : item + 2]
         begin = HASH * first + MAX_PIECE * index
-        return self._read(self.hashes, begin, min(MAX_PIECE, max(0, HASH * end - begin)))
+        size = min(MAX_PIECE, max(0, HASH * end - begin))
+        if isinstance(self.hashes, bytes):
+            return self.hashes[begin : begin + size]
+        return self._read(self.hashes, begin, size)
 
     def chunk(self, item: int, index: int) -> bytes:
         """A chunk of an item.
 
         Raises:
             UnknownModel: it is not here.
-            BadWeights: its file cannot be read, or has become shorter.
+            BadWeights: its file cannot be read, has become shorter, or, of an adapter, has changed.
         """
         self._check(item)
         if not 0 <= index < self.manifest.items[item].chunks:
             raise UnknownModel(f"item {item} has {self.manifest.items[item].chunks} chunks, not {index}")
         entry = self.entries[item]
         begin = CHUNK * index + (entry.begin if entry else 0)
-        return self._read(self._file(item), begin, self.manifest.items[item].chunk_size(index))
+        data = self._read(self._file(item), begin, self.manifest.items[item].chunk_size(index))
+        if isinstance(self.hashes, bytes):
+            # A folder of somebody who may train on in it: a wrong chunk would cost this peer its place.
+            place = HASH * (self.manifest.first_chunks[item] + index)
+            if hashlib.sha256(data).digest() != self.hashes[place : place + HASH]:
+                raise BadWeights(f"{self._file(item)}: it has changed since it was shared")
+        return data
 
     def _check(self, item: int) -> None:
         if not 0 <= item < len(self.entries):

@@ -91,8 +91,8 @@ class WeightServer:
         """Bytes of pieces that were sent."""
 
     def share(self, shared: SharedModel) -> None:
-        """Give the pieces of a model from now on."""
-        self._models[shared.model.digest] = shared
+        """Give the pieces of a model from now on; those of an adapter by its manifest's digest too."""
+        self._models[shared.model.digest] = self._models[shared.manifest.digest] = shared
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""

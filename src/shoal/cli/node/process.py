@@ -26,6 +26,7 @@ from shoal.errors import EXIT_INTERRUPTED, EXIT_OK
 from shoal.local.ending import how_to_end, stop_signals
 from shoal.models.store.store import ModelStore
 from shoal.net.identity import Identity
+from shoal.sharing.peer_adapters import PeerAdapters
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.join import join_swarm
 from shoal.swarm.local_nodes import RunningNode, node_file
@@ -104,9 +105,12 @@ async def serve(settings: Settings, span: Span | None, *, gateway: bool, as_json
             from shoal.swarm.audit_book import AuditBook
 
             device = (await trio.to_thread.run_sync(find_device, settings.device)).device
-            weights = PeerWeights(member, settings, store)
+            weights, adapters = PeerWeights(member, settings, store), PeerAdapters(member, settings)
+            adapters.report = weights.report
             model = await weights.resolve(settings.model, report)
             await member.use(model.digest)
+            # Before anything large comes: where there is no such adapter, nothing is to be served.
+            await adapters.folders(settings.adapter, model.shape, report)
             format = pick_format(model, settings, member, device).format
             liars = AuditBook(settings.paths.audits).liars(time.time())
             memory, loose = memory_budget(settings, device), Numerics(format, settings.kv, "any")

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,8 @@ class Adapter:
     """By block, and by the name of a linear layer in it, for example ``self_attn.q_proj``."""
     base: Digest | None = None
     """The model that it was made for, where its folder says so."""
+    folder: Path | None = None
+    """Where it was read from."""
 
     @property
     def rank(self) -> int:

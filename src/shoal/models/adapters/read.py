@@ -55,7 +55,7 @@ def read_adapter(path: str | Path, name: str = "") -> Adapter:
     scale = read_scale(folder)
     list_name, blocks = _read_blocks(weights_file(folder))
     digest = adapter_digest(scale, list_name, blocks)
-    return Adapter(name, digest, scale, list_name, blocks, read_base(folder))
+    return Adapter(name, digest, scale, list_name, blocks, read_base(folder), folder)
 
 
 def checked_name(folder: Path, name: str) -> str:

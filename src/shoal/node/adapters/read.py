@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from shoal.errors import UsageError
+from shoal.errors import BadWeights, UsageError
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.read import named_path, read_adapter
 from shoal.models.store.local_model import LocalModel
+from shoal.sharing.shared_model import SharedModel
 from shoal.swarm.announcement import MAX_ADAPTERS
+
+log = logging.getLogger(__name__)
+
+
+def shared_adapters(adapters: Sequence[Adapter]) -> list[SharedModel]:
+    """A node's adapters as others may have them. Reads their files."""
+    found: list[SharedModel] = []
+    for adapter in adapters:
+        try:
+            found.append(SharedModel.of_adapter(adapter))
+        except BadWeights as error:  # it is served all the same
+            log.warning("the adapter %s is not shared: %s", adapter.name, error.message)
+    return found
 
 
 def read_adapters(wanted: Sequence[str], model: LocalModel) -> list[Adapter]:
