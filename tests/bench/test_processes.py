@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,13 +19,20 @@ pytestmark = [pytest.mark.swarm, pytest.mark.usefixtures("measured_soon")]
 OPTIONS = ("--nodes", "1", "--sessions", "2", "--rounds", "1", "--threads", "1", "--format", "bf16", "--json")
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Whatever other tests have booted, these leave no process of theirs."""
+    before = psutil.Process(os.getpid()).children()
+    yield
+    assert [child for child in psutil.Process(os.getpid()).children() if child not in before] == []
+
+
 def test_the_swarm_is_measured_beside_one_process(shoal: Shoal, folder: Path) -> None:
     ran = shoal("bench", "swarm", "--model", str(folder), *OPTIONS)
     assert ran.code == 0, ran.err
     found = {result["name"]: result for result in ran.data["results"]}
     assert found["swarm/bf16/decode/b1"]["vs"].keys() >= {"one process"}
     assert all(result["value"] > 0 for result in found.values())
-    assert psutil.Process(os.getpid()).children() == []
 
 
 def test_the_start_of_a_node_is_measured_and_what_is_kept_can_be_compared(
@@ -39,7 +47,6 @@ def test_the_start_of_a_node_is_measured_and_what_is_kept_can_be_compared(
     assert all(result["value"] > 0 for result in found.values())
     assert found["start/int8/again"]["vs"].keys() == {"first"}
     assert 20 < found["start/int8/memory"]["value"] < 2000
-    assert psutil.Process(os.getpid()).children() == []
     changes = shoal("bench", "compare", str(kept), str(kept), "--json").data["changes"]
     assert {change["name"] for change in changes} >= {*found, "start/int8/again : first"}
 
@@ -56,7 +63,6 @@ def test_the_gateway_is_measured_beside_the_library(shoal: Shoal, folder: Path) 
     for name, result in found.items():
         assert result["vs"].keys() == ({"library"} if name.startswith("gateway") else set())
     assert all(result["value"] > 0 for result in found.values())
-    assert psutil.Process(os.getpid()).children() == []
 
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(
@@ -81,5 +87,4 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(
         assert found[f"swarm/int4/decode/{sessions}"]["vs"].keys() == {"one process", "llama.cpp RPC Q4_0"}
     assert any("language-pipes is not measured" in note for note in ran.data["notes"])
     assert ran.data["bench"] == "peers" and "llama.cpp" in ran.data["versions"]
-    assert psutil.Process(os.getpid()).children() == []
     assert not list((home / "cache" / "bench" / "runs").glob("*.json"))
