@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import trio
+from msgspec import structs
 
 from shoal.cli.federate import federate, told
 from shoal.client.federated.look import RunView
 from shoal.client.federated.participant import RoundReport
 from shoal.errors import UsageError
 from shoal.net.identity import Identity
+from shoal.training.federated.demo.direction import DemoTerms
 from shoal.training.federated.statements import (
     MemberCard,
     MemberStanding,
@@ -131,6 +133,29 @@ def test_an_option_that_would_have_no_effect_is_refused(given, why, tmp_path, mo
     with pytest.raises(UsageError, match=why):
         federate.start("fish", tmp_path / "d.jsonl", tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [{"rate": 1e-3}, {"warmup": 0}, {}])
+def test_rate_and_warm_up_of_one_member_are_refused_where_a_run_has_its_own(given, tmp_path, monkeypatch):
+    looks = []
+
+    @asynccontextmanager
+    async def join_run(swarm, run, data, options, folder, *, look, **more):
+        looks.append(look)
+
+        async def rounds():
+            yield report(round=9)
+
+        yield SimpleNamespace(code="c0de", terms=TERMS, participant=SimpleNamespace(run=rounds))
+
+    monkeypatch.setattr("shoal.client.federated.open.join_run", join_run)
+    monkeypatch.setattr(federate, "in_swarm", lambda settings, use, identity: trio.run(use, None))
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    federate.join("ab" * 32, tmp_path / "d.jsonl", tmp_path / "out", **given)
+    looks[0](TERMS)  # by updates each member has its own
+    by_demo = structs.replace(TERMS, demo=DemoTerms(0.01, 5))
+    with pytest.raises(UsageError, match=f"--{next(iter(given))} is of AdamW") if given else nullcontext():
+        looks[0](by_demo)
 
 
 def test_a_mean_and_a_code_that_are_none_are_refused(tmp_path, monkeypatch):

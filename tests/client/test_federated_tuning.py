@@ -70,7 +70,7 @@ async def test_members_with_other_data_end_with_one_adapter_that_knows_both(tmp_
 
 
 async def _two_members(swarm, fish, home, chosen):
-    reports, seen, code = {"sea": [], "sky": []}, [], []
+    reports, seen, code, looked = {"sea": [], "sky": []}, [], [], []
     begun = trio.Event()
     home.mkdir()
 
@@ -81,7 +81,8 @@ async def _two_members(swarm, fish, home, chosen):
             opening = start_run(client, str(fish), data, OPTIONS, chosen, folder, own_blocks=True)
         else:
             await begun.wait()
-            opening = join_run(client, read_code(code[0]), data, OPTIONS, folder, own_blocks=True)
+            run = read_code(code[0])
+            opening = join_run(client, run, data, OPTIONS, folder, own_blocks=True, look=looked.append)
         async with opening as run:
             code.append(run.code)
             begun.set()
@@ -97,6 +98,7 @@ async def _two_members(swarm, fish, home, chosen):
     assert reports["sea"][-1].digest == reports["sky"][-1].digest
     assert reports["sea"][-1].loss < reports["sea"][0].loss
     assert len(seen[0].cards) == 2
+    assert looked == [seen[0].terms], "before it takes part"
     assert seen[0].terms.model == fish.name  # and not where it is at the starter's
     assert (seen[0].terms.rounds, seen[0].terms.compress) == (chosen.rounds, chosen.compress)
     adapters = [load_file(home / name / "adapter/adapter_model.safetensors") for name in reports]

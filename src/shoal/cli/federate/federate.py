@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shoal.client.federated.participant import RoundReport
     from shoal.client.federated.run_folder import RunFolder
     from shoal.client.swarm import Swarm as Connected
+    from shoal.training.federated.terms import FederatedTerms
 
 CodeArgument = Annotated[str, typer.Argument(metavar="CODE", help="The code that `start` has printed.")]
 MemberFolderOption = Annotated[
@@ -46,6 +47,14 @@ MemberFolderOption = Annotated[
     ),
 ]
 RateOption = Annotated[float, typer.Option(min=0, help="AdamW's rate after the warm-up; DeMo's, of signs.")]
+OwnRateOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="AdamW's rate after the warm-up; if not said, 0.0002. Not of a run by DeMo."),
+]
+OwnWarmupOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Steps in which the rate rises from 0; if not said, 10. Not of a run by DeMo."),
+]
 CompressOption = Annotated[
     str,
     typer.Option(metavar="|".join(COMPRESSIONS), help="How updates travel; with demo each round is a step."),
@@ -170,8 +179,8 @@ def join(
     data: DataOption,
     out: MemberFolderOption = Path("federated"),
     model: options.ModelOption = None,
-    rate: RateOption = 2e-4,
-    warmup: WarmupOption = 10,
+    rate: OwnRateOption = None,
+    warmup: OwnWarmupOption = None,
     batch_tokens: BatchOption = 1024,
     longest: LongestOption = 0,
     cut: CutOption = False,
@@ -192,8 +201,17 @@ def join(
     from shoal.client.tuning.tuner import TuningOptions
 
     run = read_code(code)
-    given = TuningOptions(rate=rate, warmup=warmup, batch_tokens=batch_tokens)
+    said = {name: value for name, value in (("rate", rate), ("warmup", warmup)) if value is not None}
+    given = replace(TuningOptions(batch_tokens=batch_tokens), **said)
     examples = TuningData(path=data, longest=longest, cut=cut, skipped=_skipping(skip_bad))
+
+    def look(terms: FederatedTerms) -> None:
+        if terms.demo is not None and said:
+            raise UsageError(
+                f"--{next(iter(said))} is of AdamW, and this run goes by DeMo, with its own",
+                check=f"leave {' and '.join(f'--{name}' for name in said)} out",
+                next_command=f"shoal federate status {code}",
+            )
 
     def opened(connected: Connected, folder: RunFolder) -> AbstractAsyncContextManager[FederatedRun]:
         return join_run(
@@ -205,6 +223,7 @@ def join(
             model=model or "",
             own_blocks=own_blocks,
             patience_s=patience,
+            look=look,
         )
 
     _take_part(settings, out, opened, as_json=as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -139,12 +139,14 @@ async def join_run(
     model: str = "",
     own_blocks: bool = False,
     patience_s: float = PATIENCE_S,
+    look: Callable[[FederatedTerms], None] | None = None,
 ) -> AsyncGenerator[FederatedRun]:
     """Take part in the run of this hash until the block ends. Rank, alpha, layers and seed are the run's,
-    whatever the options say.
+    whatever the options say; by DeMo rate and warm-up, too.
 
     Args:
         model: its name here, where it is not to be found by its digest or the starter's name for it.
+        look: is given the terms before anybody hears of this member; what it raises ends it.
         own_blocks, patience_s: as :func:`start_run` has them.
 
     Raises:
@@ -156,6 +158,8 @@ async def join_run(
     if raw is None or run_of(raw) != run:
         raw = (await look_at_run(swarm.network, run, listen_s=0.0)).raw
     terms = read_run_terms(raw)
+    if look is not None:
+        look(terms)
     await trio.to_thread.run_sync(folder.keep_terms, raw)
     model, local = await resolve_model(swarm, terms, model)
     if local.digest != terms.digest:
