@@ -53,6 +53,11 @@ def test_each_answer_of_a_conversation_is_learnt_after_what_stood_before_it(read
     assert second.answer_tokens == len(codec.encode("me", special=False)) + 1
 
 
+def test_an_answer_of_weight_0_stands_before_the_next_one_and_is_not_learnt(read):
+    turns = [user("hello"), assistant("you") | {"weight": 0}, user("and"), assistant("me") | {"weight": 1}]
+    assert read({"messages": turns}) == read({"messages": [user("hello"), assistant("you"), *turns[2:]]})[1:]
+
+
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: "
     "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
@@ -146,6 +151,9 @@ def test_a_completion_is_learnt_after_its_prompt_and_a_text_after_its_first_toke
         ({"messages": [user("a")]}, "line 2: no message of the assistant's"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "line 2: a message without a known role"),
         ({"messages": [user("a"), {"role": "assistant", "content": None}]}, "line 2: a message without"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0}]}, "line 2: no message .* has weight 1"),
+        ({"messages": [user("a"), assistant("b") | {"weight": 0.5}]}, "line 2: a message's weight is 0.5"),
+        ({"messages": [user("a"), assistant("b") | {"weight": True}]}, "line 2: a message's weight is True"),
         ({"prompt": "a", "completion": 7}, "line 2: it has neither"),
         ({"prompt": "", "completion": "a"}, "line 2: nothing stands before"),
         ({"prompt": "a", "completion": ""}, "line 2: nothing stands before .* or it is empty"),

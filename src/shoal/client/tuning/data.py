@@ -123,8 +123,9 @@ def encode_line(
     """
     end = [] if end_token is None else [end_token]
     match line:
-        case {"messages": list()}:
-            return _conversation(read_conversation(line, codec), codec, end)
+        case {"messages": list(messages)}:
+            chat = read_conversation(line, codec)
+            return _conversation(chat, [_counts(message) for message in messages], codec, end)
         case {"prompt": str(prompt), "completion": str(completion)}:
             before = codec.encode(prompt)
             return [_learnt(before, codec.encode(completion, special=False), end)]
@@ -138,13 +139,23 @@ def encode_line(
             )
 
 
-def _conversation(chat: ChatPrompt, codec: TextCodec, end: list[int]) -> list[tuple[list[int], int]]:
+def _counts(message: Mapping[str, Any]) -> bool:
+    """Whether an answer is to be learnt: ``weight`` as OpenAI's data for fine-tuning have it, 0 or 1."""
+    weight = message.get("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise UsageError(f"a message's weight is {weight!r:.40}, and it may be 0 or 1")
+    return bool(weight)
+
+
+def _conversation(
+    chat: ChatPrompt, counts: Sequence[bool], codec: TextCodec, end: list[int]
+) -> list[tuple[list[int], int]]:
     for message in chat.messages:
         if message["role"] not in ROLES or not isinstance(message.get("content"), str):
             raise UsageError(f"a message without a known role or without text: {message!r:.80}")
     found: list[tuple[list[int], int]] = []
     for index, message in enumerate(chat.messages):
-        if message["role"] == "assistant" and index:
+        if message["role"] == "assistant" and index and counts[index]:
             # As when it is served: what the template makes of the turns before, and then the answer's tokens.
             before = codec.prompt(chat.messages[:index], chat.options).token_ids
             if any(message.get(name) for name in MORE):
@@ -153,7 +164,7 @@ def _conversation(chat: ChatPrompt, codec: TextCodec, end: list[int]) -> list[tu
                 answer, ended = codec.encode(message["content"], special=False), []
             found.append(_learnt(before, answer, ended or end))
     if not found:
-        raise UsageError("no message of the assistant's answers another")
+        raise UsageError("no message of the assistant's answers another, or none has weight 1")
     return found
 
 
