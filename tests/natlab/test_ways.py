@@ -100,8 +100,9 @@ async def ways_from(swarm: NatSwarm, name: str) -> dict[str, str]:
     until = time.monotonic() + TOLD_WITHIN_S
     while True:
         pinged = (await swarm.shoal(name, "ping"))["peers"]
-        if all(one["way"] != "none" for one in pinged) or time.monotonic() > until:
-            return {names[one["peer"]]: one["way"] for one in pinged}
+        ways = {names[one["peer"]]: one["way"] for one in pinged}
+        if (ways.keys() == swarm.nodes.keys() and "none" not in ways.values()) or time.monotonic() > until:
+            return ways
 
 
 async def whole_answer(settings: Any, model: str, home: Path) -> list[int]:
