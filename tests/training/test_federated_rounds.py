@@ -39,7 +39,9 @@ def standing(peer, round, state=A, ready=True, number=1):
     return MemberStanding(RUN, peer, round, state, ready, 10, number)
 
 
-def known(standings, own=PEERS[0], round=3, state=A, gone=(), members=PEERS, first_ready=100.0):
+def known(
+    standings, own=PEERS[0], round=3, state=A, gone=(), members=PEERS, first_ready=100.0, last_ready=100.0
+):
     return RunSnapshot(
         own=own,
         run=RUN,
@@ -49,6 +51,7 @@ def known(standings, own=PEERS[0], round=3, state=A, gone=(), members=PEERS, fir
         members=set(members),
         gone=set(gone),
         first_ready=first_ready,
+        last_ready=last_ready,
     )
 
 
@@ -71,6 +74,25 @@ def test_a_round_begins_at_once_when_all_are_ready_and_else_when_the_others_have
     assert convenes_at(known(late, own=first, gone=[second]), 2, 60) == 100.0
     assert convenes_at(known(late, own=first), 5, 60) is None
     assert convenes_at(known(ready, own=first, first_ready=None), 2, 60) is None
+
+
+def test_turns_to_convene_are_counted_from_the_last_one_who_became_ready():
+    ready = [standing(peer, 3) for peer in PEERS]
+    order = ready_members(known(ready))
+    due = [convenes_at(known(ready, own=peer, last_ready=130.0), 2, 60) for peer in order]
+    assert due == [130.0 + GRACE_S * turn for turn in range(len(order))]
+    late = known(ready[:-1], own=ready_members(known(ready[:-1]))[1], last_ready=190.0)
+    assert convenes_at(late, 2, 60) == 190.0 + GRACE_S, "beyond the time that the others had"
+
+
+def test_who_says_again_and_again_that_it_is_ready_holds_up_nobody():
+    made = board()
+    for number, at in ((1, 5.0), (3, 9.0)):
+        made.take(standing(PEERS[1], 3, number=number), b"s" + bytes([number]), at)
+        made.take(standing(PEERS[1], 3, ready=False, number=number + 1), b"u" + bytes([number]), at + 1)
+    assert (made.first_ready, made.last_ready) == (5.0, 5.0)
+    made.take(standing(PEERS[2], 3), b"s2", 12.0)
+    assert (made.first_ready, made.last_ready) == (5.0, 12.0)
 
 
 def test_a_plan_of_others_is_none():

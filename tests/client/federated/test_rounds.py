@@ -33,6 +33,20 @@ async def test_all_members_end_with_the_same_adapter_as_good_as_one_of_all_data(
         assert (last.round, len(last.members), last.left_out, last.missing) == (12, 4, {}, {})
 
 
+async def test_members_of_unlike_speed_are_in_one_round_all_of_them(autojump_clock):
+    """The last one is ready long after the first: whose turn it is to convene is counted from then."""
+    async with memory_run(terms(rounds=4, least=6)) as run:
+        made = learners(6)
+        for number, learner in enumerate(made):
+            learner.step_s = 0.7 * number
+        await run.together(made)
+        await run.finished(range(6), 600)
+        assert same_adapter(run, range(6))
+        for reports in run.reports:
+            for report in reports:
+                assert (len(report.members), report.left_out, report.missing) == (6, {}, {})
+
+
 async def test_two_die_in_mid_round_and_one_sends_poison_and_the_others_lose_nothing(autojump_clock):
     async with memory_run(terms(rounds=15, least=5)) as run:
         made = learners(8, 400)

@@ -50,6 +50,9 @@ class RunBoard:
     """The last card and standing of each member, as they are passed on."""
     gone: set[PeerId] = field(default_factory=set[PeerId])
     first_ready: float | None = None
+    last_ready: float | None = None
+    _were_ready: set[PeerId] = field(default_factory=set[PeerId])
+    """In this round so far: who says it once more holds up nobody."""
     _plans: dict[tuple[int, PeerId], HeardPlan] = field(default_factory=dict[tuple[int, PeerId], HeardPlan])
     """Of this round and the next, one of each member."""
     _received: ReceivedMessages = field(init=False)
@@ -106,7 +109,8 @@ class RunBoard:
         """This member is in a round now, with the state of this digest. What was of others is forgotten."""
         if (round, state) != (self.round, self.state):
             self.round, self.state = round, state
-            self.first_ready = None
+            self.first_ready = self.last_ready = None
+            self._were_ready.clear()
             self._received = self._nothing_received()
             # A plan of the next round may have come from who was sooner.
             self._plans = {key: heard for key, heard in self._plans.items() if key[0] >= round}
@@ -123,6 +127,7 @@ class RunBoard:
             members=self.cards.keys(),
             gone=self.gone,
             first_ready=self.first_ready,
+            last_ready=self.last_ready,
         )
 
     def unknown(self, plan: RoundPlan) -> list[PeerId]:
@@ -207,6 +212,9 @@ class RunBoard:
         ready = ready_members(known)
         if self.first_ready is None and ready:
             self.first_ready = now
+        if not self._were_ready.issuperset(ready):
+            self._were_ready.update(ready)
+            self.last_ready = now
         if self.accepted is None and self.own in ready:
             heard = (heard.made for heard in self._plans.values())
             valid = (made for made in heard if not plan_fault(made.plan, known, self.least))

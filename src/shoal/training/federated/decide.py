@@ -31,6 +31,8 @@ class RunSnapshot:
     """Who cannot be reached, or has failed in the round before."""
     first_ready: float | None
     """When the first member, itself included, was known to be ready for the round."""
+    last_ready: float | None
+    """When the last of those who are ready was first known to be."""
 
 
 def ready_members(known: RunSnapshot) -> list[PeerId]:
@@ -51,15 +53,18 @@ def ready_members(known: RunSnapshot) -> list[PeerId]:
 def convenes_at(known: RunSnapshot, least: int, gather_s: float) -> float | None:
     """When this member publishes a plan, if none comes until then.
 
+    Turns are counted from the last one who became ready, for whom all were waiting: counted from the first,
+    the turns of many would have passed by then, and each would take the plan that it heard of first.
+
     Returns:
         ``None`` while it does not: too few are ready.
     """
     ready = ready_members(known)
-    if known.first_ready is None or known.own not in ready or len(ready) < least:
+    if known.own not in ready or len(ready) < least or known.first_ready is None or known.last_ready is None:
         return None
     still = set(known.members) - set(known.gone) - set(ready)
-    waits_s = gather_s if still else 0.0
-    return known.first_ready + waits_s + GRACE_S * ready.index(known.own)
+    gathered = known.first_ready + gather_s if still else known.first_ready
+    return max(gathered, known.last_ready) + GRACE_S * ready.index(known.own)
 
 
 def has_enough(plan: RoundPlan, known: RunSnapshot) -> bool:
