@@ -146,11 +146,16 @@ async def test_a_wrong_chunk_costs_its_sender_its_place(
 ):
     async with memory_swarm(tmp_path / "home", checkpoint, [ALL, ALL], adapter=[str(adapters[0])]) as swarm:
         bad = swarm.networks[1].peer
-        fetch = peer_fetcher.PeerFetcher.fetch
+        fetch, sent_wrong = peer_fetcher.PeerFetcher.fetch, trio.Event()
 
         async def corrupt(self, address, part, *args, **options):
+            if part == "chunk" and address.peer != bad:
+                await sent_wrong.wait()  # or the honest one gives them all before the other was asked
             data = await fetch(self, address, part, *args, **options)
-            return bytes([data[0] ^ 1]) + data[1:] if part == "chunk" and address.peer == bad else data
+            if part != "chunk" or address.peer != bad:
+                return data
+            sent_wrong.set()
+            return bytes([data[0] ^ 1]) + data[1:]
 
         monkeypatch.setattr(peer_fetcher.PeerFetcher, "fetch", corrupt)
         taker = taking(swarm, tmp_path / "new")
