@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,10 @@ Digest = NewType("Digest", str)
 
 AdapterDigest = NewType("AdapterDigest", str)
 """``sha256:<64 hex digits>`` of all that an adapter adds to a model (:mod:`shoal.models.adapters`)."""
+
+SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
+DIGEST = re.compile("sha256:[0-9a-f]{64}", re.ASCII)
+"""How a :class:`Digest` and an :class:`AdapterDigest` are written."""
 
 SessionId = NewType("SessionId", bytes)
 """16 random bytes chosen by the client. To know it is not enough: a hop also checks who asks."""

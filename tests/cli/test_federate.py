@@ -82,21 +82,28 @@ def test_a_run_is_shown_with_how_far_each_member_is(capsys):
     assert {member["round"] for member in fields["members"]} == {None, 9, 4}
 
 
-def test_what_is_given_is_what_all_are_told(tmp_path, monkeypatch, capsys):
-    seen = {}
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """How a run was opened: the arguments by position, and those by name. It has one round."""
+    seen = []
 
     @asynccontextmanager
-    async def start_run(swarm, model, data, options, chosen, folder, **more):
-        seen.update(model=model, data=data, options=options, chosen=chosen, folder=folder, more=more)
+    async def open_run(swarm, *given, **named):
+        seen.append((given, named))
 
-        async def run():
+        async def rounds():
             yield report(round=9)
 
-        yield SimpleNamespace(code="c0de", terms=TERMS, participant=SimpleNamespace(run=run))
+        yield SimpleNamespace(code="c0de", terms=TERMS, participant=SimpleNamespace(run=rounds))
 
-    monkeypatch.setattr("shoal.client.federated.open.start_run", start_run)
+    for name in ("start_run", "join_run"):
+        monkeypatch.setattr(f"shoal.client.federated.open.{name}", open_run)
     monkeypatch.setattr(federate, "in_swarm", lambda settings, use, identity: trio.run(use, None))
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    return seen
+
+
+def test_what_is_given_is_what_all_are_told(tmp_path, opened, capsys):
     out = tmp_path / "out"
     federate.start(
         "fish",
@@ -110,10 +117,10 @@ def test_what_is_given_is_what_all_are_told(tmp_path, monkeypatch, capsys):
         own_blocks=True,
         as_json=True,
     )
-    chosen = seen["chosen"]
+    ((_, _, options, chosen, _), more) = opened[0]
     assert (chosen.rounds, chosen.rule, chosen.noise, chosen.secret) == (9, "median", 2.0, False)
     assert (chosen.compress, chosen.kept, chosen.steps) == ("int8", None, 0)
-    assert (seen["options"].rank, seen["more"]["own_blocks"]) == (4, True)
+    assert (options.rank, more["own_blocks"]) == (4, True)
     said, err = capsys.readouterr()
     assert json.loads(said.splitlines()[-1])["agreed"] == 2
     assert "shoal federate join c0de" in err
@@ -136,26 +143,13 @@ def test_an_option_that_would_have_no_effect_is_refused(given, why, tmp_path, mo
 
 
 @pytest.mark.parametrize("given", [{"rate": 1e-3}, {"warmup": 0}, {}])
-def test_rate_and_warm_up_of_one_member_are_refused_where_a_run_has_its_own(given, tmp_path, monkeypatch):
-    looks = []
-
-    @asynccontextmanager
-    async def join_run(swarm, run, data, options, folder, *, look, **more):
-        looks.append(look)
-
-        async def rounds():
-            yield report(round=9)
-
-        yield SimpleNamespace(code="c0de", terms=TERMS, participant=SimpleNamespace(run=rounds))
-
-    monkeypatch.setattr("shoal.client.federated.open.join_run", join_run)
-    monkeypatch.setattr(federate, "in_swarm", lambda settings, use, identity: trio.run(use, None))
-    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+def test_rate_and_warm_up_of_one_member_are_refused_where_a_run_has_its_own(given, tmp_path, opened):
     federate.join("ab" * 32, tmp_path / "d.jsonl", tmp_path / "out", **given)
-    looks[0](TERMS)  # by updates each member has its own
+    look = opened[0][1]["look"]
+    look(TERMS)  # by updates each member has its own
     by_demo = structs.replace(TERMS, demo=DemoTerms(0.01, 5))
     with pytest.raises(UsageError, match=f"--{next(iter(given))} is of AdamW") if given else nullcontext():
-        looks[0](by_demo)
+        look(by_demo)
 
 
 def test_a_mean_and_a_code_that_are_none_are_refused(tmp_path, monkeypatch):

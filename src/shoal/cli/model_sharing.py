@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.cli.output import many
 from shoal.cli.progress import working
 from shoal.config import Settings
-from shoal.types import Digest, Span
+from shoal.types import DIGEST, Digest, Span
 
 if TYPE_CHECKING:
     from shoal.cli.enter import Onlooker
@@ -42,7 +42,7 @@ def is_graph(settings: Settings, name: str) -> bool:
     """
     from shoal.cli.enter import looking
     from shoal.models.graph.graph_store import GraphStore, LocalGraph
-    from shoal.models.store.store import DIGEST, ModelStore
+    from shoal.models.store.store import ModelStore
     from shoal.sharing.peer_models import is_graph_here
     from shoal.swarm.membership import PUBLIC, names
 

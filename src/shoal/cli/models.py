@@ -15,6 +15,7 @@ from shoal.cli.shell import names
 from shoal.errors import UsageError
 from shoal.executor.kernels.built import kernels_built
 from shoal.routing.formats import choose_format
+from shoal.types import DIGEST
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +80,6 @@ def pull(
     from shoal.cli.node.node import span_of
     from shoal.models.adapters.names import split_name
     from shoal.models.graph.graph_store import LocalGraph
-    from shoal.models.store.store import DIGEST
 
     base, adapter = split_name(model)
     if adapter is None and span is None and swarm is None and not public and not DIGEST.fullmatch(model):

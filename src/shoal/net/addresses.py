@@ -71,6 +71,11 @@ def to_multiaddr(host: str, port: int) -> str:
     return f"/ip{version}/{host}/tcp/{port}"
 
 
+def to_socket(host: str, port: int) -> str:
+    """``192.0.2.1:4002`` or ``[2001:db8::1]:4002``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def host_and_port(multiaddr: str, *, listening: bool = False) -> tuple[str, int] | None:
     """Host and port of a plain ``/ip4|ip6|dns/…/tcp/…`` address; ``None`` for any other.
 

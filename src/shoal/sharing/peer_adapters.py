@@ -17,10 +17,11 @@ import trio
 from shoal.config import Settings
 from shoal.errors import BadWeights, DigestMismatch, NoCoverage, ShoalError, UnknownModel, UnsupportedModel
 from shoal.models.adapters.files import read_adapter_manifest
-from shoal.models.adapters.kept import KeptAdapter, KeptAdapters, digest_key, is_key, names_it, only_one
+from shoal.models.adapters.kept import KeptAdapter, KeptAdapters
+from shoal.models.adapters.names import digest_key, is_key, names_it, only_one
 from shoal.models.adapters.read import checked_name, named_path
 from shoal.models.checkpoint.manifest import Manifest
-from shoal.models.store.store import DIGEST, ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.progress import Progress, silent
 from shoal.sharing.peer_finder import HEARD_WITHIN_S, LOOK_EVERY_S, served_as
 from shoal.sharing.peer_pulls import PeerPulls
@@ -28,7 +29,7 @@ from shoal.sharing.pull import FindPeers, Pull
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.swarm.announcement import ServedAdapter
 from shoal.swarm.member import Member
-from shoal.types import AdapterDigest, Digest, ModelShape, PeerAddress, PeerId
+from shoal.types import DIGEST, AdapterDigest, Digest, ModelShape, PeerAddress, PeerId
 
 MANIFESTS = 8
 """That are tried: a peer's word costs it nothing, and this machine all that it says there is."""
@@ -134,7 +135,7 @@ class PeerAdapters(PeerPulls):
                 if found := self._announced(key, shape.digest):
                     break
                 await trio.sleep(LOOK_EVERY_S)
-        only_one(key, list(found), f"peers serve {shape.name} with")
+        only_one(key, list(found), f"peers serve {shape.name} with", f"--adapter {key}=")
         if found:
             return found
         for model in self.member.directory.models(self.member.now()):

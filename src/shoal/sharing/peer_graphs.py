@@ -21,13 +21,12 @@ from shoal.models.graph.items import (
     span_items,
 )
 from shoal.models.graph.manifest import is_graph_manifest, read_graph_manifest
-from shoal.models.store.store import DIGEST
 from shoal.progress import Progress, silent
 from shoal.sharing.peer_finder import HEARD_WITHIN_S, name_served, served_as
 from shoal.sharing.peer_pulls import PeerPulls
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.swarm.member import Member
-from shoal.types import Digest, Span
+from shoal.types import DIGEST, Digest, Span
 
 
 class PeerGraphs(PeerPulls):

@@ -9,12 +9,12 @@ from shoal.errors import UnknownModel
 from shoal.models.graph.graph_store import GraphStore, LocalGraph, names_graph
 from shoal.models.graph.manifest import is_graph_manifest
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import DIGEST, ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.progress import Progress, silent
 from shoal.sharing.peer_graphs import PeerGraphs
 from shoal.sharing.peer_weights import PeerWeights
 from shoal.swarm.member import Member
-from shoal.types import Digest
+from shoal.types import DIGEST, Digest
 
 
 class PeerModels:

@@ -22,13 +22,13 @@ from shoal.models.checkpoint.manifest import Manifest, read_manifest
 from shoal.models.checkpoint.parts import missing_parts, opening_items, read_pulled
 from shoal.models.checkpoint.sizes import block_tensors
 from shoal.models.store.local_model import LocalModel
-from shoal.models.store.store import DIGEST, ModelStore
+from shoal.models.store.store import ModelStore
 from shoal.progress import Progress, silent
 from shoal.sharing.peer_finder import HEARD_WITHIN_S, name_served, served_as
 from shoal.sharing.peer_pulls import PeerPulls
 from shoal.sharing.pulled_folder import PulledFolder
 from shoal.swarm.member import Member
-from shoal.types import Digest, Span
+from shoal.types import DIGEST, Digest, Span
 
 TensorChoice = Callable[[list[list[TensorEntry]], list[TensorEntry]], Sequence[TensorEntry]]
 """Of the tensors of each block, and of those outside of all blocks, the ones that are wanted."""

@@ -213,7 +213,7 @@ async def memory_swarm(
         options: fields of :class:`shoal.config.Settings`.
     """
     settings = memory_settings(home, **options)
-    model = await trio.to_thread.run_sync(resolve_once, settings.paths.models, checkpoint)
+    model = await trio.to_thread.run_sync(_resolve, settings.paths.models, checkpoint)
     with one_error():
         async with trio.open_nursery() as nursery:
             swarm = MemorySwarm(World(), settings, nursery, model)
@@ -224,7 +224,7 @@ async def memory_swarm(
             nursery.cancel_scope.cancel()
 
 
-def resolve_once(models: Path, checkpoint: Path) -> LocalModel:
+def _resolve(models: Path, checkpoint: Path) -> LocalModel:
     """A checkpoint as the store in ``models`` knows it, described when the first of them asks.
 
     To describe a model starts two processes for its tokenizer and its template: longer than all else here.

@@ -65,7 +65,7 @@ def test_udp_addresses_are_dialled_by_the_rule_of_all_addresses():
 
 
 def test_a_peers_relay_is_used_where_our_user_named_it_too_and_no_server_of_a_peers_is():
-    assert iroh_target(at(RELAY), AWAY, None, OURS) == IrohTarget((), (URL,))
+    assert iroh_target(at(RELAY), AWAY, None, OURS) == IrohTarget((), URL)
     assert iroh_target(at(RELAY), AWAY, None, {}) is None
     assert iroh_target(at("/dns/evil.example/tcp/443/https/iroh"), AWAY, None, OURS) is None
 

@@ -127,7 +127,7 @@ def test_what_worked_lately_is_tried_sooner():
 
 
 def test_iroh_is_the_last_way_and_begins_when_the_others_have_had_their_time():
-    iroh = IrohTarget(("9.9.9.9:4002",), ())
+    iroh = IrohTarget(("9.9.9.9:4002",), None)
     assert order(LAN, ROUTED, iroh=iroh) == [LAN, ROUTED, "punched", "relayed", iroh]
     assert order(called=False, iroh=iroh) == [iroh]
     alone = plan_ways([LAN], called=False, nat="cone", worked=None, iroh=iroh)

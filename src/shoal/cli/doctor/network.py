@@ -67,7 +67,6 @@ def iroh(settings: Settings) -> Finding:
     if not settings.iroh:
         return Finding("iroh", "ok", "off")
     import_module("shoal.net.iroh.library")  # raises what is to be done where the extra is not here
-
     relays = ", ".join(settings.iroh_relay) or "no relay: peers are dialled at their UDP ports alone"
     return Finding("iroh", "ok", f"on; {relays}")
 

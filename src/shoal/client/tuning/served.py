@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,13 +9,10 @@ import trio
 
 from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
 from shoal.errors import UnknownModel, UsageError
+from shoal.models.adapters.names import names_it, only_one
 from shoal.models.store.local_model import LocalModel
 from shoal.swarm.announcement import Announcement, ServedAdapter
 from shoal.types import AdapterDigest, ModelShape, PeerId, gaps
-
-SHORTEST_DIGEST = 8
-"""Hex digits by which an adapter may be named instead."""
-HEX = re.compile("[0-9a-f]+")
 
 _Named = Mapping[str, Sequence[Announcement]]
 """Digests of adapters, and who announces each."""
@@ -47,12 +43,7 @@ async def with_adapter(
             check="check the adapter's name, and that nodes with it serve every block",
             next_command=f"shoal serve {local.name} --adapter {name}=PATH",
         )
-    if len(found) > 1:
-        digests = ", ".join(sorted(digest[7:19] for digest in found))
-        raise UsageError(
-            f"peers serve {len(found)} adapters called {name}, with the digests {digests}",
-            check=f"name one by the beginning of its digest: {local.name}:{min(found)[7:19]}",
-        )
+    only_one(name, list(found), "peers serve", f"{local.name}:")
     return adapted(local, name, AdapterDigest(found.pop()))
 
 
@@ -78,7 +69,7 @@ def names_of(finder: RouteFinder, shape: ModelShape) -> dict[str, AdapterDigest]
     """Every name under which a model has one adapter that is to be counted on, and no other."""
     serving = finder.serving(shape)
     found = {
-        name: chosen(finder, shape, _called(serving, name))
+        name: chosen(finder, shape, _named(serving, name))
         for name in {adapter.name for adapter in adapters_of(serving)}
     }
     return {name: AdapterDigest(min(digests)) for name, digests in found.items() if len(digests) == 1}
@@ -108,18 +99,9 @@ def _covering(named: _Named, shape: ModelShape) -> _Named:
     }
 
 
-def _named(serving: Iterable[Announcement], name: str) -> _Named:
-    known = list(serving)
-    if len(name) >= SHORTEST_DIGEST and HEX.fullmatch(name):
-        # First: whatever peers call theirs, a digest is what it says.
-        by_digest = _announced(known, lambda adapter: adapter.digest.removeprefix("sha256:").startswith(name))
-        if by_digest:
-            return by_digest
-    return _called(known, name)
-
-
-def _called(serving: Iterable[Announcement], name: str) -> _Named:
-    return _announced(serving, lambda adapter: adapter.name == name)
+def _named(serving: Iterable[Announcement], key: str) -> _Named:
+    """Who announces which of the adapters that are called so."""
+    return _announced(serving, lambda adapter: names_it(key, adapter.name, adapter.digest))
 
 
 def _announced(serving: Iterable[Announcement], fits: Callable[[ServedAdapter], bool]) -> _Named:

@@ -17,8 +17,8 @@ from shoal.gateway.sse import LINES, EventStream, line, until_gone
 from shoal.models.store.catalogue import find_entry
 from shoal.models.store.sources.folder import local_path
 from shoal.models.store.sources.hub import FILE, REPOSITORY
-from shoal.models.store.store import DIGEST
 from shoal.progress import Progress
+from shoal.types import DIGEST
 
 LINE_EVERY_S = 0.25
 HUB_HOSTS = ("hf.co/", "huggingface.co/")

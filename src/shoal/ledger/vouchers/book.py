@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from shoal.errors import BadLedgerFile, Busy, OutOfResources, UsageError
 from shoal.ledger.vouchers.payee import PayeeAccount
 from shoal.ledger.vouchers.payer import PayerAccount
+from shoal.types import SHA256
 from shoal.whole_file import write_whole
 
 LOCK_WITHIN_S = 5.0
@@ -22,7 +22,6 @@ MAX_FILE = 1 << 16
 MAX_ACCOUNTS = 4096
 """Of one side: each has a deposit on the chain, so more than these are somebody's play."""
 _CHECKSUM = 64
-_NAME = re.compile("[0-9a-f]{64}")
 
 PaymentAccount = TypeVar("PaymentAccount", PayeeAccount, PayerAccount)
 
@@ -81,7 +80,7 @@ class PaymentBook(Generic[PaymentAccount]):
     def channel_ids(self) -> list[bytes]:
         """The payment channels that are kept, damaged ones too. What is named otherwise is none."""
         stems = (path.stem for path in self._folder.glob("*.account"))
-        return sorted(bytes.fromhex(stem) for stem in stems if _NAME.fullmatch(stem))
+        return sorted(bytes.fromhex(stem) for stem in stems if SHA256.fullmatch(stem))
 
     def read(self, channel_id: bytes) -> PaymentAccount:
         """An account as it is on disk.

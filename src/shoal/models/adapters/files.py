@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,16 +19,15 @@ from shoal.errors import BadWeights
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.peft_config import CONFIG, LIMIT
 from shoal.models.adapters.read import MAX_BYTES, WEIGHTS
-from shoal.models.checkpoint.manifest import CHUNK, Manifest, ManifestItem
+from shoal.models.checkpoint.manifest import CHUNK, SHA256, Manifest, ManifestItem
 from shoal.models.untrusted.bounded_json import parse
-from shoal.types import AdapterDigest, Digest
+from shoal.types import DIGEST, AdapterDigest, Digest
 
 VERSION = 1
 MAX_ADAPTER_MANIFEST = 1 << 12
 """Bytes; one has some 350."""
 MOST = {CONFIG: LIMIT.size, WEIGHTS: MAX_BYTES}
 """The files, in the order of their items, and how many bytes each may have."""
-_SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def read_adapter_manifest(raw: bytes) -> tuple[AdapterDigest, Manifest]:
     if fields.get("version") != VERSION:
         raise _bad(f"its version is {str(fields.get('version'))[:20]}, {VERSION} is read")
     adapter, listed = fields.get("adapter"), fields.get("files")
-    if not isinstance(adapter, str) or not _SHA256.fullmatch(adapter.removeprefix("sha256:")):
+    if not isinstance(adapter, str) or not DIGEST.fullmatch(adapter):
         raise _bad("it names no adapter")
     files = [_file(file) for file in (cast("list[object]", listed) if isinstance(listed, list) else [])]
     if [file.name for file in files] != list(MOST):
@@ -104,7 +102,7 @@ def _file(value: object) -> ManifestItem:
         raise _bad(f"{str(name)[:80]!r} is no file of an adapter")
     if type(size) is not int or not 0 < size <= MOST[name]:
         raise _bad(f"{name} has {str(size)[:20]} bytes, and {MOST[name]} are the most")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+    if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
         raise _bad(f"{name} has no sha256")
     return ManifestItem(name, size, sha256)
 

@@ -6,15 +6,13 @@ What a folder holds says its ``shoal.json``, which is written last: a folder wit
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shoal.errors import BadWeights, DigestMismatch, UnsupportedModel, UsageError
-from shoal.models.adapters.adapter import LIKE_DIGEST, NAME
+from shoal.errors import BadWeights, DigestMismatch, UnsupportedModel
 from shoal.models.adapters.files import MAX_ADAPTER_MANIFEST, MOST, read_adapter_manifest
+from shoal.models.adapters.names import names_it, only_one
 from shoal.models.adapters.read import BASE_FILE, read_adapter
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.manifest import Manifest
@@ -24,7 +22,6 @@ from shoal.whole_file import write_whole
 
 RECORD_LIMIT = SizeLimit(1 << 16, 100)
 MAX_NAMES = 16
-_DIGEST = re.compile("sha256:[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +52,6 @@ class KeptAdapter:
         return any(names_it(key, name, self.digest) for name in self.names)
 
 
-def is_key(text: str) -> bool:
-    """Whether an adapter may be asked for by it: by a name, or by a digest."""
-    return NAME.fullmatch(text) is not None or _DIGEST.fullmatch(text) is not None
-
-
-def digest_key(key: str) -> str:
-    """The hex digits of a digest, or of the beginning of one; empty where ``key`` is a name."""
-    digits = key.removeprefix("sha256:")
-    return digits.lower() if LIKE_DIGEST.fullmatch(digits) else ""
-
-
-def names_it(key: str, name: str, digest: str) -> bool:
-    """Whether ``key`` names an adapter: its name, or the first eight or more hex digits of its digest."""
-    digits = digest_key(key)
-    return digest.removeprefix("sha256:").startswith(digits) if digits else key == name
-
-
-def only_one(key: str, digests: Sequence[str], where: str) -> None:
-    """Raises UsageError: several adapters are called so; names their digests."""
-    if len(digests) > 1:
-        shown = ", ".join(digest[7:19] for digest in sorted(digests))
-        raise UsageError(
-            f"{where} {len(digests)} adapters called {key}, with the digests {shown}",
-            check=f"name one by the beginning of its digest: --adapter {key}={min(digests)[7:19]}",
-        )
-
-
 class KeptAdapters:
     """The folder of all of them. Blocks."""
 
@@ -96,7 +66,7 @@ class KeptAdapters:
     def find(self, key: str, base: Digest) -> KeptAdapter | None:
         """The adapter of a model by its name or digest. Raises UsageError: there are several."""
         found = {kept.digest: kept for kept in self.list() if kept.base == base and kept.called(key)}
-        only_one(key, list(found), "here are")
+        only_one(key, list(found), "here are", f"--adapter {key}=")
         return next(iter(found.values()), None)
 
     def begun(self, digest: AdapterDigest, base: Digest) -> list[Manifest]:
@@ -164,7 +134,7 @@ class KeptAdapters:
             UsageError: there are several.
         """
         wanted = [k for k in self.list() if model in (k.model, k.base) and k.called(key)]
-        only_one(key, [kept.digest for kept in wanted], "here are")
+        only_one(key, [kept.digest for kept in wanted], "here are", f"{model}:")
         for kept in wanted:
             (kept.folder / BASE_FILE).unlink(missing_ok=True)  # from here on it is gone for everyone
             shutil.rmtree(kept.folder, ignore_errors=True)

@@ -22,7 +22,7 @@ from shoal.models.adapters.peft_config import read_scale
 from shoal.models.checkpoint.finite import check_finite
 from shoal.models.checkpoint.headers import TensorEntry, read_safetensors_header
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
-from shoal.types import Digest
+from shoal.types import DIGEST, Digest
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -176,6 +176,6 @@ def read_base(folder: Path) -> Digest | None:
     if not path.exists():
         return None
     base = read_object(path, SizeLimit(1 << 16, 100)).get("base")
-    if not isinstance(base, str) or re.fullmatch(r"sha256:[0-9a-f]{64}", base) is None:
+    if not isinstance(base, str) or DIGEST.fullmatch(base) is None:
         raise BadWeights(f"{path}: base is no digest of a model", check="remove the file, or fetch it again")
     return Digest(base)

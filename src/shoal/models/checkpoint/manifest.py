@@ -23,7 +23,7 @@ from typing import Any, cast
 from shoal.errors import BadWeights
 from shoal.models.checkpoint.headers import ITEM_SIZE, MAX_DIMENSIONS, MAX_TENSORS
 from shoal.models.untrusted.bounded_json import parse
-from shoal.types import Digest
+from shoal.types import SHA256, Digest
 
 VERSION = 2
 CHUNK = 1 << 20
@@ -75,7 +75,6 @@ _TEXT_FILE = re.compile(
     rf"|{TEMPLATES}/[\w-][\w.-]{{0,63}}\.jinja",
     re.ASCII,
 )
-_SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +257,7 @@ def _tensor_bytes(name: str, dtype: str, dims: tuple[int, ...]) -> int:
 
 
 def _sha256(name: str, value: object) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+    if not isinstance(value, str) or not SHA256.fullmatch(value):
         raise _bad(f"{name[:80]!r} has no sha256")
     return value
 

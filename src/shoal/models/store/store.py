@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import re
 import shutil
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -30,10 +29,7 @@ from shoal.models.store.sources.folder import FolderSource, origin_id
 from shoal.models.store.sources.hub import HubSource
 from shoal.models.store.sources.source import Offer, Source
 from shoal.progress import Progress, silent
-from shoal.types import Digest
-
-DIGEST = re.compile("sha256:[0-9a-f]{64}", re.ASCII)
-"""What a model may be named by wherever a name is taken."""
+from shoal.types import DIGEST, Digest
 
 
 class ModelStore:

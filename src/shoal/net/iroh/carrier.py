@@ -16,6 +16,7 @@ from contextlib import suppress
 import trio
 
 from shoal.errors import ChannelClosed, PortInUse
+from shoal.net.addresses import EVERYWHERE, listening_hosts, to_socket
 from shoal.net.carriers.direct import DirectCarrier
 from shoal.net.carriers.direct_pipe import DirectPipe
 from shoal.net.handshakes import HANDSHAKE_WITHIN_S
@@ -133,8 +134,7 @@ class IrohCarrier:
         with trio.move_on_after(DIALLED_WITHIN_S):
             try:
                 wanted = EndpointId.from_bytes(public_key(peer))
-                relay = target.relays[0] if target.relays else None
-                at = EndpointAddr(wanted, relay, list(target.hosts))
+                at = EndpointAddr(wanted, target.relay, list(target.hosts))
                 connection = await self._endpoint.connect(at, ALPN)
                 stream = await self._lead(connection, connection.open_bi)
             except (ValueError, *FAILURES) as error:
@@ -273,18 +273,9 @@ def _bound(connection: Connection) -> None:
 
 def _bound_to(hosts: Sequence[str], port: int) -> list[str]:
     """The addresses to bind. Of an IP version that is not asked for, loopback: iroh would take all of it."""
-    found = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
-    if not any(":" in host for host in hosts) and _has_six():
+    found = [to_socket(host, port) for host in hosts]
+    if not any(":" in host for host in hosts) and "::" in listening_hosts(EVERYWHERE):
         found.append("[::1]:0")
     if all(":" in host for host in hosts):
         found.append("127.0.0.1:0")
     return found
-
-
-def _has_six() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True

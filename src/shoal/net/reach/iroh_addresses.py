@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from shoal.net.addresses import is_loopback, is_private, to_multiaddr
+from shoal.net.addresses import is_loopback, is_private, to_multiaddr, to_socket
 from shoal.net.dialable import LocalNetworks
 from shoal.net.reach.ways import fit
 from shoal.option_values import parse_iroh_relay
@@ -30,8 +30,8 @@ class IrohTarget:
 
     hosts: tuple[str, ...]
     """``192.0.2.1:4002`` or ``[2001:db8::1]:4002``."""
-    relays: tuple[str, ...]
-    """URLs of relays, as our user wrote them."""
+    relay: str | None
+    """The URL of the relay that it is at, as our user wrote it."""
 
 
 def relay_address(url: str) -> str:
@@ -76,9 +76,9 @@ def iroh_target(
     """
     as_tcp = [f"{m[1]}/tcp/{m[2]}" for a in address.direct if (m := _UDP.fullmatch(a))]
     hosts = [
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        to_socket(host, int(port))
         for plain in fit(address, as_tcp, nearby, router)
         for _, _, host, _, port in (plain.split("/"),)
     ]
-    relays = tuple(ours[announced] for announced in dict.fromkeys(address.direct) if announced in ours)
-    return IrohTarget(tuple(hosts[:UDP_LIMIT]), relays) if hosts or relays else None
+    relay = next((ours[announced] for announced in address.direct if announced in ours), None)
+    return IrohTarget(tuple(hosts[:UDP_LIMIT]), relay) if hosts or relay else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,12 +37,12 @@ from shoal.models.gguf.names import shard_names
 from shoal.models.store.disk import check_free, told_if_full
 from shoal.models.store.sources.download import Download, remove_partials
 from shoal.progress import Progress
+from shoal.types import SHA256
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken")
 """Config, tokenizer and safetensors. Never a pickle, never code."""
 UNWANTED = ("*/*", "consolidated*")
 """Other formats of the same weights."""
-SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 LARGER_DISK = "set HF_HOME to a larger disk"
 
 
