@@ -19,9 +19,9 @@ from shoal.errors import BadWeights
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.peft_config import CONFIG, LIMIT
 from shoal.models.adapters.read import MAX_BYTES, WEIGHTS
-from shoal.models.checkpoint.manifest import CHUNK, SHA256, Manifest, ManifestItem
+from shoal.models.checkpoint.manifest import CHUNK, Manifest, ManifestItem
 from shoal.models.untrusted.bounded_json import parse
-from shoal.types import DIGEST, AdapterDigest, Digest
+from shoal.types import DIGEST, SHA256, AdapterDigest, Digest
 
 VERSION = 1
 MAX_ADAPTER_MANIFEST = 1 << 12
