@@ -471,8 +471,6 @@ class Swarm:
         Raises:
             BadWeights: one is needed, and there is none.
         """
-        if (known := self._codecs.get(local.digest)) is not None:
-            return known
         async with self._reading.held(local.digest):
             if local.digest not in self._codecs:
                 try:
