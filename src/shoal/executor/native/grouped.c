@@ -12,13 +12,16 @@
 #define CHUNK 32  /* columns taken together: in the first half of them and the second */
 #define STEPS 8   /* pairs of columns in half a chunk */
 #define PAIRS 32  /* integers of one pair of columns in a tile */
-#define AHEAD 1024 /* bytes of weights fetched ahead of their use */
+#define AHEAD 2048 /* bytes of weights fetched ahead of their use */
 
 /* sum + weights · x for two columns; x is both of them in 32 bits. */
 INLINE i16x madd16(i16x sum, pairs weights, int32_t x) {
     const vs both = (vs)splat_i32(x);
 #define PART(p) sum.p = madd(sum.p, weights.p, both);
     EACH(PART)
+#undef PART
+#define PART(p) KEEP(sum.p);
+    EACH(PART) /* or gcc puts all products of a chunk into memory, and adds them at its end */
 #undef PART
     return sum;
 }
@@ -97,13 +100,16 @@ INLINE void grouped_tile(const job_t *job, int tile, int i, int m, int bits, int
     const uint8_t *w = (const uint8_t *)layer->weights + (int64_t)tile * TILE * cols * bits / 8;
     const int per = unit == 16 ? 1 : layer->group / unit; /* units of a group */
     int64_t group = (int64_t)tile * (cols / layer->group);
+    /* What the second half of a chunk adds to: where units are whole chunks, the first half's sums, which leaves
+     * registers for more rows. Where a sum takes some cycles (VNNI) and registers are many, two are faster. */
+    const int apart = unit == 16 || LANES == 16;
     v16 acc[8];
     UNROLL for (int t = 0; t < m; t++) acc[t] = zero16();
     for (int64_t k = 0, within = 0; k < cols; k += CHUNK, x += CHUNK, unit_sums += CHUNK / unit) {
-        i16x low[8], high[8];
+        i16x sums[2][8];
         UNROLL for (int t = 0; t < m; t++) {
-            low[t] = all16(-layer->zero * unit_sums[t * sums_stride]);
-            high[t] = all16(unit == 16 ? -layer->zero * unit_sums[t * sums_stride + 1] : 0);
+            sums[0][t] = all16(-layer->zero * unit_sums[t * sums_stride]);
+            sums[1][t] = all16(unit == 16 ? -layer->zero * unit_sums[t * sums_stride + 1] : 0);
         }
         UNROLL for (int s = 0; s < STEPS; s++, w += PAIRS) {
             pairs first, second;
@@ -115,15 +121,15 @@ INLINE void grouped_tile(const job_t *job, int tile, int i, int m, int bits, int
             }
             if (s % 2 == 0) __builtin_prefetch(w + AHEAD);
             UNROLL for (int t = 0; t < m; t++) {
-                low[t] = madd16(low[t], first, pair_at(x + t * stride + 2 * s));
-                high[t] = madd16(high[t], second, pair_at(x + t * stride + 2 * (s + STEPS)));
+                sums[0][t] = madd16(sums[0][t], first, pair_at(x + t * stride + 2 * s));
+                sums[apart][t] = madd16(sums[apart][t], second, pair_at(x + t * stride + 2 * (s + STEPS)));
             }
         }
         if (bits == 8) w += STEPS * PAIRS;
         for (int u = 0; u < CHUNK / unit; u++) {
             const v16 scale = load_group(layer, layer->scales, group);
             UNROLL for (int t = 0; t < m; t++) {
-                const i16x sum = unit == 32 ? sum_both(low[t], high[t]) : u ? high[t] : low[t];
+                const i16x sum = unit == 32 && apart ? sum_both(sums[0][t], sums[1][t]) : sums[u][t];
                 acc[t] = fma16(to_floats(sum), scale, acc[t]);
             }
             if (layer->minima) {
