@@ -211,7 +211,7 @@ async def test_only_so_many_large_bodies_are_held():
         return {"type": "http.request", "body": b"sixsix", "more_body": True}
 
     def held(headers=large):
-        return bodies.held(headers, six_bytes)
+        return bodies.held("ada", headers, six_bytes)
 
     with held(), held(Headers()) as unsaid, held(small):
         await unsaid()

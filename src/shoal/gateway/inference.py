@@ -121,7 +121,7 @@ class InferExchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Nobody's body is read before it is known that it may be answered.
         async with self._desk.limits.admitted(self._caller):
-            with self._bodies.held(Headers(scope=scope), receive) as held:
+            with self._bodies.held(self._caller.id, Headers(scope=scope), receive) as held:
                 body = await read_raw(Request(scope, held), MAX_BINARY)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(until_gone, receive, nursery.cancel_scope)

@@ -47,7 +47,7 @@ class CountedRoute:
                     await counted.aclose()
                 await send(message)
 
-            with self._limits.bodies.held(request.headers, receive) as held:
+            with self._limits.bodies.held(caller_of(request).id, request.headers, receive) as held:
                 response = await self._answer(Request(scope, held, sending))
                 await response(scope, held, sending)
 

@@ -1,4 +1,5 @@
-"""How many large bodies are held at once: each is in memory until its request is answered."""
+"""How many large bodies are held at once, of all callers and of each: they are in memory until their requests are
+answered."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from shoal.gateway.access.allowance import RETRY_S
+from shoal.gateway.access.places import Places
 from shoal.gateway.errors import LimitReached
 
 LARGE = 1 << 20
@@ -25,41 +27,43 @@ class LargeBodies:
 
     def __init__(self, size: int = LARGE, at_once: int = HELD_AT_ONCE) -> None:
         self.size = size
-        self._at_once = at_once
-        self._held = 0
+        self._held = Places(at_once)
 
     @contextmanager
-    def held(self, headers: Headers, receive: Receive) -> Generator[Receive]:
-        """Hold a body for the block; gives what it is read by.
+    def held(self, caller: str, headers: Headers, receive: Receive) -> Generator[Receive]:
+        """Hold a body of the caller's for the block; gives what it is read by.
 
         Raises:
             LimitReached: too many large ones are held. What it is read by raises the same, where a body that
                 did not say its size becomes large.
         """
-        body = _HeldBody(self, receive)
+        body = _HeldBody(self, caller, receive)
         declared = headers.get("content-length", "")
         if declared.isascii() and declared.isdecimal():
             body.grow_to(int(declared[:20]))
         try:
             yield body.receive
         finally:
-            self._held -= body.large
+            if body.large:
+                self._held.give_back(caller)
 
-    def take(self) -> None:
+    def take(self, caller: str) -> None:
         """Count one more. Raises LimitReached: there are too many."""
-        if self._held >= self._at_once:
+        if not self._held.has_one_for(caller):
             raise LimitReached(
-                f"{self._held} bodies of more than {self.size} bytes are being answered",
+                f"{self._held.taken} bodies of more than {self.size} bytes are being answered; "
+                f"{self._held.of(caller)} of them are this caller's",
                 retry_after_s=RETRY_S,
             )
-        self._held += 1
+        self._held.take(caller)
 
 
 class _HeldBody:
     """One body, by what is known of its size."""
 
-    def __init__(self, bodies: LargeBodies, receive: Receive) -> None:
+    def __init__(self, bodies: LargeBodies, caller: str, receive: Receive) -> None:
         self._bodies = bodies
+        self._caller = caller
         self._receive = receive
         self._came = 0
         self.large = False
@@ -73,5 +77,5 @@ class _HeldBody:
     def grow_to(self, size: int) -> None:
         """It has so many bytes at the least. Raises LimitReached: it is too many large ones' next."""
         if size > self._bodies.size and not self.large:
-            self._bodies.take()
+            self._bodies.take(self._caller)
             self.large = True

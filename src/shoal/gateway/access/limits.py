@@ -12,12 +12,13 @@ from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.own_allowances import Allowances, OwnAllowances
+from shoal.gateway.access.places import Places
 from shoal.gateway.errors import LimitReached
 
 RUNNING = 64
 """Requests that are answered at once: as many sessions as a node holds by default."""
 WAITING = 256
-"""Requests that wait for their turn, or are looked at; one more is sent away."""
+"""Requests that wait for their turn, or are looked at; one more is sent away. No caller can have all places."""
 WAIT_S = 60.0
 """How long a request waits for its turn."""
 
@@ -37,13 +38,14 @@ class RequestLimiter:
     """Requests that are answered now."""
     queued: int = 0
     """Requests that wait for their turn."""
-    _open: int = 0
-    """Requests that were admitted and are not over; without those that nobody waits for."""
     _awaited: int = 0
     """Those of them that the swarm is to answer."""
+    _open: Places = field(init=False)
+    """Requests that were admitted and are not over; without those that nobody waits for."""
     _turns: trio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
+        self._open = Places(self.running + self.waiting)
         self._turns = trio.Semaphore(self.running)
 
     @property
@@ -59,27 +61,32 @@ class RequestLimiter:
             awaited: whether the swarm is to answer it; what is only stored or read keeps no batch waiting.
 
         Raises:
-            LimitReached: the caller is beyond its limits, or too many requests are here already.
+            LimitReached: the caller is beyond its limits, or too many requests, of its own or of all callers,
+                are here already.
             OutOfResources: its limits are counted in a database that cannot be reached.
         """
         present = not caller.background
-        self._check_room(present)
+        self._check_room(caller, present)
         async with self.callers.admitted(caller):
             # Only now, or those that their own limits send away would keep everybody else out.
-            self._check_room(present)
-            self._open += present
-            self._awaited += present and awaited
+            self._check_room(caller, present)
+            if not present:
+                yield
+                return
+            self._open.take(caller.id)
+            self._awaited += awaited
             try:
                 yield
             finally:
-                self._open -= present
-                self._awaited -= present and awaited
+                self._open.give_back(caller.id)
+                self._awaited -= awaited
 
-    def _check_room(self, present: bool) -> None:
+    def _check_room(self, caller: Caller, present: bool) -> None:
         """Raises LimitReached: too many requests are here already."""
-        if present and self._open >= self.running + self.waiting:
+        if present and not self._open.has_one_for(caller.id):
             raise LimitReached(
-                f"{self.answering} requests are being answered and {self._open - self.answering} wait",
+                f"{self.answering} requests are being answered and {self._open.taken - self.answering} wait; "
+                f"{self._open.of(caller.id)} of them are this caller's",
                 retry_after_s=RETRY_S,
             )
 
