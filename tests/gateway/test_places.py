@@ -62,7 +62,7 @@ def test_a_caller_with_many_large_bodies_does_not_keep_others_out() -> None:
         raise AssertionError("nothing is read")
 
     with ExitStack() as held:
-        with pytest.raises(LimitReached, match="28 bodies of more than 1048576 bytes .* 28 of them"):
+        with pytest.raises(LimitReached, match=r"28 bodies of more than 1048576 bytes .* 28 of them"):
             for _ in range(32):
                 held.enter_context(bodies.held("ada", large, receive))
         with bodies.held("bob", large, receive):

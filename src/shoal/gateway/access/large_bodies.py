@@ -1,5 +1,4 @@
-"""How many large bodies are held at once, of all callers and of each: they are in memory until their requests are
-answered."""
+"""How many large bodies are held at once: each is in memory until its request is answered."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from shoal.gateway.errors import LimitReached
 RUNNING = 64
 """Requests that are answered at once: as many sessions as a node holds by default."""
 WAITING = 256
-"""Requests that wait for their turn, or are looked at; one more is sent away. No caller can have all places."""
+"""Requests that wait for their turn, or are looked at; one more is sent away. Nobody can have all places."""
 WAIT_S = 60.0
 """How long a request waits for its turn."""
 
