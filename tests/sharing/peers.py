@@ -27,7 +27,7 @@ from shoal.wire.messages import Message
 Answer = Callable[[Channel, Fetch], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Sharer:
     """A peer that gives weights, or does something else when it is asked."""
 

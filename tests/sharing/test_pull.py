@@ -22,7 +22,7 @@ from shoal.sharing.shared_model import SharedModel
 from shoal.testing.memory import World
 from shoal.wire.fetching import Fetch, Fetched, NotFetched
 from tests.sharing.conftest import HeldModel
-from tests.sharing.peers import Puller, Sharer, add_sharer, puller
+from tests.sharing.peers import Answer, Puller, Sharer, add_sharer, puller
 
 BLOCK = "model.layers.1."
 
@@ -70,7 +70,27 @@ async def test_a_block_comes_from_three_peers_and_nothing_else_does(tmp_path: Pa
     wanted = whole.items(BLOCK)
     size = sum(whole.manifest.items[number].size for number in wanted)
     async with pulling(tmp_path, whole, [whole.shared] * 3) as p:
-        await p.puller.pull.items(p.folder, wanted)
+        asked, all_asked = set[Sharer](), trio.Event()
+
+        def once_all_are_asked(sharer: Sharer) -> Answer:
+            async def give(channel: Channel, message: Fetch) -> None:
+                if message.part == "chunk":  # else two give all before the third one is asked
+                    await all_asked.wait()
+                await sharer.server.take(channel, message, b"")
+
+            def answer(channel: Channel, message: Fetch) -> None:
+                if message.part == "chunk":
+                    asked.add(sharer)
+                    if len(asked) == 3:
+                        all_asked.set()
+                p.nursery.start_soon(give, channel, message)
+
+            return answer
+
+        for sharer in p.sharers:
+            sharer.answer = once_all_are_asked(sharer)
+        with trio.fail_after(20):
+            await p.puller.pull.items(p.folder, wanted)
         report = p.puller.pull.report
         assert p.folder.missing(wanted) == {}
         assert report.done == report.total == size == sum(report.by_peer.values())
