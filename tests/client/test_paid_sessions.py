@@ -98,19 +98,17 @@ async def market(tmp_path, checkpoint, spans):
         yield found
 
 
-async def settled(market, desk):
-    """Wait until a payee has the newest voucher that was signed for it."""
+async def until(market, desk, holds):
+    """Wait until a payee's account is as it is to be: the last voucher is signed a while after the answer."""
     with trio.fail_after(25):
-        while market.payee(desk).paid < market.payers()[desk._address].signed:  # noqa: ASYNC110
+        while not holds(market.payee(desk)):  # noqa: ASYNC110
             await trio.sleep(0.01)
     return market.payee(desk)
 
 
-async def unpaid_at_most(market, desk, amount):
-    """Wait until so much is left to pay; the last of it is signed a while after the answer."""
-    with trio.fail_after(25):
-        while market.payee(desk).owed - market.payee(desk).paid > amount:  # noqa: ASYNC110
-            await trio.sleep(0.01)
+async def settled(market, desk):
+    """Wait until a payee has the newest voucher that was signed for it."""
+    return await until(market, desk, lambda kept: kept.paid >= market.payers()[desk._address].signed)
 
 
 async def test_twenty_answers_are_paid_for_and_balances_add_up(tmp_path, checkpoint, whole):
@@ -121,12 +119,10 @@ async def test_twenty_answers_are_paid_for_and_balances_add_up(tmp_path, checkpo
             assert await there.tokens(client, 12) == expected
         worked = 20 * (len(PROMPT) + len(expected) - 1)
         for desk in there.desks:
-            await settled(there, desk)
-            await trio.sleep(0.2)  # what was due of the last step is paid by now, too
-            account = there.payee(desk)
+            await until(there, desk, lambda kept: kept.paid >= worked * 3 * TOKEN_BLOCK)
+            account = await settled(there, desk)
             # What was computed in vain, the step behind the last token, is all that is not paid yet.
             assert 0 <= account.owed - account.paid <= 3 * TOKEN_BLOCK * 20
-            assert account.paid >= worked * 3 * TOKEN_BLOCK
             kept = desk._book.read(account.channel_id)
             assert kept.voucher == account.voucher == there.payers()[desk._address].voucher
         assert len(there.payers()) == 2
@@ -251,7 +247,7 @@ async def test_a_client_that_is_killed_in_a_later_session_comes_back_and_pays_fo
         for _ in range(2):
             again = await there.client(there.payer())
             assert await there.tokens(again, 12) == whole.greedy(PROMPT, 12)
-        await unpaid_at_most(there, desk, 2 * 6 * TOKEN_BLOCK)
+        await until(there, desk, lambda kept: kept.owed - kept.paid <= 2 * 6 * TOKEN_BLOCK)
 
 
 class Late(VoucherPayer):
