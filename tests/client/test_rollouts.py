@@ -180,7 +180,7 @@ async def test_they_rest_while_somebody_waits_for_an_answer_but_for_one(
 async def test_a_node_that_is_full_is_asked_for_less_and_the_run_ends_all_the_same(
     home, tmp_path, checkpoint, monkeypatch
 ):
-    monkeypatch.setattr(running, "GROW_EVERY_S", 2.0)
+    monkeypatch.setattr(running, "GROW_EVERY_S", 3600.0)  # else a slow machine has it try ever more
     begin, refused, told, most = Sessions.begin, [], [], 0
 
     def counted(*asked):
@@ -205,9 +205,9 @@ async def test_a_node_that_is_full_is_asked_for_less_and_the_run_ends_all_the_sa
     assert len(samples(tmp_path / "out.jsonl")) == 16
     assert most <= 2  # the node's own doing; what follows is that of the run
     assert refused
-    assert len(refused) <= 8 + told[-1].seconds / 2
-    # Those that were refused are made in the end, by as many as the node takes and one that tries.
-    assert next(done.at_once for done in told if done.made > 12) <= 3
+    assert len(refused) <= 8
+    # Those that were refused are made in the end, by no more than the node takes.
+    assert next(done.at_once for done in told if done.made > 12) <= 2
 
 
 async def test_where_nobody_serves_it_the_run_ends_with_what_is_missing_and_goes_on_later(

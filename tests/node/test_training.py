@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -212,7 +213,7 @@ async def test_sessions_have_their_turns_between_sequences_and_what_it_takes_is_
         engine = swarm.nodes[0].server.engine
         question = msgspec.structs.replace(FITTING, lengths=(9,) * sequences, backward=True)
         payload = np.full(question.size // 4, 0.01, np.float32).tobytes()
-        done, turns, rests = trio.Event(), 0, list[float]()
+        done, turns, rests, busy = trio.Event(), 0, list[float](), list[float]()
 
         async def ask() -> None:
             await engine.train(question, payload, 60.0)
@@ -220,22 +221,23 @@ async def test_sessions_have_their_turns_between_sequences_and_what_it_takes_is_
 
         async def rest(seconds: float) -> None:
             rests.append(seconds)
+            busy.append(engine.busy_s)
             await trio.lowlevel.checkpoint()
 
         monkeypatch.setattr("shoal.executor.engine.trio", SimpleNamespace(sleep=rest))
-        before, engine.share = engine.busy_s, 0.25
+        engine.share = 0.25
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             while not done.is_set():
                 await engine.settled(lambda: None)
                 turns += 1
         monkeypatch.undo()
-        took = engine.busy_s - before
         assert turns >= sequences / 2
-        assert took > 0
         # A quarter of the time is its own: it rests for three times as long as it has computed.
         assert len(rests) == sequences - 1
-        assert 0.5 * took < sum(rests) / 3 < 1.01 * took
+        took = [after - before for before, after in pairwise(busy)]
+        assert min(took) > 0
+        assert rests[1:] == pytest.approx([3 * seconds for seconds in took])
 
 
 async def test_backward_keeps_what_enters_blocks_that_do_not_fit_and_not_what_is_in_them(

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from shoal.gateway.access.allowance import RETRY_S
-from shoal.gateway.access.places import Places
+from shoal.gateway.access.shared_places import SharedPlaces
 from shoal.gateway.errors import LimitReached
 
 LARGE = 1 << 20
@@ -26,7 +26,7 @@ class LargeBodies:
 
     def __init__(self, size: int = LARGE, at_once: int = HELD_AT_ONCE) -> None:
         self.size = size
-        self._held = Places(at_once)
+        self._held = SharedPlaces(at_once)
 
     @contextmanager
     def held(self, caller: str, headers: Headers, receive: Receive) -> Generator[Receive]:

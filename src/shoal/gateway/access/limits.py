@@ -12,7 +12,7 @@ from shoal.gateway.access.allowance import RETRY_S
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.own_allowances import Allowances, OwnAllowances
-from shoal.gateway.access.places import Places
+from shoal.gateway.access.shared_places import SharedPlaces
 from shoal.gateway.errors import LimitReached
 
 RUNNING = 64
@@ -40,12 +40,12 @@ class RequestLimiter:
     """Requests that wait for their turn."""
     _awaited: int = 0
     """Those of them that the swarm is to answer."""
-    _open: Places = field(init=False)
+    _open: SharedPlaces = field(init=False)
     """Requests that were admitted and are not over; without those that nobody waits for."""
     _turns: trio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        self._open = Places(self.running + self.waiting)
+        self._open = SharedPlaces(self.running + self.waiting)
         self._turns = trio.Semaphore(self.running)
 
     @property

@@ -10,11 +10,11 @@ from starlette.datastructures import Headers
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.limits import RUNNING, WAITING, RequestLimiter
-from shoal.gateway.access.places import Places
+from shoal.gateway.access.shared_places import SharedPlaces
 from shoal.gateway.errors import LimitReached
 
 
-def take_all(places: Places, caller: str) -> int:
+def take_all(places: SharedPlaces, caller: str) -> int:
     taken = 0
     while places.has_one_for(caller):
         places.take(caller)
@@ -23,14 +23,14 @@ def take_all(places: Places, caller: str) -> int:
 
 
 def test_who_takes_all_it_can_leaves_an_eighth_and_the_next_ones_half_of_what_is_left() -> None:
-    places = Places(320)
+    places = SharedPlaces(320)
     assert [take_all(places, name) for name in ("ada", "bob", "eve", "dan")] == [280, 20, 10, 5]
     assert take_all(places, "fay") == 3
     assert not places.has_one_for("ada")
 
 
 def test_a_place_that_is_given_back_may_be_had_again() -> None:
-    places = Places(320)
+    places = SharedPlaces(320)
     take_all(places, "ada")
     places.give_back("ada")
     assert take_all(places, "ada") == 1
@@ -41,8 +41,8 @@ def test_a_place_that_is_given_back_may_be_had_again() -> None:
 
 
 def test_few_places_may_all_be_had_by_one() -> None:
-    assert take_all(Places(3), "ada") == 3
-    assert take_all(Places(0), "ada") == 0
+    assert take_all(SharedPlaces(3), "ada") == 3
+    assert take_all(SharedPlaces(0), "ada") == 0
 
 
 async def test_a_key_without_a_limit_of_its_own_does_not_keep_others_out() -> None:

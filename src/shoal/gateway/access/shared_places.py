@@ -1,4 +1,4 @@
-"""Places for what is under way, of which no caller can have all."""
+"""SharedPlaces for what is under way, of which no caller can have all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LAST_PART = 8
 whoever has none, and none of those is had by who has taken all the others."""
 
 
-class Places:
+class SharedPlaces:
     """So many places, each held by a caller."""
 
     def __init__(self, count: int) -> None:
