@@ -1,12 +1,12 @@
-"""SharedPlaces for what is under way, of which no caller can have all."""
+"""Places for what is under way, of which no caller can have all."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 LAST_PART = 8
-"""Within the last eighth of the places nobody gets another who holds as many as are left: so there is one for
-whoever has none, and none of those is had by who has taken all the others."""
+"""The last eighth of the places is for callers that hold fewer than are left: whoever has taken all others
+gets none of it, and there is mostly one for whoever has none."""
 
 
 class SharedPlaces:
