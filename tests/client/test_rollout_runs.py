@@ -18,7 +18,7 @@ from shoal.client.rollouts.run import RolloutOptions, Rollouts
 from shoal.client.rollouts.samples import SampleFile, read_samples
 from shoal.client.sampling import sample_seed
 from shoal.client.scores import TokenScore
-from shoal.errors import StepFailed, UsageError
+from shoal.errors import Busy, StepFailed, UsageError
 from shoal.swarm.announcement import Announcement, Served
 from shoal.types import Digest, ModelShape
 
@@ -108,6 +108,41 @@ async def test_while_a_hop_says_that_somebody_waits_one_session_is_open(answers,
     nodes = Nodes({"own": 1, "stranger": 0})
     assert (await run(nodes, samples=6, max_tokens=3, at_once=3)).made == 6
     assert nodes.most == 1
+
+
+class FullNodes(Nodes):
+    """Nodes that take so many sessions."""
+
+    def __init__(self, room):
+        super().__init__({"own": 0})
+        self.room = room
+
+    @asynccontextmanager
+    async def open_session(self, tokens):
+        if self.open >= self.room:
+            raise Busy("it is full")
+        async with super().open_session(tokens) as session:
+            yield session
+
+
+async def test_once_full_nodes_have_room_again_more_sessions_are_tried_one_by_one(
+    answers, run, autojump_clock
+):
+    nodes, opened = FullNodes(1), []
+
+    async def slowly():
+        opened.append((trio.current_time() - began, nodes.open))
+        if opened[-1][0] > 20:
+            nodes.room = 6
+        await trio.sleep(1)
+
+    answers.update(dict.fromkeys(range(60), slowly))
+    began = trio.current_time()
+    await run(nodes, samples=60, max_tokens=3, at_once=6)
+    assert max(count for at, count in opened if at <= 20) == 1
+    first = {count: at for at, count in reversed(opened)}
+    assert nodes.most >= 4
+    assert all(first[n + 1] - first[n] >= running.GROW_EVERY_S - 1 for n in range(2, nodes.most))
 
 
 async def test_a_sample_rests_for_no_longer_than_it_may_in_all(answers, run, monkeypatch, autojump_clock):

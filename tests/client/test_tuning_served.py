@@ -39,7 +39,8 @@ async def found(finder, name):
 
 async def test_a_digest_is_what_it_says_whatever_a_stranger_calls_theirs():
     known = finder(serves("ann", 0, 6, ("pirate", MINE)), serves("mallory", 0, 6, (MINE[7:19], THEIRS)))
-    assert await found(known, MINE[7:19]) == MINE
+    assert await found(known, MINE[7:19]) == await found(known, MINE[7:19].upper()) == MINE
+    assert names_of(known, SHAPE)[MINE[7:19]] == MINE
 
 
 async def test_who_serves_some_blocks_takes_no_name_away_from_who_serves_all():

@@ -5,8 +5,11 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, ExitStack
 
 import pytest
+import trio
+import trio.testing
 from starlette.datastructures import Headers
 
+from shoal.gateway.access.counted import CountedRoute
 from shoal.gateway.access.keys import Caller
 from shoal.gateway.access.large_bodies import LargeBodies
 from shoal.gateway.access.limits import RUNNING, WAITING, RequestLimiter
@@ -67,3 +70,33 @@ def test_a_caller_with_many_large_bodies_does_not_keep_others_out() -> None:
                 held.enter_context(bodies.held("ada", large, receive))
         with bodies.held("bob", large, receive):
             pass
+
+
+async def test_a_route_counts_a_large_body_as_its_callers() -> None:
+    limits = RequestLimiter(bodies=LargeBodies(10, at_once=8))
+
+    async def answer(request):
+        await trio.sleep_forever()
+
+    async def refused(name: str) -> bool:
+        """Whether a request of the caller's is sent away; else it is under way from now on."""
+        ended = trio.Event()
+        caller = Caller(name, name)
+        scope = {"type": "http", "headers": [(b"content-length", b"11")], "caller": caller}
+
+        async def ask() -> None:
+            with pytest.raises(LimitReached, match="bodies of more than 10 bytes"):
+                await CountedRoute(limits, answer)(scope, receive, receive)
+            ended.set()
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        return ended.is_set()
+
+    async def receive(*_):
+        raise AssertionError("nothing is read or sent")
+
+    async with trio.open_nursery() as nursery:
+        assert [await refused("ada") for _ in range(8)] == [False] * 7 + [True]
+        assert not await refused("bob")
+        nursery.cancel_scope.cancel()

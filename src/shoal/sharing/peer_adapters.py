@@ -18,7 +18,7 @@ from shoal.config import Settings
 from shoal.errors import BadWeights, DigestMismatch, NoCoverage, ShoalError, UnknownModel, UnsupportedModel
 from shoal.models.adapters.files import read_adapter_manifest
 from shoal.models.adapters.kept import KeptAdapter, KeptAdapters
-from shoal.models.adapters.names import digest_key, is_key, names_it, only_one
+from shoal.models.adapters.names import digest_key, is_key, named_by, only_one
 from shoal.models.adapters.read import checked_name, named_path
 from shoal.models.checkpoint.manifest import Manifest
 from shoal.models.store.store import ModelStore
@@ -157,9 +157,9 @@ class PeerAdapters(PeerPulls):
 
     def _announced(self, key: str, model: Digest) -> dict[str, str]:
         """The digests that fit, and what most of who serves each call it."""
-        names: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        names, is_meant = defaultdict[str, Counter[str]](Counter), named_by(key)
         for _, adapter in self._serving(model):
-            if names_it(key, adapter.name, adapter.digest):
+            if is_meant(adapter.name, adapter.digest):
                 names[adapter.digest][adapter.name] += 1
         return {
             digest: min(called, key=lambda name: (-called[name], name)) for digest, called in names.items()

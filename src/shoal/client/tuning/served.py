@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import trio
 
 from shoal.client.ring.route_finder import HEAR_WITHIN_S, RouteFinder
 from shoal.errors import UnknownModel, UsageError
-from shoal.models.adapters.names import names_it, only_one
+from shoal.models.adapters.names import named_by, only_one
 from shoal.models.store.local_model import LocalModel
 from shoal.swarm.announcement import Announcement, ServedAdapter
 from shoal.types import AdapterDigest, ModelShape, PeerId, gaps
@@ -101,14 +101,9 @@ def _covering(named: _Named, shape: ModelShape) -> _Named:
 
 def _named(serving: Iterable[Announcement], key: str) -> _Named:
     """Who announces which of the adapters that are called so."""
-    return _announced(serving, lambda adapter: names_it(key, adapter.name, adapter.digest))
-
-
-def _announced(serving: Iterable[Announcement], fits: Callable[[ServedAdapter], bool]) -> _Named:
-    """Who announces which of the adapters that fit."""
-    found: dict[str, list[Announcement]] = {}
+    is_meant, found = named_by(key), dict[str, list[Announcement]]()
     for announcement in serving:
         for adapter in announcement.served.adapters if announcement.served else ():
-            if fits(adapter):
+            if is_meant(adapter.name, adapter.digest):
                 found.setdefault(adapter.digest, []).append(announcement)
     return found

@@ -65,14 +65,14 @@ class RequestLimiter:
                 are here already.
             OutOfResources: its limits are counted in a database that cannot be reached.
         """
-        present = not caller.background
-        self._check_room(caller, present)
+        if caller.background:
+            async with self.callers.admitted(caller):
+                yield
+            return
+        self._check_room(caller)
         async with self.callers.admitted(caller):
             # Only now, or those that their own limits send away would keep everybody else out.
-            self._check_room(caller, present)
-            if not present:
-                yield
-                return
+            self._check_room(caller)
             self._open.take(caller.id)
             self._awaited += awaited
             try:
@@ -81,9 +81,9 @@ class RequestLimiter:
                 self._open.give_back(caller.id)
                 self._awaited -= awaited
 
-    def _check_room(self, caller: Caller, present: bool) -> None:
+    def _check_room(self, caller: Caller) -> None:
         """Raises LimitReached: too many requests are here already."""
-        if present and not self._open.has_one_for(caller.id):
+        if not self._open.has_one_for(caller.id):
             raise LimitReached(
                 f"{self.answering} requests are being answered and {self._open.taken - self.answering} wait; "
                 f"{self._open.of(caller.id)} of them are this caller's",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shoal.errors import BadWeights, DigestMismatch, UnsupportedModel
 from shoal.models.adapters.files import MAX_ADAPTER_MANIFEST, MOST, read_adapter_manifest
-from shoal.models.adapters.names import names_it, only_one
+from shoal.models.adapters.names import named_by, only_one
 from shoal.models.adapters.read import BASE_FILE, read_adapter
 from shoal.models.checkpoint.json_file import SizeLimit, read_object
 from shoal.models.checkpoint.manifest import Manifest
@@ -49,7 +49,8 @@ class KeptAdapter:
 
     def called(self, key: str) -> bool:
         """Whether ``key`` names it: one of its names, or the beginning of its digest."""
-        return any(names_it(key, name, self.digest) for name in self.names)
+        is_meant = named_by(key)
+        return any(is_meant(name, self.digest) for name in self.names)
 
 
 class KeptAdapters:

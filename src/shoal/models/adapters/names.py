@@ -5,7 +5,7 @@ Pure but for a look at the disk: a path may have a colon.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shoal.errors import UsageError
@@ -39,10 +39,13 @@ def digest_key(key: str) -> str:
     return digits.lower() if LIKE_DIGEST.fullmatch(digits) else ""
 
 
-def names_it(key: str, name: str, digest: str) -> bool:
-    """Whether ``key`` names an adapter: its name, or the first eight or more hex digits of its digest."""
+def named_by(key: str) -> Callable[[str, str], bool]:
+    """Tells by an adapter's name and digest whether ``key`` means it: its name, or eight or more of the first
+    hex digits of its digest."""
     digits = digest_key(key)
-    return digest.removeprefix("sha256:").startswith(digits) if digits else key == name
+    if digits:  # first: whatever others call theirs, a digest is what it says
+        return lambda _, digest: digest.removeprefix("sha256:").startswith(digits)
+    return lambda name, _: name == key
 
 
 def only_one(key: str, digests: Sequence[str], where: str, before: str) -> None:
